@@ -2,7 +2,7 @@
 
 A module is described by a frozen, keyword-only dataclass that derives from `Config` and is registered under a kind
 and a name. Hydra yaml, `config.json` and checkpoints all hold the same plain dicts, with the name under `type`;
-`from_dict` turns them into dataclasses and `to_dict` back. Nothing here imports, evaluates or executes what a dict says.
+`from_dict` turns them into dataclasses and `to_dict` back. Nothing here imports, evaluates or runs what a dict says.
 
     @register("neck", "fpn")
     @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
-C = TypeVar("C", bound=type)
+C = TypeVar("C", bound=type[Any])
 
 
 class ConfigError(ValueError):
@@ -54,7 +53,7 @@ class Config:
     type: ClassVar[str] = ""  # set by `register`
 
     def __post_init__(self) -> None:
-        for name, hint in _field_hints(self.__class__).items():
+        for name, hint in _field_hints(type(self)).items():
             value = getattr(self, name)
             decoded = _decode(value, hint, name)
             if decoded is not value:
@@ -65,7 +64,8 @@ class Config:
         """For subclasses: raise `ConfigError("field: what is wrong; what would be right")` where fields disagree."""
 
 
-_REGISTRY: dict[str, dict[str, type]] = {}
+_REGISTRY: dict[str, dict[str, type[Config]]] = {}
+_HINTS: dict[type[Config], dict[str, Any]] = {}  # annotations of each config's fields, resolved once
 
 
 def register(kind: str, name: str) -> Callable[[C], C]:
@@ -83,18 +83,18 @@ def register(kind: str, name: str) -> Callable[[C], C]:
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"{kind} {name!r} is registered already, by {other.__module__}.{other.__qualname__}")
         known[name] = cls
-        cls.type = name  # type: ignore[attr-defined]
+        cls.type = name
         return cls
 
     return decorate
 
 
-def registered(kind: str) -> dict[str, type]:
+def registered(kind: str) -> dict[str, type[Config]]:
     """The configs of a kind by name, sorted."""
     return dict(sorted(_REGISTRY.get(kind, {}).items()))
 
 
-def from_dict(data: Any, kind: str = "", *, cls: type | None = None, path: str = "") -> Any:
+def from_dict(data: Any, kind: str = "", *, cls: type[Config] | None = None, path: str = "") -> Any:
     """Decode a plain dict into the `Config` that its `type` names, or into `cls` where the class is known.
 
     Args:
@@ -112,7 +112,7 @@ def from_dict(data: Any, kind: str = "", *, cls: type | None = None, path: str =
     data = dict(data)
     if cls is None:
         cls = _class_of(data, kind, path)
-    elif getattr(cls, "type", "") and "type" in data and data.pop("type") != cls.type:  # a known class may be named
+    elif cls.type and "type" in data and data.pop("type") != cls.type:  # a known class may be named
         raise ConfigError(f"{_join(path, 'type')}: expected {cls.type!r}")
     hints = _field_hints(cls)
     for key in data:
@@ -141,7 +141,7 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def _class_of(data: dict[str, Any], kind: str, path: str) -> type:
+def _class_of(data: dict[str, Any], kind: str, path: str) -> type[Config]:
     known = registered(kind)
     name = data.pop("type", None)
     choices = ", ".join(known) or "none registered"
@@ -154,10 +154,11 @@ def _class_of(data: dict[str, Any], kind: str, path: str) -> type:
     return known[name]
 
 
-@functools.cache
-def _field_hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+def _field_hints(cls: type[Config]) -> dict[str, Any]:
+    if cls not in _HINTS:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _HINTS[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _HINTS[cls]
 
 
 def _decode(value: Any, hint: Any, path: str) -> Any:

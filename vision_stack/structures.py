@@ -131,16 +131,28 @@ class BackboneConfig(Config):
 
     kind: ClassVar[str] = "backbone"
 
+    def build(self) -> Any:
+        """The backbone, with random weights."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeckConfig(Config):
-    """Base of neck configs: `build(in_specs) -> nn.Module` with `out_specs`, whose forward maps a tuple of maps to one."""
+    """Base of neck configs. `build()` gives a module with `out_specs`, which maps a tuple of maps to another."""
 
     kind: ClassVar[str] = "neck"
+
+    def build(self, in_specs: tuple[FeatureSpec, ...]) -> Any:
+        """The neck for maps of `in_specs`; ConfigError where it cannot take them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Config):
-    """Base of head configs: `build(in_specs, num_classes)`; the head has `forward`, `compute_loss` and `predict`."""
+    """Base of head configs. `build()` gives a module with `forward`, `compute_loss` and `predict`."""
 
     kind: ClassVar[str] = "head"
+
+    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
+        """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""
+        raise NotImplementedError

@@ -1,0 +1,72 @@
+"""Who may import whom (docs/architecture.md), read off the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "vision_stack"
+CORE = {"config", "structures"}
+BASE = CORE | {"ops", "layers"}
+ALLOWED = {
+    "config": set(),
+    "structures": {"config"},
+    "cli": set(),
+    "ops": CORE,
+    "layers": CORE | {"ops"},
+    "backbones": BASE,
+    "necks": BASE,
+    "losses": BASE,
+    "postprocess": BASE,
+    "heads": BASE | {"losses", "postprocess"},
+    "weights": BASE,
+    "data": CORE | {"ops"},
+    "metrics": CORE | {"ops"},
+    "visualization": CORE | {"ops"},
+    "model": BASE | {"backbones", "necks", "heads", "weights", "postprocess", "data"},
+    "training": BASE
+    | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"},
+}
+FRAMEWORKS = {
+    "hydra": set(),
+    "pytorch_lightning": {"training", "data/datamodule.py"},
+    "lightning": set(),
+    "transformers": {"backbones"},
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Absolute names of all that a file imports, functions' bodies included."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(file: Path) -> None:
+    relative = file.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    assert room in ALLOWED, f"{relative}: say in ALLOWED what this room may import"
+    for name in imported_modules(file):
+        top, *rest = name.split(".")
+        if top == "vision_stack":
+            assert rest[0] == room or rest[0] in ALLOWED[room], f"{relative} imports {name}"
+        if top in FRAMEWORKS:
+            homes = FRAMEWORKS[top]
+            assert room in homes or relative.as_posix() in homes, f"{relative} imports {top}"
+
+
+def test_hydra_is_imported_by_the_scripts() -> None:
+    for script in ("train.py", "eval.py", "predict.py"):
+        file = ROOT / script
+        assert any(name.startswith("hydra") for name in imported_modules(file))
+        assert len(file.read_text().splitlines()) < 80

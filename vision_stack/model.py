@@ -1,0 +1,253 @@
+"""`VisionModel`: backbone -> neck -> head, with the class names and the pixel statistics that belong to it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import vision_stack.backbones
+import vision_stack.heads
+import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
+from vision_stack.config import Config, ConfigError, Count, Range, from_dict, to_dict
+from vision_stack.data.images import read_image, to_rgb
+from vision_stack.ops.image import pad_batch, resize_image, resized_size
+from vision_stack.structures import (
+    BackboneConfig,
+    Category,
+    HeadConfig,
+    ImageInfo,
+    Instances,
+    MaskOutputs,
+    NeckConfig,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+Positive = Annotated[float, Range(1e-6)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSize(Config):
+    """How images are resized for inference: shortest edge to `short_edge`, longest at most `long_edge` pixels."""
+
+    kind: ClassVar[str] = ""
+    short_edge: Count = 800
+    long_edge: Count = 1333
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionModelConfig(Config):
+    """All that `VisionModel` is built from; what `config.json` and checkpoints hold. No paths, no initial weights."""
+
+    kind: ClassVar[str] = ""
+    backbone: BackboneConfig
+    neck: NeckConfig
+    head: HeadConfig
+    categories: tuple[Category, ...]  # label -> the data set's category id and name
+    image_mean: tuple[float, float, float] | None = None  # of RGB in [0, 1]; None: the backbone's own
+    image_std: tuple[Positive, Positive, Positive] | None = None
+    input_size: InputSize = InputSize()
+
+    def check(self) -> None:
+        ids = [category.id for category in self.categories]
+        if not ids:
+            raise ConfigError("categories: empty; a model needs at least one class")
+        if len(set(ids)) != len(ids):
+            raise ConfigError("categories: two classes share an id; ids must differ")
+
+
+class VisionModel(nn.Module):
+    """Backbone, neck and head in one module.
+
+    Convolution weights and inputs are kept in channels_last memory format, in which convolutions run several times
+    faster on CPUs and on tensor cores; values and state dicts are the same in either format.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, config: VisionModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = config.backbone.build()
+        self.neck = config.neck.build(self.backbone.out_specs)
+        self.head = config.head.build(self.neck.out_specs, len(config.categories))
+        mean = config.image_mean or self.backbone.image_mean
+        std = config.image_std or self.backbone.image_std
+        self.register_buffer("image_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Label -> category of the data set."""
+        return self.config.categories
+
+    @property
+    def device(self) -> torch.device:
+        return self.image_mean.device
+
+    def normalize(self, images: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """RGB in [0, 1] -> the network's input, [B, 3, H, W], zero where `padding_mask` [B, H, W] is True."""
+        normalized = (images - self.image_mean) / self.image_std
+        return normalized if padding_mask is None else normalized.masked_fill(padding_mask[:, None], 0.0)
+
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> MaskOutputs:
+        """Normalised, padded images [B, 3, H, W] -> `MaskOutputs`.
+
+        `padding_mask` [B, H, W] (True = padding) sets the padding to zero and does nothing else: as in the published
+        models it does not mask attention.
+        """
+        if padding_mask is not None:
+            images = images.masked_fill(padding_mask[:, None], 0.0)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.head(self.neck(self.backbone(images).feature_maps))
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: Any | Sequence[Any],
+        *,
+        threshold: float = 0.5,
+        top_k: int = 100,
+        batch_size: int = 1,
+    ) -> list[Instances]:
+        """Objects of each image, best first, in the image's own pixels.
+
+        Args:
+            images: PIL images, uint8 arrays [height, width, 3], or paths; one or a sequence.
+            threshold: the lowest score to keep.
+            top_k: the most objects of one image, before the threshold.
+            batch_size: images padded together into one forward pass.
+
+        Raises:
+            DataError: an image cannot be read; the line names the file.
+        """
+        single = isinstance(images, str | Path | Image.Image | np.ndarray)
+        items = [images] if single else list(images)
+        was_training = self.training
+        self.eval()
+        try:
+            found: list[Instances] = []
+            for start in range(0, len(items), batch_size):
+                arrays = [_as_array(item) for item in items[start : start + batch_size]]
+                found.extend(self._predict_arrays(arrays, threshold=threshold, top_k=top_k))
+            return found
+        finally:
+            self.train(was_training)
+
+    def _predict_arrays(self, arrays: Sequence[np.ndarray], *, threshold: float, top_k: int) -> Iterator[Instances]:
+        size = self.config.input_size
+        targets = [resized_size(*a.shape[:2], size.short_edge, size.long_edge) for a in arrays]
+        tensors = [resize_image(a, target) for a, target in zip(arrays, targets, strict=True)]
+        infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
+        images, padding_mask = pad_batch(tensors)
+        images, padding_mask = images.to(self.device), padding_mask.to(self.device)
+        outputs = self(self.normalize(images, padding_mask))
+        return self.head.predict(outputs, infos, top_k=top_k, score_threshold=threshold)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `directory`, which `from_pretrained` reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_FILE).write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> VisionModel:
+        """The model of a directory that `save_pretrained` wrote, or of a training checkpoint (`.ckpt`), in eval mode.
+
+        Loads tensors and plain values only; nothing in either can import or run code.
+
+        Raises:
+            ValueError: the path holds no such model, or its weights do not fit its config; one line.
+        """
+        path = Path(path)
+        if path.is_dir():
+            config, state = _read_directory(path)
+        else:
+            checkpoint = read_checkpoint(path)
+            config, state = checkpoint["model_config"], model_state(checkpoint)
+        model = cls(from_dict(config, cls=VisionModelConfig))
+        load_strictly(model, state, path)
+        return model.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The plain contents of a training checkpoint, loaded with `weights_only=True`.
+
+    Raises:
+        ValueError: no such file, not a checkpoint of ours, or one that holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a directory with {CONFIG_FILE}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: holds more than tensors and plain values, so it is not loaded") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else "empty"
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(checkpoint, dict) or not {"model_config", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path}: has no 'model_config' and 'state_dict'; give a checkpoint that train.py wrote")
+    return checkpoint
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The `VisionModel`'s share of a training checkpoint's state dict."""
+    prefix = "model."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """`load_state_dict(strict=True)` whose error is one line that names the source and the first keys that differ."""
+    expected = model.state_dict()
+    problems = [f"missing {k}" for k in expected if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in expected]
+    problems += [
+        f"{k} has shape {list(state[k].shape)}, not {list(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{source}: weights do not fit the config: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+
+
+def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: no {name} in it; give a directory that save_pretrained wrote, or a .ckpt file")
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path / CONFIG_FILE}: not valid json ({str(error)[:80]})") from None
+    try:
+        return config, load_file(path / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS_FILE}: not a readable safetensors file ({str(error)[:80]})") from None
+
+
+def _as_array(image: Any) -> np.ndarray:
+    """uint8 RGB [height, width, 3] of a path, a PIL image or an array."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    kind = f"array {image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f"images: expected a path, a PIL image or a uint8 array [height, width, 3], got {kind}")
