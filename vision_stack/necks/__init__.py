@@ -1,0 +1,6 @@
+"""Necks: between the backbone's maps and what a head reads. Importing this package registers them."""
+
+from vision_stack.necks.fpn import FPN, FPNConfig
+from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
+
+__all__ = ["FPN", "FPNConfig", "PixelDecoder", "PixelDecoderConfig"]

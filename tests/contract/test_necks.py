@@ -1,0 +1,191 @@
+"""What every neck promises, and what each one is."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import vision_stack.necks
+from vision_stack.config import ConfigError, from_dict, registered, to_dict
+from vision_stack.layers.transformer import DetrEncoderLayer
+from vision_stack.structures import FeatureSpec
+
+LEVELS = {
+    "three": (FeatureSpec("a", 6, 4), FeatureSpec("b", 8, 8), FeatureSpec("c", 12, 16)),
+    "four": tuple(FeatureSpec(f"stage{i}", 8 * 2**i, 2 ** (i + 1)) for i in range(1, 5)),
+    "gap": (FeatureSpec("a", 6, 4), FeatureSpec("b", 12, 16)),
+    "one": (FeatureSpec("a", 6, 4),),
+}
+SMALL = {"pixel_decoder": {"channels": 16, "mask_channels": 12, "ffn_dim": 32}, "fpn": {"channels": 16}}
+
+
+def maps_of(specs, height, width, *, channels_last=False):
+    """Random maps of a height x width image, two of them."""
+    generator = torch.Generator().manual_seed(0)
+    maps = (
+        torch.randn(2, s.channels, -(-height // s.stride), -(-width // s.stride), generator=generator) for s in specs
+    )
+    return tuple(m.contiguous(memory_format=torch.channels_last) if channels_last else m for m in maps)
+
+
+def build(name, specs, **options):
+    torch.manual_seed(0)
+    return from_dict({"type": name, **SMALL.get(name, {}), **options}, "neck").build(specs).eval()
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("name", registered("neck"))
+def test_neck_any_levels_and_odd_sizes_gives_maps_as_declared(name, levels):
+    neck = build(name, LEVELS[levels])
+    maps = neck(maps_of(LEVELS[levels], 75, 101))
+    assert isinstance(maps, tuple)
+    assert len(maps) == len(neck.out_specs)
+    for spec, out in zip(neck.out_specs, maps, strict=True):
+        assert out.shape == (2, spec.channels, -(-75 // spec.stride), -(-101 // spec.stride))
+    strides = [spec.stride for spec in neck.out_specs]
+    assert strides == sorted(strides)
+
+
+@pytest.mark.parametrize("name", registered("neck"))
+def test_neck_names_of_its_maps_are_unique(name):
+    names = [spec.name for spec in build(name, LEVELS["four"]).out_specs]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in registered("neck")), ("pixel_decoder", {"num_encoder_layers": 2})]
+)
+def test_neck_channels_last_gives_equal_channels_last_maps(name, options):
+    neck, specs = build(name, LEVELS["four"], **options), LEVELS["four"]
+    expected = neck(maps_of(specs, 96, 128))
+    neck.to(memory_format=torch.channels_last)
+    for out, want in zip(neck(maps_of(specs, 96, 128, channels_last=True)), expected, strict=True):
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-4)  # convolutions sum in another order
+
+
+@pytest.mark.parametrize("name", registered("neck"))
+def test_neck_trained_every_parameter_gets_a_gradient(name):
+    neck = build(name, LEVELS["three"]).train()
+    sum(out.square().mean() for out in neck(maps_of(LEVELS["three"], 64, 96))).backward()
+    assert [key for key, p in neck.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", registered("neck"))
+def test_neck_config_survives_the_way_through_a_dict(name):
+    config = registered("neck")[name]()
+    assert from_dict(to_dict(config), "neck") == config
+
+
+def test_fpn_levels_are_named_by_stride_with_the_same_channels():
+    assert build("fpn", LEVELS["four"]).out_specs == tuple(FeatureSpec(f"p{i}", 16, 2**i) for i in range(2, 6))
+
+
+def test_fpn_identity_convolutions_gives_sums_of_upsampled_maps():
+    specs = (FeatureSpec("a", 3, 4), FeatureSpec("b", 3, 8), FeatureSpec("c", 3, 16))
+    neck = build("fpn", specs, channels=3)
+    with torch.no_grad():
+        for conv in (m for m in neck.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.dirac_(conv.weight)
+    a, b, c = maps_of(specs, 64, 64)
+    p2, p3, p4 = neck((a, b, c))
+    up = nn.UpsamplingNearest2d(scale_factor=2)
+    torch.testing.assert_close(p4, c)
+    torch.testing.assert_close(p3, b + up(c))
+    torch.testing.assert_close(p2, a + up(b + up(c)))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("group", nn.GroupNorm), ("batch", nn.BatchNorm2d)])
+def test_fpn_norm_follows_each_convolution_which_has_no_bias(norm, kind):
+    neck = build("fpn", LEVELS["three"], norm=norm)
+    assert sum(isinstance(m, kind) for m in neck.modules()) == 6
+    assert all(m.bias is None for m in neck.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize(("name", "channels"), itertools.product(["fpn", "pixel_decoder"], [20, 48, 64]))
+def test_neck_group_norm_takes_channels_that_32_does_not_divide(name, channels):
+    neck = build(name, LEVELS["three"], channels=channels, **({"norm": "group"} if name == "fpn" else {}))
+    assert all(out.isfinite().all() for out in neck(maps_of(LEVELS["three"], 32, 32)))
+
+
+def test_fpn_equal_strides_fails_naming_the_neck_that_fits():
+    specs = tuple(FeatureSpec(f"stage{i}", 8, 16) for i in range(2))
+    with pytest.raises(ConfigError, match=r"increasing strides, got \(16, 16\); use neck=simple_pyramid"):
+        build("fpn", specs)
+
+
+@pytest.mark.parametrize(
+    ("strides", "remedy"),
+    [
+        ((8, 16, 32), "got (8, 16, 32); take a backbone that has one (resnet50"),
+        ((2, 4, 8), "got (2, 4, 8); leave out the finer maps (backbone.out_indices"),
+        ((4, 4), "needs increasing strides, got (4, 4)"),
+    ],
+)
+def test_pixel_decoder_unfit_strides_fails_with_the_remedy(strides, remedy):
+    specs = tuple(FeatureSpec(f"m{i}", 8, stride) for i, stride in enumerate(strides))
+    with pytest.raises(ConfigError) as error:
+        build("pixel_decoder", specs)
+    assert remedy in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pixel_decoder_plain_passes_the_coarsest_map_untouched():
+    specs, maps = LEVELS["four"], maps_of(LEVELS["four"], 64, 96)
+    neck = build("pixel_decoder", specs)
+    assert neck.out_specs == (FeatureSpec("mask_features", 12, 4), specs[-1])
+    assert neck(maps)[1] is maps[-1]
+
+
+def test_pixel_decoder_with_encoder_gives_its_output_and_feeds_it_to_the_pyramid():
+    specs, maps = LEVELS["four"], maps_of(LEVELS["four"], 64, 96)
+    neck = build("pixel_decoder", specs, num_encoder_layers=2)
+    assert neck.out_specs == (FeatureSpec("mask_features", 12, 4), FeatureSpec("stage4", 16, 32))
+    mask_features, memory = neck(maps)
+    torch.testing.assert_close(memory, neck.encoder(maps[-1]))
+    plain = build("pixel_decoder", (*specs[:-1], FeatureSpec("stage4", 16, 32)))
+    plain.load_state_dict({k: v for k, v in neck.state_dict().items() if not k.startswith("encoder.")})
+    torch.testing.assert_close(mask_features, plain((*maps[:-1], memory))[0])
+
+
+def test_encoder_layer_without_positions_equals_torch_and_with_them_moves_q_and_k_alone():
+    """torch's layer knows no positions. Where value and residual must not move, its attention is asked for q and k apart."""
+    torch.manual_seed(0)
+    ours = DetrEncoderLayer(16, 4, 32, dropout=0.1).eval()
+    theirs = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True).eval()
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.copy_(torch.randn(p.shape))
+    attention = ours.self_attn
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    theirs.load_state_dict(
+        {
+            "self_attn.in_proj_weight": torch.cat([p.weight for p in projections]),
+            "self_attn.in_proj_bias": torch.cat([p.bias for p in projections]),
+            "self_attn.out_proj.weight": attention.out_proj.weight,
+            "self_attn.out_proj.bias": attention.out_proj.bias,
+            "linear1.weight": ours.ffn.linear1.weight,
+            "linear1.bias": ours.ffn.linear1.bias,
+            "linear2.weight": ours.ffn.linear2.weight,
+            "linear2.bias": ours.ffn.linear2.bias,
+            "norm1.weight": ours.self_attn_norm.weight,
+            "norm1.bias": ours.self_attn_norm.bias,
+            "norm2.weight": ours.ffn_norm.weight,
+            "norm2.bias": ours.ffn_norm.bias,
+        }
+    )
+    x, position = torch.randn(2, 9, 16), torch.randn(9, 16)
+    torch.testing.assert_close(
+        ours(x, torch.zeros(9, 16)), theirs(x), atol=1e-4, rtol=1e-4
+    )  # float32 sums, O(10) values
+    attended = theirs.self_attn(x + position, x + position, x, need_weights=False)[0]
+    middle = theirs.norm1(x + attended)
+    expected = theirs.norm2(middle + theirs.linear2(theirs.linear1(middle).relu()))
+    torch.testing.assert_close(ours(x, position), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, theirs(x + position), atol=0.1)
+
+
+def test_pixel_decoder_encoder_channels_that_heads_do_not_divide_fails():
+    with pytest.raises(ConfigError, match="channels: 20 must be a multiple of 4 and of num_heads"):
+        vision_stack.necks.PixelDecoderConfig(channels=20, num_encoder_layers=1)

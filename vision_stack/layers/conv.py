@@ -1,0 +1,36 @@
+"""Convolution, norm and ReLU, as the necks use them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Literal
+
+from torch import nn
+
+Norm = Literal["none", "group", "batch"]
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, *, relu: bool) -> nn.Sequential:
+    """Size-keeping convolution `conv`, then `norm`, then ReLU. The convolution has a bias only where no norm follows.
+
+    GroupNorm has 32 groups, or as many of them as divide the channels (64 -> 32 groups, 48 -> 16).
+    Initialised as detectron2's c2_xavier_fill, which FPN and MaskFormer use.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=init_conv(conv))
+    if norm == "group":
+        layers["norm"] = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+    elif norm == "batch":
+        layers["norm"] = nn.BatchNorm2d(out_channels)
+    if relu:
+        layers["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers)
+
+
+def init_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    """Kaiming-uniform with unit gain (detectron2's c2_xavier_fill) and zero bias."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv

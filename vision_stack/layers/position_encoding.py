@@ -1,0 +1,52 @@
+"""Sine position encoding of a feature map (DETR, Appendix A.4)."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_position_encoding(
+    height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Position encoding of every cell of a height x width map, row by row: [height * width, channels].
+
+    The first half of the channels encodes y, the second half x; in each half sines and cosines of the normalised
+    coordinate (1/n .. 1, times 2 pi) alternate, at wavelengths from 2 pi to 2 pi * 10000. Computed in float32 and then cast.
+
+    Args:
+        height, width: size of the map, in cells.
+        channels: a multiple of 4.
+
+    Raises:
+        ValueError: `channels` is no multiple of 4.
+    """
+    if channels % 4:
+        raise ValueError(f"sine position encoding needs channels that are a multiple of 4, got {channels}")
+    if torch.compiler.is_compiling():  # a traced tensor must not end up in the cache
+        return _encode(height, width, channels, device, dtype)
+    return _encode_cached(height, width, channels, device, dtype)
+
+
+def _encode(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    y = _encode_axis(height, channels // 2, device)[:, None].expand(-1, width, -1)
+    x = _encode_axis(width, channels // 2, device)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=2).flatten(0, 1).to(dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def _encode_cached(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # what validation caches, training must be able to use
+        return _encode(height, width, channels, device, dtype)
+
+
+def _encode_axis(length: int, channels: int, device: torch.device) -> Tensor:
+    """Encoding of the positions 1 .. length along one axis: [length, channels]."""
+    position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    angle = position / (length + 1e-6) * (2 * math.pi)
+    exponent = torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels
+    angle = angle[:, None] / 10000.0**exponent
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)

@@ -1,0 +1,51 @@
+"""DETR's transformer layers (Carion et al. 2020, Appendix A.3): post-norm, positions added to queries and keys alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vision_stack.layers.attention import MultiHeadAttention
+from vision_stack.layers.mlp import FeedForward
+
+
+class DetrEncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, the residual and a LayerNorm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """x [B, S, C], position broadcast to it -> [B, S, C]."""
+        q = k = x + position
+        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class DetrDecoderLayer(nn.Module):
+    """Self-attention among the queries, cross-attention to the memory, feed-forward; residual and LayerNorm after each."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.cross_attn = MultiHeadAttention(dim, num_heads, dropout)
+        self.cross_attn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, memory_key: Tensor) -> Tensor:
+        """x [B, Q, C], query_position broadcast to it, memory [B, S, C] -> [B, Q, C].
+
+        Args:
+            memory_key: memory plus its positions, [B, S, C]; the same for every layer, so made once by the caller.
+        """
+        q = k = x + query_position
+        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
+        x = self.cross_attn_norm(x + self.dropout(self.cross_attn(x + query_position, memory_key, memory)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))

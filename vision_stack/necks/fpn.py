@@ -1,0 +1,59 @@
+"""Feature pyramid network (Lin et al. 2017, Sec. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_stack.config import ConfigError, Count, register
+from vision_stack.layers.conv import Norm, conv_norm
+from vision_stack.structures import FeatureSpec, NeckConfig
+
+
+@register("neck", "fpn")
+@dataclass(frozen=True, kw_only=True)
+class FPNConfig(NeckConfig):
+    """Top-down pyramid: the same `channels` at every stride of the backbone, named p2 (stride 4), p3 (stride 8), ..."""
+
+    channels: Count = 256
+    norm: Norm = "none"  # after every convolution; the paper has none
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+
+    def build(self, in_specs: tuple[FeatureSpec, ...]) -> FPN:
+        """Raises ConfigError unless the strides at least double from map to map."""
+        strides = tuple(spec.stride for spec in in_specs)
+        if any(coarse < 2 * fine for fine, coarse in pairwise(strides)):
+            raise ConfigError(
+                f"neck: fpn needs increasing strides, got {strides}; use neck=simple_pyramid for a plain ViT"
+            )
+        return FPN(self, in_specs)
+
+
+class FPN(nn.Module):
+    """Lateral 1x1 convolutions, a top-down sum, and a 3x3 convolution on each sum. Differs from paper: no stride-64 level."""
+
+    def __init__(self, config: FPNConfig, in_specs: tuple[FeatureSpec, ...]) -> None:
+        super().__init__()
+        self.upsample = config.upsample
+        self.out_specs = tuple(
+            FeatureSpec(f"p{s.stride.bit_length() - 1}", config.channels, s.stride) for s in in_specs
+        )
+        self.lateral = nn.ModuleList(
+            conv_norm(s.channels, config.channels, 1, config.norm, relu=False) for s in in_specs
+        )
+        self.output = nn.ModuleList(
+            conv_norm(config.channels, config.channels, 3, config.norm, relu=False) for _ in in_specs
+        )
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Maps of `in_specs`, fine to coarse, to the maps of `out_specs`, of the same sizes."""
+        laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        sums = laterals[-1:]
+        for lateral in reversed(laterals[:-1]):
+            # To the lateral's own size: sizes are rounded up, so a factor of 2 need not fit.
+            sums.append(lateral + F.interpolate(sums[-1], size=lateral.shape[-2:], mode=self.upsample))
+        return tuple(output(x) for output, x in zip(self.output, reversed(sums), strict=True))
