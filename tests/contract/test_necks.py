@@ -150,7 +150,7 @@ def test_pixel_decoder_with_encoder_gives_its_output_and_feeds_it_to_the_pyramid
 
 
 def test_encoder_layer_without_positions_equals_torch_and_with_them_moves_q_and_k_alone():
-    """torch's layer knows no positions. Where value and residual must not move, its attention is asked for q and k apart."""
+    """torch's layer knows no positions; where value and residual must stay without, its parts are called one by one."""
     torch.manual_seed(0)
     ours = DetrEncoderLayer(16, 4, 32, dropout=0.1).eval()
     theirs = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True).eval()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU in between (MaskFormer's mask embedding, DETR's box head): [..., in] -> [..., out]."""
+    """Linear layers with ReLU in between (MaskFormer's mask embedding, DETR's box head): [..., in] -> [..., out]."""
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DETR's transformer layers (Carion et al. 2020, Appendix A.3): post-norm, positions added to queries and keys alone."""
+"""DETR's transformer layers (Carion et al. 2020, Appendix A.3): post-norm, positions on queries and keys alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DetrEncoderLayer(nn.Module):
 
 
 class DetrDecoderLayer(nn.Module):
-    """Self-attention among the queries, cross-attention to the memory, feed-forward; residual and LayerNorm after each."""
+    """Self-attention of the queries, cross-attention to the memory, feed-forward; residual and LayerNorm after each."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()

@@ -34,7 +34,10 @@ class FPNConfig(NeckConfig):
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, a top-down sum, and a 3x3 convolution on each sum. Differs from paper: no stride-64 level."""
+    """Lateral 1x1 convolutions, a top-down sum, and a 3x3 convolution on each sum.
+
+    Differs from paper: there is no pooled stride-64 level, which its detectors add for large anchors.
+    """
 
     def __init__(self, config: FPNConfig, in_specs: tuple[FeatureSpec, ...]) -> None:
         super().__init__()

@@ -21,7 +21,10 @@ class PixelDecoderConfig(NeckConfig):
     """Gives `mask_features` at stride 4, and the coarsest map for the head's transformer to read.
 
     With `num_encoder_layers: 0` (the paper's Swin models) that map is the backbone's own, untouched; with 6 (its R50
-    COCO-panoptic models) it is the encoder's output, of `channels` channels. Either way it keeps the backbone's name for it.
+    COCO-panoptic models) it is the encoder's output, of `channels` channels. Either way it keeps the backbone's name.
+
+    The plain one is compared with transformers' in the parity tests. transformers has none with an encoder, so that
+    is held against PyTorch's own encoder layer, and published weights for it have not been tried.
     """
 
     channels: Count = 256
@@ -45,7 +48,7 @@ class PixelDecoderConfig(NeckConfig):
             remedy = (
                 "leave out the finer maps (backbone.out_indices or backbone.out_features)"
                 if 4 in strides
-                else "take a backbone that has one (resnet50, swin_tiny, convnext_tiny), or neck=simple_pyramid for a plain ViT"
+                else "take a backbone that has one (resnet50, swin_tiny, ...), or neck=simple_pyramid for a plain ViT"
             )
             raise ConfigError(
                 f"neck: pixel_decoder needs the backbone's finest map at stride 4, got {strides}; {remedy}"
@@ -103,7 +106,7 @@ class CoarsestMapEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_projection(x)
-        batch, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         position = sine_position_encoding(height, width, channels, x.device, x.dtype)
         tokens = x.flatten(2).transpose(1, 2)  # [B, h * w, C]
         for layer in self.layers:
