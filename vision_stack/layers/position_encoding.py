@@ -15,7 +15,7 @@ def sine_position_encoding(
     """Position encoding of every cell of a height x width map, row by row: [height * width, channels].
 
     The first half of the channels encodes y, the second half x; in each half sines and cosines of the normalised
-    coordinate (1/n .. 1, times 2 pi) alternate, at wavelengths from 2 pi to 2 pi * 10000. Computed in float32, then cast.
+    coordinate (1/n .. 1, times 2 pi) alternate, wavelengths from 2 pi to 2 pi * 10000. Computed in float32, then cast.
 
     Args:
         height, width: size of the map, in cells.

@@ -1,0 +1,145 @@
+"""MaskFormer's transformer decoder and prediction heads (Cheng et al. 2021, Sec. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vision_stack.config import ConfigError, Count, Fraction, register
+from vision_stack.layers.conv import init_conv
+from vision_stack.layers.mlp import MLP
+from vision_stack.layers.position_encoding import sine_position_encoding
+from vision_stack.layers.transformer import DetrDecoderLayer
+from vision_stack.losses.criterion import MaskCriterionConfig
+from vision_stack.postprocess.instance import predict_instances
+from vision_stack.structures import FeatureSpec, HeadConfig, ImageInfo, Instances, MaskOutputs, Target
+
+MASK_STRIDE = 4
+
+
+@register("head", "maskformer")
+@dataclass(frozen=True, kw_only=True)
+class MaskFormerHeadConfig(HeadConfig):
+    """Queries read the coarsest map; each gives class logits and an embedding that pixels multiply to its mask."""
+
+    num_queries: Count = 100
+    hidden_dim: Count = 256
+    mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    num_decoder_layers: Count = 6
+    num_heads: Count = 8
+    ffn_dim: Count = 2048
+    dropout: Fraction = 0.1
+    deep_supervision: bool = True  # every decoder layer predicts and is trained, not the last alone
+    loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
+
+    def check(self) -> None:
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ConfigError(
+                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
+            )
+
+    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskFormerHead:
+        """Raises ConfigError unless there is a map at stride 4, with `mask_dim` channels if it is `mask_features`."""
+        return MaskFormerHead(self, in_specs, num_classes)
+
+
+class MaskFormerHead(nn.Module):
+    """Transformer decoder on the coarsest map, class and mask heads shared by all its layers.
+
+    Differs from paper: none. Padding is not masked in attention, as in the published models.
+    """
+
+    def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.num_classes = num_classes
+        self.deep_supervision = config.deep_supervision
+
+        self.mask_index = find_mask_features(in_specs)
+        mask_dim, self.mask_projection = _mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
+
+        self.memory_index = max(range(len(in_specs)), key=lambda i: in_specs[i].stride)
+        memory_channels = in_specs[self.memory_index].channels
+        self.input_projection = _projection(memory_channels, dim) if memory_channels != dim else nn.Identity()
+
+        self.query_embed = nn.Embedding(config.num_queries, dim)
+        self.layers = nn.ModuleList(
+            DetrDecoderLayer(dim, config.num_heads, config.ffn_dim, config.dropout)
+            for _ in range(config.num_decoder_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
+        self.criterion = config.loss.build(num_classes)
+
+    def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
+        """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
+        hidden = self._decode(self.input_projection(features[self.memory_index]))
+        logits, embed = self.class_embed(hidden), self.mask_embed(hidden)
+        return MaskOutputs(
+            pred_logits=logits[-1],
+            mask_embed=embed[-1],
+            mask_features=self.mask_projection(features[self.mask_index]),
+            aux_logits=logits[:-1],
+            aux_mask_embed=embed[:-1],
+        )
+
+    def _decode(self, memory: Tensor) -> Tensor:
+        """Memory [B, C, h, w] -> the supervised layers' normalised queries [L + 1, B, Q, C]."""
+        batch, channels, height, width = memory.shape
+        tokens = memory.flatten(2).transpose(1, 2)  # [B, h * w, C]
+        key = tokens + sine_position_encoding(height, width, channels, memory.device, memory.dtype)
+        position = self.query_embed.weight
+        x = tokens.new_zeros(batch, *position.shape)
+        hidden = []
+        for layer in self.layers:
+            x = layer(x, position, tokens, key)
+            hidden.append(x)
+        supervised = hidden if self.deep_supervision else hidden[-1:]
+        return self.decoder_norm(torch.stack(supervised))
+
+    def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
+        return self.criterion(outputs, targets)
+
+    def predict(
+        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+    ) -> Iterator[Instances]:
+        """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
+        return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)
+
+
+def find_mask_features(in_specs: tuple[FeatureSpec, ...]) -> int:
+    """Index of the map named `mask_features`, else of the one at stride 4.
+
+    Raises:
+        ConfigError: no map of stride 4; the line names necks and backbones that give one.
+    """
+    at_stride = [i for i, spec in enumerate(in_specs) if spec.stride == MASK_STRIDE]
+    if not at_stride:
+        raise ConfigError(
+            f"head: maskformer needs a map at stride {MASK_STRIDE}, got {tuple(s.stride for s in in_specs)}; use "
+            "neck=pixel_decoder or neck=fpn with a backbone whose maps start at stride 4 (resnet50, swin_tiny, ...)"
+        )
+    named = [i for i in at_stride if in_specs[i].name == "mask_features"]
+    return (named or at_stride)[0]
+
+
+def _mask_projection(spec: FeatureSpec, mask_dim: int | None, hidden_dim: int) -> tuple[int, nn.Module]:
+    """The mask dimension, and what takes the map to it."""
+    if spec.name != "mask_features":
+        mask_dim = mask_dim or hidden_dim
+        return mask_dim, _projection(spec.channels, mask_dim)
+    if mask_dim not in (None, spec.channels):
+        raise ConfigError(
+            f"head.mask_dim: {mask_dim} differs from the {spec.channels} channels of the neck's mask_features; "
+            "set neck.mask_channels instead and leave head.mask_dim null"
+        )
+    return spec.channels, nn.Identity()
+
+
+def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return init_conv(nn.Conv2d(in_channels, out_channels, kernel_size=1))
