@@ -1,0 +1,143 @@
+"""Instances from mask-classification outputs (MaskFormer, Sec. 3.4; Mask2Former's instance inference).
+
+Legend: Q queries, K classes, U queries kept, N detections (a query kept for several classes is several detections).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_stack.postprocess.crop_rle import encode_crop
+from vision_stack.postprocess.mask_resize import MaskCrop, positive_boxes, resize_axis, resize_mask
+from vision_stack.structures import EncodedInstances, ImageInfo, Instances, MaskOutputs
+
+CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
+
+
+class _Detections(NamedTuple):
+    """The detections of an image, best first; the mask of detection n is `masks[mask_index[n]]`."""
+
+    boxes: Tensor  # [N, 4] float32
+    labels: Tensor  # [N] int64
+    scores: Tensor  # [N] float32
+    mask_index: list[int]
+    masks: list[Any]  # U, as the caller packed them
+
+
+@torch.no_grad()
+def predict_instances(
+    outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+) -> Iterator[Instances]:
+    """Give the instances of each image, best first, in the image's own pixels, on the outputs' device.
+
+    Candidates are the `top_k` of queries x classes by softmax probability, "no object" dropped. Masks are resized
+    bilinearly to the network's input, cropped to `info.input_size`, resized to `info.size` and thresholded at 0; a
+    detection's score is its class probability times the mean sigmoid inside its mask. Everything is float32.
+
+    Args:
+        outputs: of a batch of B images.
+        infos: B of them.
+        top_k: at most so many detections an image.
+        score_threshold: detections with a lower score are left out, before their masks are resized where possible.
+
+    Differs from the papers: detections without a single pixel are left out (they would score 0).
+    """
+    for image, info in _each(outputs, infos):
+        with torch.autocast(outputs.mask_features.device.type, enabled=False):
+            found = _detect(outputs, image, info, top_k, score_threshold, list)
+        masks = found.labels.new_zeros((len(found.mask_index), *info.size), dtype=torch.bool)
+        for n, index in enumerate(found.mask_index):
+            crop: MaskCrop = found.masks[index]
+            height, width = crop.mask.shape
+            masks[n, crop.top : crop.top + height, crop.left : crop.left + width] = crop.mask
+        yield Instances(found.boxes, found.labels, found.scores, masks)
+
+
+@torch.no_grad()
+def encode_instances(
+    outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+) -> Iterator[EncodedInstances]:
+    """The same detections as `predict_instances`, on the CPU, with masks as COCO RLE.
+
+    No full-size mask outlives its encoding, so that memory depends on neither `top_k` nor the number of images.
+    """
+    for image, info in _each(outputs, infos):
+
+        def encode(crops: list[MaskCrop], info: ImageInfo = info) -> list[dict[str, Any]]:
+            masks = _to_host([crop.mask for crop in crops])
+            return [encode_crop(mask, c.top, c.left, info.size) for mask, c in zip(masks, crops, strict=True)]
+
+        with torch.autocast(outputs.mask_features.device.type, enabled=False):
+            found = _detect(outputs, image, info, top_k, score_threshold, encode)
+        rles = [dict(found.masks[index]) for index in found.mask_index]
+        yield EncodedInstances(found.boxes.cpu(), found.labels.cpu(), found.scores.cpu(), rles)
+
+
+def _each(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[tuple[int, ImageInfo]]:
+    if len(infos) != len(outputs.pred_logits):
+        raise ValueError(f"{len(infos)} infos for {len(outputs.pred_logits)} images; give one ImageInfo per image")
+    return enumerate(infos)
+
+
+def _detect(
+    outputs: MaskOutputs,
+    image: int,
+    info: ImageInfo,
+    top_k: int,
+    score_threshold: float,
+    pack: Callable[[list[MaskCrop]], list[Any]],
+) -> _Detections:
+    """Detections of one image; `pack` turns the crops of a chunk into what is kept of them."""
+    probabilities, labels, queries = _candidates(outputs.pred_logits[image], top_k, score_threshold)
+    kept, slot = queries.unique(return_inverse=True)  # [U], [N]
+    boxes, qualities = [probabilities.new_zeros(0, 4)], [probabilities.new_zeros(0)]
+    masks: list[Any] = []
+    for crops in _mask_crops(outputs, image, kept, info):
+        boxes.append(torch.stack([crop.box for crop in crops]))
+        qualities.append(torch.stack([crop.quality for crop in crops]))
+        masks += pack(crops)
+    quality = torch.cat(qualities)[slot]
+    scores = probabilities * quality
+    order = scores.argsort(descending=True, stable=True)
+    order = order[((quality > 0) & (scores >= score_threshold))[order]]
+    slot = slot[order]
+    return _Detections(torch.cat(boxes)[slot], labels[order], scores[order], slot.tolist(), masks)
+
+
+def _candidates(class_logits: Tensor, top_k: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (query, class) pairs: class_logits [Q, K + 1] -> probabilities, labels, queries, each [N]."""
+    probabilities = class_logits.float().softmax(-1)[:, :-1]
+    best, flat = probabilities.flatten().topk(min(top_k, probabilities.numel()))
+    if threshold > 0:  # a score is never above its class probability
+        best, flat = best[best >= threshold], flat[best >= threshold]
+    num_classes = probabilities.shape[1]
+    return best, flat % num_classes, flat // num_classes
+
+
+def _mask_crops(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[list[MaskCrop]]:
+    """Masks of the chosen queries of one image, a bounded chunk at a time."""
+    features = outputs.mask_features[image].float()  # [C, h, w]
+    embed = outputs.mask_embed[image, queries].float()  # [U, C]
+    h, w = features.shape[1:]
+    (input_height, input_width), (height, width) = info.input_size, info.size
+    rows = resize_axis(h, input_height, height, features.device)
+    columns = resize_axis(w, input_width, width, features.device)
+    chunk = max(1, CHUNK_BYTES // (4 * h * w + height * width))
+    for start in range(0, len(embed), chunk):
+        logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)
+        boxes = positive_boxes(logits)
+        yield [resize_mask(mask, box, rows, columns) for mask, box in zip(logits, boxes, strict=True)]
+
+
+def _to_host(masks: list[Tensor]) -> list[np.ndarray]:
+    """Copies of boolean masks on the CPU, in one transfer."""
+    if masks[0].device.type == "cpu":
+        return [mask.numpy() for mask in masks]
+    flat = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
+    pieces = np.split(flat, np.cumsum([mask.numel() for mask in masks])[:-1])
+    return [piece.reshape(mask.shape) for piece, mask in zip(pieces, masks, strict=True)]

@@ -1,0 +1,104 @@
+"""From stride-4 mask logits to a boolean mask in the image's own pixels, only where it can be positive.
+
+The two bilinear resizes (up by 4, crop, then to the image's size) are separable and linear, so along one axis both are
+one banded matrix. Their weights are convex: a pixel whose inputs are all negative is negative, so the box around the
+positive logits is all that has to be computed, and the result is the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Axis(NamedTuple):
+    """Both resizes along one axis. Output i is `weights[i] @ inputs`, and needs only inputs first[i]..last[i] - 1."""
+
+    weights: Tensor  # [out, in] float32, rows sum to 1, at most four neighbours in a row are not zero
+    first: list[int]  # per output, never decreasing
+    last: list[int]  # exclusive
+
+    def inputs_of(self, start: int, stop: int) -> slice:
+        """What the outputs start..stop - 1 are made of."""
+        return slice(self.first[start], self.last[stop - 1])
+
+    def outputs_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The outputs, as a half-open interval, that the inputs start..stop - 1 take part in; may be empty."""
+        return bisect_right(self.last, start), bisect_left(self.first, stop)
+
+
+class MaskCrop(NamedTuple):
+    """A mask inside the box that may hold positive pixels; False everywhere else."""
+
+    top: int
+    left: int
+    mask: Tensor  # [h, w] bool; [0, 0] where no pixel of the image can be positive
+    box: Tensor  # [4] float32, (x0, y0, x1, y1) tight around the mask, in pixels of the image
+    quality: Tensor  # [] float32, mean sigmoid inside the mask; 0 where the mask is empty
+
+
+def resize_axis(length: int, input_size: int, size: int, device: torch.device) -> Axis:
+    """The map from `length` logits to 4 * length pixels, cropped to `input_size`, resized to `size` pixels."""
+    weights = F.interpolate(torch.eye(length)[None], size=4 * length, mode="linear")[..., :input_size]
+    weights = F.interpolate(weights, size=size, mode="linear")[0].T.contiguous()
+    used = (weights != 0).to(torch.uint8)
+    first, last = used.argmax(1), length - used.flip(1).argmax(1)
+    return Axis(weights.to(device), first.tolist(), last.tolist())
+
+
+def positive_boxes(logits: Tensor) -> list[list[int]]:
+    """Boxes (top, bottom, left, right), bottom and right exclusive, around the positive logits: [M, h, w] -> M x 4.
+
+    A mask without any has an empty box. One device-to-host copy for all.
+    """
+    edges = torch.stack([*_extent(logits.amax(2) > 0), *_extent(logits.amax(1) > 0)], dim=1)
+    return edges.tolist()
+
+
+def resize_mask(logits: Tensor, box: list[int], rows: Axis, columns: Axis) -> MaskCrop:
+    """Logits [h, w] of one query to its mask in the image.
+
+    Args:
+        box: of the positive logits, from `positive_boxes`.
+        rows, columns: from `resize_axis`.
+    """
+    top, bottom = rows.outputs_of(box[0], box[1])
+    left, right = columns.outputs_of(box[2], box[3])
+    if box[0] >= box[1] or top >= bottom or left >= right:  # nothing positive, or in the padding only
+        return MaskCrop(0, 0, logits.new_empty(0, 0, dtype=torch.bool), logits.new_zeros(4), logits.new_zeros(()))
+    needed = rows.inputs_of(top, bottom)
+    wide = logits.new_empty(needed.stop - needed.start, right - left)
+    for start, stop in _blocks(left, right, logits.device):
+        band = columns.inputs_of(start, stop)
+        wide[:, start - left : stop - left] = logits[needed, band] @ columns.weights[start:stop, band].T
+    mask = torch.empty(bottom - top, right - left, dtype=torch.bool, device=logits.device)
+    total, area = logits.new_zeros(()), logits.new_zeros(())
+    for start, stop in _blocks(top, bottom, logits.device):
+        band = rows.inputs_of(start, stop)
+        block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
+        inside = torch.gt(block, 0, out=mask[start - top : stop - top])
+        area += inside.view(torch.uint8).sum()
+        total += F.threshold(block.sigmoid_(), 0.5, 0.0, inplace=True).sum()
+    bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
+    (y0, y1), (x0, x1) = _extent(bits.amax(1)), _extent(bits.amax(0))
+    tight = torch.stack([x0 + left, y0 + top, x1 + left, y1 + top]).float()
+    return MaskCrop(top, left, mask, tight, total / area.clamp(min=1))
+
+
+def _extent(marks: Tensor) -> tuple[Tensor, Tensor]:
+    """First marked position and one past the last: [..., n] -> two of [...]; (0, 0) where nothing is marked."""
+    marks = marks.to(torch.uint8)
+    stop = (marks.shape[-1] - marks.flip(-1).argmax(-1)) * marks.amax(-1)
+    return marks.argmax(-1), stop
+
+
+def _blocks(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Pieces with nearly dense matrices, whose results stay in a CPU's cache; a GPU wants few, large products."""
+    step = 128 if device.type == "cpu" else 4096
+    for low in range(start, stop, step):
+        yield low, min(low + step, stop)
