@@ -1,0 +1,176 @@
+"""The generated data set: scenes of textured, overlapping shapes, written as an ordinary COCO folder.
+
+It needs no download, is the same for the same parameters, and goes through the same reader as any other data set:
+polygons where a shape is seen whole, RLE where it is partly hidden or has a hole, sparse category ids, images without
+objects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rich.progress import Progress
+
+from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
+
+FORMAT_VERSION = 1  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
+CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
+FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
+JPEG_QUALITY = 95
+
+
+def generate_shapes(
+    root: Path,
+    *,
+    seed: int = 0,
+    image_size: int = 128,
+    num_train: int,
+    num_val: int,
+    min_objects: int = 1,
+    max_objects: int = 6,
+) -> Path:
+    """Write the data set into a folder of its own below `root`, unless it is there already, and give that folder.
+
+    The folder holds `annotations/instances_{train,val}.json`, `train/*.jpg` and `val/*.jpg`; its name tells all the
+    parameters and the format's version. It appears at once and complete, also when several processes write it.
+
+    Args:
+        seed: of the scenes; train and val draw from separate streams, and a scene depends on its index alone.
+        image_size: height and width in pixels, at least 32.
+        min_objects, max_objects: bounds of an image's number of objects. Every thirtieth or so has none; in a crowded
+            image, fewer than drawn may fit.
+
+    Raises:
+        ValueError: a parameter out of range.
+    """
+    _check(seed, image_size, num_train, num_val, min_objects, max_objects)
+    name = f"shapes_v{FORMAT_VERSION}_seed{seed}_{image_size}px_{num_train}+{num_val}_{min_objects}to{max_objects}"
+    folder = Path(root) / name
+    counts = {"train": num_train, "val": num_val}
+    if _is_complete(folder, counts):
+        return folder
+    scratch = folder.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}")
+    options = {"seed": seed, "image_size": image_size, "min_objects": min_objects, "max_objects": max_objects}
+    try:
+        _write(scratch, counts, options)
+        _publish(scratch, folder, counts)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def generate_tiny_shapes(root: Path, *, seed: int = 0) -> Path:
+    """A dozen 64 px images (8 train, 4 val) for tests and for trying things out."""
+    return generate_shapes(root, seed=seed, image_size=64, num_train=8, num_val=4, max_objects=4)
+
+
+def annotate(scene: Scene) -> list[dict[str, Any]]:
+    """COCO annotations of a scene's visible parts, back to front, without `id` and `image_id`."""
+    annotations = []
+    for label, shape in enumerate(scene.shapes, start=1):
+        mask = scene.label_map == label
+        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        segmentation = _as_polygon(shape, mask) or {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        annotations.append(
+            {
+                "category_id": CATEGORY_IDS[shape.category],
+                "segmentation": segmentation,
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": int(coco_mask.area(rle)),
+                "iscrowd": 0,
+            }
+        )
+    return annotations
+
+
+def _as_polygon(shape: Shape, mask: NDArray[np.bool_]) -> list[list[float]] | None:
+    """The contour as COCO polygon, if it says exactly what is visible."""
+    height, width = mask.shape
+    outline = shape.loops[0]
+    if len(shape.loops) > 1 or outline.min() < 0 or (outline > [width, height]).any():
+        return None
+    return [outline.ravel().tolist()] if (rasterize(shape.loops, height, width) == mask).all() else None
+
+
+def _write(folder: Path, counts: dict[str, int], options: dict[str, int]) -> None:
+    (folder / "annotations").mkdir(parents=True)
+    progress = _progress(sum(counts.values()), "generating shapes")
+    for split in SPLITS:
+        (folder / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(counts[split]):
+            scene = draw_scene(split=split, index=index, **options)
+            height, width = scene.label_map.shape
+            image = {
+                "id": FIRST_IMAGE_ID[split] + index,
+                "file_name": f"{index:06d}.jpg",
+                "height": height,
+                "width": width,
+            }
+            Image.fromarray(scene.image).save(folder / split / image["file_name"], quality=JPEG_QUALITY, subsampling=0)
+            images.append(image)
+            for annotation in annotate(scene):
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
+            next(progress)
+        content = {
+            "info": {"description": "generated shapes", "version": str(FORMAT_VERSION), "split": split, **options},
+            "categories": [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, CATEGORIES, strict=True)],
+            "images": images,
+            "annotations": annotations,
+        }
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    progress.close()
+
+
+def _progress(total: int, title: str) -> Iterator[None]:
+    """Each `next` counts one; a bar is shown once two seconds have passed."""
+    start = time.monotonic()
+    with Progress(transient=True) as bar:
+        task = bar.add_task(title, total=total, visible=False)
+        while True:
+            yield
+            bar.update(task, advance=1, visible=time.monotonic() - start > 2)
+
+
+def _publish(scratch: Path, folder: Path, counts: dict[str, int]) -> None:
+    """Rename to the final name; where another process was faster, its folder stays."""
+    if folder.exists() and not _is_complete(folder, counts):
+        shutil.rmtree(folder)  # somebody deleted a part of it: it never appears otherwise
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not _is_complete(folder, counts):
+            raise
+
+
+def _is_complete(folder: Path, counts: dict[str, int]) -> bool:
+    return all(
+        (folder / "annotations" / f"instances_{split}.json").is_file()
+        and (folder / split).is_dir()
+        and len(os.listdir(folder / split)) == count
+        for split, count in counts.items()
+    )
+
+
+def _check(seed: int, image_size: int, num_train: int, num_val: int, min_objects: int, max_objects: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seed: {seed} is negative; choose 0 or more")
+    if image_size < 32:
+        raise ValueError(f"image_size: {image_size} px is too small for shapes; choose 32 or more")
+    if num_train < 1 or num_val < 1:
+        raise ValueError(f"num_train, num_val: got {num_train} and {num_val}; choose 1 or more of each")
+    if not 1 <= min_objects <= max_objects:
+        raise ValueError(f"min_objects, max_objects: got {min_objects} and {max_objects}; need 1 <= min <= max")

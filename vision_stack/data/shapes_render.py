@@ -1,0 +1,292 @@
+"""Draws one scene of the generated data set: where the shapes lie, and what the camera sees of them.
+
+A scene is a function of (seed, split, index, size) alone. Shapes are placed one after another, each on top of those
+before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class:
+shapes, clutter and background share one small palette, and shapes are often placed against a twin of their own class
+and colour.
+
+Coordinates are (x, y) in pixels; pixel (column c, row r) covers [c, c + 1) x [r, r + 1).
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+from pycocotools import mask as coco_mask
+
+Array = NDArray[np.float32]
+Outline = NDArray[np.float64]  # [P, 2] vertices
+
+CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
+SPLITS = ("train", "val")
+
+EMPTY_FRACTION = 0.03  # of the images, have background and clutter but no shape
+TWIN_FRACTION = 0.3  # of the shapes after the first, are placed against one of the same class and colour
+MIN_VISIBLE_FRACTION = 0.35  # of a shape's whole area, be it hidden by others or cut off by the image's border
+MIN_VISIBLE_PIXELS = 20
+PLACEMENT_ATTEMPTS = 30
+SUPERSAMPLING = 4  # samples per pixel and axis
+SENSOR_NOISE = 0.018  # standard deviation, of a range of 1
+NUM_COLORS = 5  # of a scene's palette; the first two make the background
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a scene: its class and colour, and its contour before anything hides it."""
+
+    category: int  # index into CATEGORIES
+    color: int  # index into the scene's palette
+    loops: tuple[Outline, ...]  # the outer contour, then its hole if it has one
+    center: tuple[float, float]
+    size: float  # square root of the area, pixels
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    label_map: NDArray[np.int32]  # [H, W], 0 = background, i = shapes[i - 1]; the visible parts, hence disjoint
+    shapes: tuple[Shape, ...]  # back to front
+
+
+def draw_scene(
+    *, seed: int, split: str, index: int, image_size: int = 128, min_objects: int = 1, max_objects: int = 6
+) -> Scene:
+    """The scene `index` of a split, [image_size, image_size] pixels. Fewer than `min_objects` only where no more fit."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    shapes, label_map = _place_shapes(rng, image_size, min_objects, max_objects)
+    return Scene(_render(rng, shapes, image_size), label_map, shapes)
+
+
+def rasterize(loops: tuple[Outline, ...], height: int, width: int) -> NDArray[np.bool_]:
+    """Inside of the first loop without the others, bool [height, width], by COCO's own rule for polygons."""
+    rles = coco_mask.frPyObjects([loop.ravel().tolist() for loop in loops], height, width)
+    masks = coco_mask.decode(rles).astype(bool)
+    return masks[..., 0] & ~masks[..., 1:].any(-1)
+
+
+def adjacent_labels(label_map: NDArray[np.int32]) -> set[tuple[int, int]]:
+    """Pairs (lower, higher) of non-zero labels that have pixels next to each other, diagonals included."""
+    pairs: set[tuple[int, int]] = set()
+    neighbors = (
+        (label_map[:, :-1], label_map[:, 1:]),
+        (label_map[:-1], label_map[1:]),
+        (label_map[:-1, :-1], label_map[1:, 1:]),
+        (label_map[:-1, 1:], label_map[1:, :-1]),
+    )
+    for a, b in neighbors:
+        differ = (a != b) & (a > 0) & (b > 0)
+        pairs |= {(min(p), max(p)) for p in zip(a[differ].tolist(), b[differ].tolist(), strict=True)}
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------------- layout
+
+
+def _place_shapes(
+    rng: np.random.Generator, image_size: int, min_objects: int, max_objects: int
+) -> tuple[tuple[Shape, ...], NDArray[np.int32]]:
+    shapes: list[Shape] = []
+    label_map = np.zeros((image_size, image_size), np.int32)
+    if rng.random() < EMPTY_FRACTION:
+        return (), label_map
+    for _ in range(rng.integers(min_objects, max_objects + 1)):
+        partner = int(rng.integers(len(shapes))) if shapes and rng.random() < TWIN_FRACTION else None
+        size = image_size / 128 * rng.triangular(10, 26, 54)
+        for _ in range(PLACEMENT_ATTEMPTS):
+            shape = _draw_shape(rng, size, image_size, None if partner is None else shapes[partner])
+            candidate = label_map.copy()
+            candidate[rasterize(shape.loops, image_size, image_size)] = len(shapes) + 1
+            touches = partner is None or (partner + 1, len(shapes) + 1) in adjacent_labels(candidate)
+            if touches and _all_visible(candidate, [*shapes, shape]):
+                shapes.append(shape)
+                label_map = candidate
+                break
+            size = max(0.95 * size, 6.0)  # a crowded scene still has room for a small one
+    return tuple(shapes), label_map
+
+
+def _all_visible(label_map: NDArray[np.int32], shapes: list[Shape]) -> bool:
+    visible = np.bincount(label_map.ravel(), minlength=len(shapes) + 1)[1:]
+    needed = [max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * shape.size**2) for shape in shapes]
+    return bool((visible >= needed).all())
+
+
+def _draw_shape(rng: np.random.Generator, size: float, image_size: int, twin: Shape | None) -> Shape:
+    """A shape anywhere, or one of `twin`'s class and colour at about the distance where the two touch."""
+    angle = rng.uniform(0, 2 * np.pi)
+    if twin is None:
+        category, color = int(rng.integers(len(CATEGORIES))), int(rng.integers(NUM_COLORS))
+        x, y = rng.uniform(0.06, 0.94, 2) * image_size
+    else:
+        category, color = twin.category, twin.color
+        size = twin.size * rng.uniform(0.7, 1.3)
+        distance = rng.uniform(0.4, 0.62) * (size + twin.size) * (1.25 if CATEGORIES[category] == "ring" else 1.0)
+        x, y = twin.center[0] + distance * np.cos(angle), twin.center[1] + distance * np.sin(angle)
+    loops = _unit_loops(rng, CATEGORIES[category])
+    area = _area(loops[0]) - sum(_area(hole) for hole in loops[1:])
+    loops = tuple(np.round(_move(loop, size / np.sqrt(area), rng.uniform(0, 2 * np.pi), x, y), 2) for loop in loops)
+    return Shape(category, color, loops, (x, y), size)
+
+
+def _unit_loops(rng: np.random.Generator, category: str) -> tuple[Outline, ...]:
+    """Contours around the origin, of a size near 1, not yet rotated."""
+    if category == "rectangle":
+        return (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [np.sqrt(rng.uniform(1, 2)), 1],)
+    if category == "triangle":
+        corners = np.pi * (1 / 2 + np.array([0, 2 / 3, 4 / 3])) + rng.uniform(-0.3, 0.3, 3)
+        return (np.stack([np.cos(corners), np.sin(corners)], 1),)
+    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], 1)
+    if category == "ellipse":
+        return (circle * [np.sqrt(rng.uniform(1, 1.9)), 1],)
+    assert category == "ring", category
+    outer = circle * [rng.uniform(1, 1.25), 1]
+    return outer, outer * rng.uniform(0.45, 0.6)
+
+
+def _area(outline: Outline) -> float:
+    x, y = outline.T
+    return 0.5 * abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1)))
+
+
+def _move(outline: Outline, scale: float, angle: float, x: float, y: float) -> Outline:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return scale * outline @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
+
+
+# ---------------------------------------------------------------------------------------------------- appearance
+
+
+def _render(rng: np.random.Generator, shapes: tuple[Shape, ...], image_size: int) -> NDArray[np.uint8]:
+    scale = image_size / 128
+    palette = _draw_palette(rng)
+    canvas = _background(rng, palette, image_size)
+    for _ in range(rng.integers(5, 13)):
+        color = palette[rng.integers(NUM_COLORS)]
+        _paint(rng, canvas, (_distractor(rng, image_size),), color, palette, scale, textured=False)
+    for shape in shapes:
+        # A shape of the background's colour stands out by its texture alone.
+        textured = shape.color < 2 or rng.random() < 0.85
+        _paint(rng, canvas, shape.loops, palette[shape.color], palette, scale, textured=textured)
+
+    u, _ = _axes(image_size, image_size, rng.uniform(0, 2 * np.pi))
+    canvas *= (1 + rng.uniform(0, 0.25) * u / np.abs(u).max())[..., None]  # one-sided light
+    image = Image.fromarray(_to_bytes(canvas)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * scale))
+    canvas = np.asarray(image, np.float32) / 255
+    canvas += SENSOR_NOISE * rng.standard_normal(canvas.shape, np.float32)
+    return _to_bytes(canvas)
+
+
+def _draw_palette(rng: np.random.Generator) -> Array:
+    """Colours of clearly different hue or lightness, [NUM_COLORS, 3]."""
+    hues = (rng.random() + 0.382 * np.arange(NUM_COLORS) + rng.uniform(-0.04, 0.04, NUM_COLORS)) % 1
+    saturations, values = rng.uniform(0.25, 0.85, NUM_COLORS), rng.uniform(0.35, 0.95, NUM_COLORS)
+    return np.array([colorsys.hsv_to_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True)], np.float32)
+
+
+def _background(rng: np.random.Generator, palette: Array, image_size: int) -> Array:
+    mix = 0.75 * _smooth_noise(rng, image_size, int(rng.integers(3, 7))) + 0.25 * _smooth_noise(rng, image_size, 20)
+    if rng.random() < 0.5:
+        pattern = _pattern(rng, image_size, image_size, image_size / 128 * rng.uniform(10, 30))
+        mix = (1 - 0.4) * mix + 0.4 * pattern
+    mix = np.clip(1.4 * mix - 0.2, 0, 1)[..., None]
+    return palette[0] * (1 - mix) + palette[1] * mix
+
+
+def _distractor(rng: np.random.Generator, image_size: int) -> Outline:
+    """Contour of clutter that belongs to no class: a line, a cross or a squiggle."""
+    kind, scale = rng.integers(3), image_size / 128
+    x, y = rng.uniform(0, image_size, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    if kind == 0:
+        line = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [rng.uniform(15, 50), rng.uniform(0.6, 1.4)]
+        return _move(line, scale, angle, x, y)
+    if kind == 1:
+        t = rng.uniform(0.15, 0.28)  # half the thickness of an arm, of half its length
+        arm = np.array([[t, -1], [t, -t], [1, -t], [1, t]])
+        cross = np.concatenate([_move(arm, 1.0, quarter * np.pi / 2, 0, 0) for quarter in range(4)])
+        return _move(cross, scale * rng.uniform(6, 15), angle, x, y)
+    along = np.linspace(-1, 1, 24) * rng.uniform(10, 25)
+    wave = rng.uniform(2, 5) * np.sin(along * rng.uniform(0.2, 0.5) + rng.uniform(0, 6))
+    half = rng.uniform(0.8, 1.6)
+    upper, lower = np.stack([along, wave + half], 1), np.stack([along, wave - half], 1)
+    return _move(np.concatenate([upper, lower[::-1]]), scale, angle, x, y)
+
+
+def _paint(
+    rng: np.random.Generator,
+    canvas: Array,
+    loops: tuple[Outline, ...],
+    color: Array,
+    palette: Array,
+    scale: float,
+    *,
+    textured: bool,
+) -> None:
+    """Paint the inside of `loops` and its soft shadow onto `canvas`, in place."""
+    margin = 3  # pixels around the shape, for its shadow
+    size = canvas.shape[0]
+    left, top = np.maximum(np.floor(loops[0].min(0)) - margin, 0).astype(int)
+    right, bottom = np.minimum(np.ceil(loops[0].max(0)) + margin, size).astype(int)
+    if right <= left or bottom <= top:
+        return
+    height, width = bottom - top, right - left
+    cover = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    pen = ImageDraw.Draw(cover)
+    for fill, loop in zip((255, 0), loops, strict=False):
+        pen.polygon(((loop - [left, top]) * SUPERSAMPLING - 0.5).ravel().tolist(), fill=fill)
+    cover = cover.reduce(SUPERSAMPLING)
+    shadow = np.asarray(cover.filter(ImageFilter.BoxBlur(1.5 * scale)), np.float32)[..., None]
+    alpha = np.asarray(cover, np.float32)[..., None] / 255
+
+    u, _ = _axes(height, width, rng.uniform(0, 2 * np.pi))
+    shading = 1 + rng.uniform(0.05, 0.2) * u / np.abs(u).max()
+    surface = color * shading[..., None]
+    if textured:
+        other = palette[rng.integers(NUM_COLORS)]
+        tint = rng.uniform(0.45, 0.65)
+        second = rng.choice([tint * color, 1 - tint * (1 - color), 0.5 * (color + other)])
+        pattern = _pattern(rng, height, width, scale * rng.uniform(5, 10))[..., None]
+        surface += pattern * (second - color)
+    view = canvas[top:bottom, left:right]
+    view *= 1 - rng.uniform(0.25, 0.5) / 255 * shadow
+    view += alpha * (surface - view)
+
+
+def _pattern(rng: np.random.Generator, height: int, width: int, period: float) -> Array:
+    """A texture in [0, 1], [height, width]: stripes, checks, dots, a gradient or blotches."""
+    kind = rng.integers(5)
+    u, v = _axes(height, width, rng.uniform(0, 2 * np.pi))
+    if kind == 0:
+        return (u + rng.uniform(0, period)) % period < period * rng.uniform(0.35, 0.65)
+    if kind == 1:
+        return (np.floor(u / period) + np.floor(v / period)) % 2
+    if kind == 2:
+        return (u % period - period / 2) ** 2 + (v % period - period / 2) ** 2 < (0.32 * period) ** 2
+    if kind == 3:
+        return 0.5 + 0.5 * u / np.abs(u).max()
+    size = max(height, width)
+    noise = _smooth_noise(rng, size, max(2, round(size / (0.6 * period))))[:height, :width]
+    return np.clip(2.5 * noise - 0.75, 0, 1)
+
+
+def _axes(height: int, width: int, angle: float) -> tuple[Array, Array]:
+    """Rotated pixel coordinates about the centre, each [height, width]."""
+    y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
+    x = np.arange(width, dtype=np.float32)[None] - (width - 1) / 2
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
+    """Noise in about [0, 1] with `cells` bumps along each side, [size, size]."""
+    grid = Image.fromarray(rng.random((cells, cells), np.float32))
+    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32)
+
+
+def _to_bytes(image: Array) -> NDArray[np.uint8]:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
