@@ -1,0 +1,197 @@
+"""The losses and their shortcuts against the plain formulations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision import tv_tensors
+
+from vision_stack.config import ConfigError, from_dict
+from vision_stack.losses import MaskCriterionConfig
+from vision_stack.losses.functional import (
+    classification_loss,
+    focal_and_dice_loss,
+    point_cross_entropy_and_dice_loss,
+    softplus,
+)
+from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks, uncertain_points
+from vision_stack.structures import MaskOutputs
+
+NUM_CLASSES = 3
+
+
+def make_outputs(seed=0, layers=2, batch=2, queries=6, size=(6, 7), scale=1.0, requires_grad=False):
+    """Head outputs whose mask logits have a spread of a few units."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return (scale * torch.randn(*shape, generator=generator)).requires_grad_(requires_grad)
+
+    return MaskOutputs(
+        pred_logits=normal(batch, queries, NUM_CLASSES + 1),
+        mask_embed=normal(batch, queries, 8),
+        mask_features=normal(batch, 8, *size),
+        aux_logits=normal(layers, batch, queries, NUM_CLASSES + 1),
+        aux_mask_embed=normal(layers, batch, queries, 8),
+    )
+
+
+def make_target(count, seed=0, size=(24, 28)):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "labels": torch.randint(NUM_CLASSES, (count,), generator=generator),
+        "masks": tv_tensors.Mask(torch.rand(count, *size, generator=generator) > 0.6),
+        "boxes": torch.zeros(count, 4),
+    }
+
+
+def plain_focal_and_dice(logits, masks, index):
+    target = masks[index].to(logits.dtype)
+    upsampled = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    prob = upsampled.sigmoid()
+    p_t = prob * target + (1 - prob) * (1 - target)
+    alpha_t = 0.25 * target + 0.75 * (1 - target)
+    focal = alpha_t * (1 - p_t) ** 2 * F.binary_cross_entropy_with_logits(upsampled, target, reduction="none")
+    total = prob.sum((1, 2)) + target.sum((1, 2))
+    return focal.mean((1, 2)), 1 - (2 * (prob * target).sum((1, 2)) + 1) / (total + 1)
+
+
+@pytest.mark.parametrize("size", [(24, 28), (23, 26), (6, 7)], ids=["times four", "odd", "same size"])
+def test_focal_and_dice_equal_plain_formulas_in_value_and_gradient(size, monkeypatch):
+    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda device: 1500)  # several tiles
+    logits = (4 * torch.randn(9, 6, 7, dtype=torch.float64)).requires_grad_()
+    masks, index = torch.rand(4, *size) > 0.5, torch.tensor([0, 0, 1, 1, 3, 3, 3, 2, 0])
+    upstream = torch.rand(2, 9, dtype=torch.float64)
+    results = []
+    for function in (focal_and_dice_loss, plain_focal_and_dice):
+        losses = function(logits, masks, index)
+        results.append((*losses, *torch.autograd.grad((torch.stack(losses) * upstream).sum(), logits)))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)  # the same sums in float64
+
+
+def test_focal_and_dice_of_extreme_logits_stay_finite():
+    logits = torch.tensor([-1e4, -90.0, 0.0, 90.0, 1e4]).view(5, 1, 1).expand(5, 2, 2).clone().requires_grad_()
+    losses = focal_and_dice_loss(logits, torch.ones(1, 8, 8, dtype=torch.bool), torch.zeros(5, dtype=torch.long))
+    torch.stack(losses).sum().backward()
+    assert torch.stack(losses).isfinite().all()
+    assert logits.grad.isfinite().all()
+    assert losses[0][0] > losses[0][1] > losses[0][2] > losses[0][4]
+
+
+def test_focal_and_dice_without_gradient_equal_those_with():
+    logits, masks, index = torch.randn(3, 4, 4), torch.rand(2, 16, 16) > 0.5, torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        quiet = focal_and_dice_loss(logits.requires_grad_(), masks, index)
+    for one, other in zip(quiet, focal_and_dice_loss(logits, masks, index), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_softplus_equals_torch():
+    x = torch.linspace(-100, 100, 4001)
+    torch.testing.assert_close(softplus(x), F.softplus(x), rtol=1e-6, atol=1e-6)  # float32 rounding
+
+
+def test_classification_loss_equals_weighted_cross_entropy_of_each_layer():
+    logits, labels = torch.randn(3, 2, 5, NUM_CLASSES + 1), torch.randint(NUM_CLASSES + 1, (3, 2, 5))
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.1])
+    plain = [F.cross_entropy(x.transpose(1, 2), y, weight) for x, y in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(classification_loss(logits, labels, 0.1), torch.stack(plain))
+
+
+def test_sample_masks_equals_grid_sample_of_float_masks_up_to_the_border():
+    masks, index, points = torch.rand(3, 9, 5) > 0.5, torch.tensor([2, 0, 0, 1]), torch.rand(4, 200, 2)
+    points[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
+    expected = sample_maps(masks[index][:, None].float(), points)[:, 0]
+    torch.testing.assert_close(sample_masks(masks, index, points), expected, rtol=0, atol=1e-5)  # positions in float32
+
+
+def test_pixel_centers_sample_the_map_itself():
+    maps = torch.randn(1, 2, 5, 3)
+    at_centers = sample_maps(maps, pixel_centers(5, 3, maps.device)[None])
+    torch.testing.assert_close(at_centers, maps.flatten(2), rtol=0, atol=1e-5)  # positions in float32
+
+
+def test_uncertain_points_lie_where_the_logits_cross_zero():
+    ramp = torch.linspace(-10, 10, 32).expand(2, 32, 32)  # zero in the middle column
+    points = uncertain_points(ramp, num_points=400, oversample_ratio=3.0, importance_ratio=0.75)
+    distance = (points[..., 0] - 0.5).abs()
+    assert points.shape == (2, 400, 2)
+    assert distance[:, :300].max() < 0.2  # 300 of 1200 uniform candidates: the nearest quarter, |x - 0.5| < 0.125
+    assert distance[:, 300:].max() > 0.4  # the rest is uniform
+
+
+@pytest.mark.parametrize("mask_loss", ["focal", "point"])
+@pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0), (9, 1)], ids=["usual", "one empty", "empty", "crowded"])
+@pytest.mark.filterwarnings("ignore:some images have more objects")
+def test_criterion_gives_named_finite_losses_and_gradients(mask_loss, counts):
+    outputs = make_outputs(requires_grad=True)
+    targets = [make_target(count, seed) for seed, count in enumerate(counts)]
+    criterion = MaskCriterionConfig(mask_loss=mask_loss, num_points=50).build(NUM_CLASSES)
+    losses = criterion(outputs, targets)
+    names = [f"loss_{part}{layer}" for layer in ("", "_0", "_1") for part in ("class", "mask", "dice")]
+    assert sorted(losses) == sorted(names)
+    sum(losses.values()).backward()
+    for name, tensor in outputs._asdict().items():
+        assert tensor.grad.isfinite().all(), name
+    assert criterion.objects_without_query == max(0, counts[0] - 6)
+
+
+def test_criterion_layers_equal_each_layer_alone():
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
+    criterion = MaskCriterionConfig().build(NUM_CLASSES)
+    together = criterion(outputs, targets)
+    for layer in range(3):
+        alone = MaskOutputs(
+            outputs.all_logits[layer], outputs.all_mask_embed[layer], outputs.mask_features,
+            outputs.aux_logits[:0], outputs.aux_mask_embed[:0],
+        )  # fmt: skip
+        for name, value in criterion(alone, targets).items():
+            torch.testing.assert_close(together[name if layer == 2 else f"{name}_{layer}"], value)
+
+
+def test_criterion_under_autocast_computes_in_float32():
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
+    criterion = MaskCriterionConfig().build(NUM_CLASSES)
+    expected = criterion(outputs, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name, value in criterion(outputs, targets).items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, expected[name])
+
+
+def test_criterion_at_points_is_nearly_the_dense_average_over_uniform_points():
+    outputs, targets = make_outputs(layers=0, scale=0.5), [make_target(3, 1), make_target(2, 2)]
+    config = MaskCriterionConfig(mask_loss="point", num_points=20_000, importance_sample_ratio=0.0)
+    sampled = config.build(NUM_CLASSES)(outputs, targets)
+    # every pixel of a 24 x 28 grid as often as any other: the same integral by the midpoint rule
+    points = pixel_centers(240, 280, torch.device("cpu")).expand(5, -1, -1)
+    masks = torch.cat([target["masks"].as_subclass(torch.Tensor) for target in targets])
+    inside = sample_masks(masks, torch.arange(5), points)
+    best = []
+    for image, rows in ((0, slice(0, 3)), (1, slice(3, 5))):
+        logits = sample_maps(outputs.pred_masks[image : image + 1], points[:1])[0]  # [Q, P]
+        pairs = [
+            point_cross_entropy_and_dice_loss(logits, inside[rows][i].expand(6, -1)) for i in range(len(inside[rows]))
+        ]
+        best.append(torch.stack([torch.stack(pair) for pair in pairs]).min(-1).values.sum(0))
+    lower_bound = sum(best) / 5  # each object with its best query: what an assignment can at most reach
+    assert sampled["loss_mask"] / 20 >= lower_bound[0] - 0.02  # 20,000 points: standard error about 0.005
+    assert sampled["loss_dice"] >= lower_bound[1] - 0.02
+
+
+def test_criterion_with_nan_outputs_gives_nan_and_does_not_crash():
+    outputs = make_outputs()
+    outputs.mask_embed[0, 0] = float("nan")
+    with pytest.warns(RuntimeWarning, match="NaN or infinity"):
+        losses = MaskCriterionConfig().build(NUM_CLASSES)(outputs, [make_target(6, 1), make_target(0)])
+    assert losses["loss_mask"].isnan()
+    assert losses["loss_mask_0"].isfinite()
+
+
+def test_config_with_all_costs_zero_names_the_fields():
+    with pytest.raises(ConfigError, match=r"criterion.*matching costs are 0"):
+        from_dict({"class_cost": 0, "mask_cost": 0, "dice_cost": 0}, cls=MaskCriterionConfig, path="criterion")
+
+
+def test_config_costs_default_to_the_loss_weights():
+    assert tuple(MaskCriterionConfig(mask_weight=5, dice_cost=2.0).costs) == (1.0, 5.0, 2.0)

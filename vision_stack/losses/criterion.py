@@ -1,0 +1,151 @@
+"""The loss of mask classification: every layer's queries are matched to the objects, then supervised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative, Range
+from vision_stack.losses.functional import (
+    classification_loss,
+    focal_and_dice_loss,
+    point_cross_entropy_and_dice_loss,
+)
+from vision_stack.losses.matcher import Matches, Objects, Weights, match
+from vision_stack.ops.point_sampling import sample_maps, sample_masks, uncertain_points
+from vision_stack.structures import MaskOutputs, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskCriterionConfig(Config):
+    """Options of `MaskCriterion`; the defaults are MaskFormer's. Mask2Former: class, mask, dice 2, 5, 5 and "point"."""
+
+    class_weight: NonNegative = 1.0
+    mask_weight: NonNegative = 20.0
+    dice_weight: NonNegative = 1.0
+    no_object_weight: NonNegative = 0.1  # weight of the "no object" class in the cross-entropy
+    class_cost: NonNegative | None = None  # in the matching; None: the weight of the loss
+    mask_cost: NonNegative | None = None
+    dice_cost: NonNegative | None = None
+    mask_loss: Literal["focal", "point"] = "focal"  # at all pixels as MaskFormer, or at points as Mask2Former
+    num_points: Count = 12544  # this and what follows is for "point"
+    oversample_ratio: Annotated[float, Range(1.0, 100.0)] = 3.0
+    importance_sample_ratio: Fraction = 0.75
+
+    def check(self) -> None:
+        if not any(self.costs):
+            raise ConfigError("mask_cost: all matching costs are 0; at least one of class, mask, dice must count")
+
+    @property
+    def costs(self) -> Weights:
+        """The matching costs, where they are not given those of the losses."""
+        own = (self.class_weight, self.mask_weight, self.dice_weight)
+        given = (self.class_cost, self.mask_cost, self.dice_cost)
+        return Weights(*(weight if cost is None else cost for cost, weight in zip(given, own, strict=True)))
+
+    def build(self, num_classes: int) -> MaskCriterion:
+        return MaskCriterion(self, num_classes)
+
+
+class MaskCriterion(nn.Module):
+    """Set-prediction loss of MaskFormer (Cheng et al. 2021, Sec. 3.2) and Mask2Former (Cheng et al. 2022, Sec. 3.3).
+
+    `objects_without_query` is the number of objects of the last batch that were ignored, because their image has more
+    objects than the head has queries.
+    """
+
+    def __init__(self, config: MaskCriterionConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.objects_without_query = 0
+
+    def forward(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses of all layers, float32 whatever autocast says; their sum is the total.
+
+        Args:
+            outputs: of the head; L earlier layers are supervised too.
+            targets: one per image, masks [N, H, W] all of one H x W; N may be 0.
+
+        Returns:
+            scalars `loss_class`, `loss_mask`, `loss_dice` of the last layer, and `loss_class_0` ... `loss_dice_{L-1}`
+            of the earlier ones, first to last.
+        """
+        with torch.autocast(outputs.pred_logits.device.type, enabled=False):
+            logits, mask_embed = outputs.all_logits.float(), outputs.all_mask_embed.float()
+            features = outputs.mask_features.float()
+            objects = _objects(targets)
+            config = self.config
+            matches = match(
+                logits, mask_embed, features, objects, config.costs,
+                mask_cost=config.mask_loss, num_points=config.num_points,
+            )  # fmt: skip
+            self._note_dropped(matches.dropped, num_queries=logits.shape[2])
+
+            labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
+            labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
+            loss_class = classification_loss(logits, labels, config.no_object_weight)
+
+            mask, dice = self._mask_losses(_matched_masks(mask_embed, features, matches), objects, matches)
+            num_masks = _mean_num_masks(sum(objects.counts), logits.device)
+            zeros = logits.new_zeros(len(logits))
+            loss_mask = zeros.index_add(0, matches.layers, mask) / num_masks
+            loss_dice = zeros.index_add(0, matches.layers, dice) / num_masks
+        return _named(
+            loss_class=config.class_weight * loss_class,
+            loss_mask=config.mask_weight * loss_mask,
+            loss_dice=config.dice_weight * loss_dice,
+        )
+
+    def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches) -> tuple[Tensor, Tensor]:
+        """Mask and dice loss [M] of the matched masks' logits [M, h, w]."""
+        config = self.config
+        if config.mask_loss == "focal":
+            return focal_and_dice_loss(masks, objects.masks, matches.objects)
+        points = uncertain_points(masks, config.num_points, config.oversample_ratio, config.importance_sample_ratio)
+        inside = sample_masks(objects.masks, matches.objects, points)
+        return point_cross_entropy_and_dice_loss(sample_maps(masks[:, None], points)[:, 0], inside)
+
+    def _note_dropped(self, dropped: int, num_queries: int) -> None:
+        self.objects_without_query = dropped
+        if dropped:
+            warnings.warn(
+                f"some images have more objects than the head has queries ({num_queries}); the objects that fit worst "
+                "are not learnt from; raise head.num_queries",
+                stacklevel=3,
+            )
+
+
+def _objects(targets: Sequence[Target]) -> Objects:
+    # Every operation on a tensor subclass such as tv_tensors.Mask pays for dispatch in Python.
+    labels = [target["labels"].as_subclass(torch.Tensor) for target in targets]
+    masks = [target["masks"].as_subclass(torch.Tensor) for target in targets]
+    return Objects(torch.cat(labels), torch.cat(masks).bool(), tuple(len(each) for each in labels))
+
+
+def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Tensor:
+    """Mask logits of the matched queries alone, in the order of `matches`: [M, h, w]."""
+    embed = mask_embed[matches.layers, matches.images, matches.queries].split(list(matches.counts))
+    return torch.cat([torch.einsum("mc,chw->mhw", *pair) for pair in zip(embed, features.unbind(0), strict=True)])
+
+
+def _mean_num_masks(count: int, device: torch.device) -> Tensor | int:
+    """Number of objects in the batch, averaged over the ranks, at least 1: the same divisor on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(count, 1)
+    total = torch.tensor(float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return (total / torch.distributed.get_world_size()).clamp(min=1)
+
+
+def _named(**losses: Tensor) -> dict[str, Tensor]:
+    """Losses [L + 1] per layer, the last layer's first, under its plain name."""
+    named = {name: per_layer[-1] for name, per_layer in losses.items()}
+    for name, per_layer in losses.items():
+        named |= {f"{name}_{layer}": value for layer, value in enumerate(per_layer[:-1].unbind(0))}
+    return named

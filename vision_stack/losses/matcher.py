@@ -1,0 +1,142 @@
+"""Which query answers for which object: Hungarian matching of all layers and images at once (MaskFormer, Sec. 3.2).
+
+Mask logits are a product of embeddings and features, so the costs of all queries of all layers with the objects of an
+image are one computation. The costs of the whole batch go to the host in one copy, the assignments come back in one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from vision_stack.losses.functional import dense_mask_costs, point_mask_costs
+from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
+
+UNUSABLE_COST = 1e8  # stands for NaN and infinity: such a query is taken only if there is no other
+
+
+class Objects(NamedTuple):
+    """The targets of a batch as plain tensors, one image after the other."""
+
+    labels: Tensor  # [N1 + ... + NB] int64
+    masks: Tensor  # [N1 + ... + NB, H, W] bool
+    counts: tuple[int, ...]  # N of every image
+
+
+class Matches(NamedTuple):
+    """M pairs of a query and its object, of all layers and images, one image after the other."""
+
+    layers: Tensor  # [M] int64, on the outputs' device as all of these
+    images: Tensor  # [M]
+    queries: Tensor  # [M]
+    objects: Tensor  # [M], position in `Objects`
+    counts: tuple[int, ...]  # how many of the M belong to each image
+    dropped: int  # objects that no query is left for, since an image has more objects than the head has queries
+
+
+class Weights(NamedTuple):
+    """What a class, mask and dice term counts in the matching cost."""
+
+    class_: float
+    mask: float
+    dice: float
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    mask_embed: Tensor,
+    mask_features: Tensor,
+    objects: Objects,
+    weights: Weights,
+    *,
+    mask_cost: Literal["focal", "point"] = "focal",
+    num_points: int = 12544,
+) -> Matches:
+    """Assign every object of every image one query per layer, at the least total cost; float32 throughout.
+
+    With more objects than queries the cheapest Q objects are kept. NaN or infinite costs count as very large ones, and
+    are warned about.
+
+    Args:
+        logits: [L, B, Q, K + 1] class logits of L layers.
+        mask_embed: [L, B, Q, C].
+        mask_features: [B, C, h, w].
+        mask_cost: "focal": focal and dice cost at all pixels, with targets downsampled to h x w by nearest neighbour
+            (MaskFormer). "point": cross-entropy and dice cost at points (Mask2Former, Sec. 3.3). Differs from the
+            paper: an image's points serve all layers, and are the map's own pixels where these are fewer.
+        num_points: how many points, with "point".
+    """
+    layers, _, num_queries = logits.shape[:3]
+    costs, first = [], 0
+    for image, count in enumerate(objects.counts):
+        mine = slice(first, first + count)
+        first += count
+        if count == 0:
+            continue
+        embed, features = mask_embed[:, image].flatten(0, 1).float(), mask_features[image].float()
+        if mask_cost == "focal":
+            inside = F.interpolate(objects.masks[mine, None].byte(), size=features.shape[-2:], mode="nearest")
+            mask, dice = dense_mask_costs(embed, features.flatten(1), inside.flatten(1).float())
+        else:
+            at_points, inside = _at_points(features, objects.masks[mine], num_points)
+            mask, dice = point_mask_costs(embed, at_points, inside)
+        prob = logits[:, image].flatten(0, 1).float().softmax(-1)
+        cost = weights.mask * mask + weights.dice * dice - weights.class_ * prob[:, objects.labels[mine]]
+        costs.append(cost.flatten())
+    on_host = torch.cat(costs).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
+    if not np.isfinite(on_host).all():
+        _warn_about_costs()
+        on_host = np.nan_to_num(on_host, nan=UNUSABLE_COST, posinf=UNUSABLE_COST, neginf=UNUSABLE_COST)
+    return _assign(on_host, layers, num_queries, objects.counts, logits.device)
+
+
+def _at_points(features: Tensor, masks: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
+    """Features [C, P] of [C, h, w] and masks [N, P] of [N, H, W] at one random set of points."""
+    height, width = features.shape[-2:]
+    if height * width <= num_points:
+        points = pixel_centers(height, width, features.device)
+        at_points = features.flatten(1)
+    else:
+        points = torch.rand(num_points, 2, device=features.device)
+        at_points = sample_maps(features[None], points[None])[0]
+    index = torch.arange(len(masks), device=masks.device)
+    return at_points, sample_masks(masks, index, points.expand(len(masks), -1, -1))
+
+
+def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:
+    """Solve the assignment problems, laid out image by image as [layers, num_queries, count], on the host."""
+    pairs, per_image, dropped = [], [], 0
+    first_object = first_cost = 0
+    for image, count in enumerate(counts):
+        size = layers * num_queries * count
+        problems = costs[first_cost : first_cost + size].reshape(layers, num_queries, count)
+        kept = min(count, num_queries)
+        found = np.empty((layers, kept, 4), dtype=np.int64)
+        for layer, problem in enumerate(problems if count else ()):
+            queries, chosen = linear_sum_assignment(problem)
+            found[layer] = np.stack([np.full(kept, layer), np.full(kept, image), queries, chosen + first_object], 1)
+        pairs.append(found.reshape(-1, 4))
+        per_image.append(layers * kept)
+        dropped += count - kept
+        first_object += count
+        first_cost += size
+    index = torch.from_numpy(np.concatenate(pairs).T.copy()).to(device, non_blocking=True)
+    on_layer, of_image, queries, objects = index.unbind(0)
+    return Matches(on_layer, of_image, queries, objects, tuple(per_image), dropped)
+
+
+def _warn_about_costs() -> None:
+    warnings.warn(
+        "the matching costs contain NaN or infinity, so some objects get an arbitrary query; the usual cause is a "
+        "diverged model: lower the learning rate, clip gradients, or train with precision bf16-mixed instead of "
+        "16-mixed",
+        RuntimeWarning,
+        stacklevel=3,
+    )
