@@ -1,0 +1,65 @@
+"""What is wrong with a data set, said so that its owner can mend it: file, field, what is wrong, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_SHOWN = 20
+
+
+class DataError(ValueError):
+    """A data set or an image that cannot be used. The text is complete for a user: one line per problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One broken record. Prints as one line, whatever its parts hold."""
+
+    file: str
+    field: str  # "annotations[17].bbox"; "pixels" for what is inside an image file
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        text = f"{self.file}: {self.field}: {self.message}; {self.remedy}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Findings:
+    """Collects what a check finds in one json file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []  # broken: stops training, or is skipped
+        self.notes: list[Problem] = []  # harmless: mended or dropped, and said
+
+    def problem(self, field: str, message: str, remedy: str) -> None:
+        self.problems.append(Problem(self.file, field, message, remedy))
+
+    def note(self, field: str, message: str, remedy: str) -> None:
+        self.notes.append(Problem(self.file, field, message, remedy))
+
+
+def data_error(file: Any, field: str, message: str, remedy: str) -> DataError:
+    """The `DataError` of a single problem."""
+    return DataError(str(Problem(str(file), field, message, remedy)))
+
+
+def listing(problems: Sequence[Problem], shown: int = _SHOWN) -> str:
+    """One line per problem for the first ones, then how many more there are."""
+    lines = [str(problem) for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"... and {len(problems) - shown:,} more")
+    return "\n".join(lines)
+
+
+def show(value: Any) -> str:
+    """A value out of a json file, short enough for a line. Never walks through a big one."""
+    if isinstance(value, dict):
+        return f"a mapping of {len(value)} keys"
+    if isinstance(value, list) and (len(value) > 4 or any(isinstance(item, list | dict) for item in value)):
+        return f"a list of {len(value)} values"
+    text = repr(value[:61] if isinstance(value, str) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
