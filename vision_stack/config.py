@@ -45,10 +45,13 @@ Fraction = Annotated[float, Range(0.0, 1.0)]
 NonNegative = Annotated[float, Range(0.0, math.inf)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of every config: its fields are checked against their annotations, in Python as from a dict."""
+    """Base of every config: its fields are checked against their annotations, in Python as from a dict.
 
+    No dataclass itself, since Python lets nothing but frozen dataclasses derive from a frozen one.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     kind: ClassVar[str] = ""  # "backbone", "neck", "head", ... for configs that are chosen by a `type`
     type: ClassVar[str] = ""  # set by `register`
 

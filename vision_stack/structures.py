@@ -125,9 +125,11 @@ class Sample(NamedTuple):
     info: ImageInfo
 
 
-@dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Config):
-    """Base of backbone configs. `build()` gives a `Backbone` module (see `vision_stack.backbones.base`)."""
+    """Base of backbone configs. `build()` gives a `Backbone` (`vision_stack.backbones.base`).
+
+    Derive a frozen dataclass from it, or one with stages to choose from `BackboneConfigMixin`.
+    """
 
     kind: ClassVar[str] = "backbone"
 

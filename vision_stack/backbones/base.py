@@ -1,0 +1,260 @@
+"""What every backbone is: named stages to choose from, declared channels and strides, NCHW maps of any image size.
+
+A config that derives from `BackboneConfigMixin` chooses its stages by name (`out_features`), by position
+(`out_indices`) or by stride (`out_strides`); the three always agree, and setting one recomputes the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vision_stack.config import ConfigError
+from vision_stack.structures import BackboneConfig, FeatureSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STAGE_FIELDS = ("out_features", "out_indices", "out_strides")
+
+
+class BackboneOutput(NamedTuple):
+    """Feature maps of the selected stages, fine to coarse: [B, C, ceil(H/stride), ceil(W/stride)] each."""
+
+    feature_maps: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class StageSelection(NamedTuple):
+    """The same stages said three ways."""
+
+    out_features: list[str]
+    out_indices: list[int]  # as they were given: -1 stays -1
+    out_strides: list[int]
+
+
+def select_stages(
+    stages: Sequence[FeatureSpec],
+    out_features: Sequence[str] | None = None,
+    out_indices: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+) -> StageSelection:
+    """Choose among `stages`, by name, position or stride; by none of them: the last stage.
+
+    A stride means the deepest stage that has it. What is given together must mean the same stages.
+
+    Raises:
+        ConfigError: one line with the option, the allowed values and the remedy.
+    """
+    names = [stage.name for stage in stages]
+    chosen: dict[str, list[int]] = {}
+    if out_features is not None:
+        chosen["out_features"] = _positions_of_names(names, out_features)
+    if out_indices is not None:
+        chosen["out_indices"] = _positions_of_indices(names, out_indices)
+    if not chosen and out_strides is not None:
+        chosen["out_strides"] = _positions_of_strides(stages, out_strides)
+    (first, positions), *others = chosen.items() or [("", [len(stages) - 1])]
+    for other, other_positions in others:
+        if positions != other_positions:
+            raise ConfigError(
+                f"{other}: means {[names[i] for i in other_positions]}, but {first} means "
+                f"{[names[i] for i in positions]}; give one of them and leave the other null"
+            )
+    strides = [stages[i].stride for i in positions]
+    if out_strides is not None and list(out_strides) != strides:
+        raise ConfigError(
+            f"out_strides: {list(out_strides)} was given, but the stages of {first} have {strides}; "
+            "give one of them and leave the other null"
+        )
+    indices = positions if out_indices is None else list(out_indices)
+    return StageSelection([names[i] for i in positions], indices, strides)
+
+
+def _positions_of_names(names: list[str], wanted: Sequence[str]) -> list[int]:
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise ConfigError(f"out_features: expected a list of stage names, got {wanted!r}; the stages are {names}")
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not wanted:
+        raise ConfigError(f"out_features: {unknown or wanted} is not among the stages, which are {names}")
+    return _in_order("out_features", wanted, [names.index(name) for name in wanted])
+
+
+def _positions_of_indices(names: list[str], wanted: Sequence[int]) -> list[int]:
+    whole = isinstance(wanted, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in wanted)
+    count = len(names)
+    if not whole or not wanted:
+        raise ConfigError(f"out_indices: expected a list of whole numbers from {-count} to {count - 1}, got {wanted!r}")
+    outside = [i for i in wanted if not -count <= i < count]
+    if outside:
+        raise ConfigError(
+            f"out_indices: {outside} is outside {-count} to {count - 1}; there are {count} stages, {names}, "
+            "and out_strides chooses among them by stride"
+        )
+    return _in_order("out_indices", wanted, [i % count for i in wanted])
+
+
+def _positions_of_strides(stages: Sequence[FeatureSpec], wanted: Sequence[int]) -> list[int]:
+    deepest = {stage.stride: i for i, stage in enumerate(stages)}  # a later stage of the same stride wins
+    whole = isinstance(wanted, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in wanted)
+    if not whole or not wanted:
+        raise ConfigError(f"out_strides: expected a list of strides among {list(deepest)}, got {wanted!r}")
+    missing = [stride for stride in wanted if stride not in deepest]
+    if missing:
+        plain = len(deepest) == 1
+        remedy = "; leave it null and add neck=simple_pyramid, which makes a pyramid of one stride" if plain else ""
+        raise ConfigError(f"out_strides: no stage has stride {missing}; this backbone has {list(deepest)}{remedy}")
+    return _in_order("out_strides", wanted, [deepest[stride] for stride in wanted])
+
+
+def _in_order(option: str, wanted: Sequence[Any], positions: list[int]) -> list[int]:
+    if len(set(positions)) != len(positions):
+        raise ConfigError(f"{option}: {list(wanted)} names a stage twice; name each once")
+    if positions != sorted(positions):
+        ordered = [value for _, value in sorted(zip(positions, wanted, strict=True))]
+        raise ConfigError(f"{option}: {list(wanted)} is not in the order of the stages; write {ordered}")
+    return positions
+
+
+@dataclass(kw_only=True)
+class BackboneConfigMixin(BackboneConfig):
+    """Config of a backbone with stages to choose from; subclasses are `@dataclass(kw_only=True)` and say `stages`.
+
+    The fields of the selection can be set later, one at a time, and are checked then; all other fields are fixed.
+    Where none of the three is given, it is the last stage.
+    """
+
+    out_features: list[str] | None = None
+    out_indices: list[int] | None = None
+    out_strides: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.out_features, tuple):
+            raise ConfigError(f"out_features: expected a list of stage names, got {self.out_features!r}")
+        super().__post_init__()
+        self.select(self.out_features, self.out_indices, self.out_strides)
+        self.__dict__["_fixed"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_fixed" not in self.__dict__:
+            object.__setattr__(self, name, value)
+        elif name in STAGE_FIELDS:
+            self.select(**{name: value})
+        else:
+            raise dataclasses.FrozenInstanceError(f"{name} is fixed; make another {type(self).__name__} with it")
+
+    @property
+    def stages(self) -> tuple[FeatureSpec, ...]:
+        """Every stage there is to choose from, fine to coarse; index 0 is the stem but for timm's own configs."""
+        raise NotImplementedError
+
+    def select(
+        self,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
+        out_strides: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the stages anew (see `select_stages`); nothing changes where that fails."""
+        self.__dict__.update(select_stages(self.stages, out_features, out_indices, out_strides)._asdict())
+
+    @property
+    def stage_names(self) -> list[str]:
+        return [stage.name for stage in self.stages]
+
+    @property
+    def num_features(self) -> list[int]:
+        """Channels of every stage, selected or not."""
+        return [stage.channels for stage in self.stages]
+
+    @property
+    def out_specs(self) -> tuple[FeatureSpec, ...]:
+        """The selected stages."""
+        stages = self.stages
+        features, _, _ = select_stages(stages, self.out_features, self.out_indices, self.out_strides)
+        return tuple(stage for stage in stages if stage.name in features)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the selected stages."""
+        return [spec.channels for spec in self.out_specs]
+
+
+class PublishedWeights(NamedTuple):
+    """Where the published weights of a backbone lie: a file of a hub repository, or an address."""
+
+    repo_id: str | None
+    url: str | None
+    filenames: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+
+
+class Backbone(nn.Module):
+    """Base of backbone modules: `out_specs` says what `forward` gives, before any tensor exists.
+
+    Pixel values are normalised with `image_mean` and `image_std` (of RGB in [0, 1]), which belong to the weights.
+    """
+
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    published: PublishedWeights | None = None
+    own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = copy.deepcopy(config)  # setting the caller's stages later does not change what was built
+        self.out_specs: tuple[FeatureSpec, ...] = self.config.out_specs
+
+    @property
+    def channels(self) -> list[int]:
+        return [spec.channels for spec in self.out_specs]
+
+    def forward(self, pixel_values: Tensor) -> BackboneOutput:
+        """[B, 3, H, W] -> one map per entry of `out_specs`."""
+        raise NotImplementedError
+
+    def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Published weights -> (weights under this module's own names, names of parts that are not built here).
+
+        Not built are classifiers and stages after the last selected one. A name that the published model does not
+        have either stays among the weights, so that strict loading reports it.
+        """
+        return dict(state), []
+
+
+class OutputNorms(nn.ModuleList):
+    """A LayerNorm over the channels of each map, as detectron2's and transformers' Swin have them."""
+
+    def __init__(self, specs: Sequence[FeatureSpec]) -> None:
+        super().__init__(nn.LayerNorm(spec.channels) for spec in specs)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self, maps, strict=True)]
+
+
+def pad_to_multiple(pixel_values: Tensor, multiple: int) -> Tensor:
+    """Zeros to the right and below, until height and width are multiples."""
+    height, width = pixel_values.shape[-2:]
+    right, below = -width % multiple, -height % multiple
+    return F.pad(pixel_values, (0, right, 0, below)) if right or below else pixel_values
+
+
+def crop_to_image(maps: Sequence[Tensor], specs: Sequence[FeatureSpec], size: tuple[int, int]) -> list[Tensor]:
+    """The part of each map that belongs to an image of `size` = (height, width): ceil(size / stride)."""
+    cropped = []
+    for x, spec in zip(maps, specs, strict=True):
+        height, width = -(-size[0] // spec.stride), -(-size[1] // spec.stride)
+        true_spec = x.shape[1] == spec.channels and x.shape[2] >= height and x.shape[3] >= width
+        assert true_spec, f"map {tuple(x.shape)} of an image {size} is not {spec}"
+        cropped.append(x if x.shape[2:] == (height, width) else x[:, :, :height, :width])
+    return cropped
+
+
+def freeze_batch_norms(module: nn.Module) -> nn.Module:
+    """Every BatchNorm2d becomes a fixed scale and shift, which `.train()` does not thaw."""
+    return freeze_batch_norm_2d(module)
