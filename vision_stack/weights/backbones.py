@@ -1,0 +1,72 @@
+"""Key maps of backbones from transformers' layout to timm's, the layout of `TimmBackbone`'s inner model.
+
+Each takes and gives a state dict without any prefix; the tensors are shared, but for Swin's fused qkv.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vision_stack.weights.renaming import Rules, rename
+
+_RESNET_PARTS = {"convolution": "conv", "normalization": "bn"}
+_SHORTCUT_PARTS = {"convolution": "0", "normalization": "1"}
+_RESNET: Rules = (
+    (r"embedder\.embedder\.(convolution|normalization)\.(\w+)", lambda m: f"{_RESNET_PARTS[m[1]]}1.{m[2]}"),
+    (
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)",
+        lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{_SHORTCUT_PARTS[m[3]]}.{m[4]}",
+    ),
+    (
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.(convolution|normalization)\.(\w+)",
+        lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{_RESNET_PARTS[m[4]]}{int(m[3]) + 1}.{m[5]}",
+    ),
+)
+
+_SWIN_PARTS = {
+    "layernorm_before": "norm1",
+    "attention.self.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.self.qkv": "attn.qkv",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_SWIN: Rules = (
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"embeddings\.norm\.(\w+)", r"patch_embed.norm.\1"),
+    # transformers has the patch merging at the end of a stage, timm at the start of the next.
+    (r"encoder\.layers\.(\d+)\.downsample\.(.+)", lambda m: f"layers_{int(m[1]) + 1}.downsample.{m[2]}"),
+    *(
+        (rf"encoder\.layers\.(\d+)\.blocks\.(\d+)\.{re.escape(part)}(\.\w+)?", rf"layers_\1.blocks.\2.{ours}\3")
+        for part, ours in _SWIN_PARTS.items()
+    ),
+    (r".+\.relative_position_index", None),  # follows from the window size
+    (r"layernorm\.(\w+)", None),  # of the classifier, behind the last map
+)
+
+
+def convert_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' `ResNetBackbone` or `ResNetModel` -> timm's resnet."""
+    return rename(state, _RESNET)
+
+
+def convert_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' `SwinModel` or `MaskFormerSwinModel` -> timm's swin, built with `features_only`."""
+    return rename(_fuse_qkv(state), _SWIN)
+
+
+def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value of each attention under one key, in that order."""
+    fused = {}
+    for key, value in state.items():
+        if ".attention.self.query." in key:
+            parts = (state[key.replace(".query.", f".{part}.")] for part in ("query", "key", "value"))
+            fused[key.replace(".query.", ".qkv.")] = torch.cat(list(parts))
+        elif ".attention.self.key." not in key and ".attention.self.value." not in key:
+            fused[key] = value
+    return fused
