@@ -28,6 +28,7 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.config import ConfigError, Fraction, register
 from vision_stack.structures import FeatureSpec
 
@@ -93,7 +94,9 @@ class TimmBackbone(Backbone):
         facts = _describe(config.model_name, config.output_stride)
         indices = tuple(facts.stages.index(spec) for spec in self.out_specs)
         options = {**_given(config), **facts.options, **facts.extractor}
-        self.net = _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
+        self.net = pad_before_shift(
+            _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
+        )
         self.is_nhwc = Format(getattr(self.net, "output_fmt", "NCHW")) == Format.NHWC  # as declared, never guessed
         if config.freeze_norm:
             self.net = freeze_batch_norms(self.net)
