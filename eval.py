@@ -1,0 +1,33 @@
+"""Evaluate: `python eval.py checkpoint=PATH [data.root=DIR] [run_dir=DIR]` prints mask and box AP."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vision_stack import cli
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    """Rebuild model and data from the checkpoint, evaluate."""
+    from vision_stack.training.evaluation import evaluate
+
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+
+    def make_trainer() -> Any:
+        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
+        return instantiate(config["trainer"], logger=loggers, default_root_dir=str(run_dir))
+
+    evaluate(config, run_dir, make_trainer)
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        sys.argv[1:] = cli.open_group(cli.quote_paths(sys.argv[1:]), "data")
+        main()

@@ -1,0 +1,118 @@
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vision_stack import cli
+from vision_stack.config import ConfigError
+
+PATHS = [
+    "/photos/set one",
+    "/photos/a=b",
+    "/photos/a,b",
+    "/photos/[x] {y} (z)",
+    "/photos/épreuve à",
+    "/photos/it's",
+    '/photos/say "x"',
+    "C:\\photos\\new",
+    "C:\\photos\\",
+    "a\\'b",
+    "${home}/x",
+    "\\${home}",
+    "x${y}'",
+    "100",
+    "#1: a",
+    "a$b@c",
+]
+
+
+@pytest.fixture(scope="module")
+def config_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "main.yaml").write_text("run_dir: x\nweights: null\nhydra:\n  run:\n    dir: ${run_dir}\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_quote_paths_any_character_reaches_the_config_and_hydra_as_typed(path: str, config_dir: str) -> None:
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        config = compose("main", cli.quote_paths([f"run_dir={path}", f"weights={path}"]), return_hydra_config=True)
+    assert config.run_dir == path
+    assert config.hydra.run.dir == path
+    assert OmegaConf.to_container(config, resolve=False)["weights"] is not None
+    assert config.weights == path
+
+
+@pytest.mark.parametrize(
+    ("argument", "quoted"),
+    [
+        ("data.root=/a b", "data.root='/a b'"),
+        ("data.train_annotations=/a,b.json", "data.train_annotations='/a,b.json'"),
+        ("backbone.pretrained=/a b", "backbone.pretrained='/a b'"),
+        ("backbone.pretrained=true", "backbone.pretrained=true"),
+        ("backbone.pretrained=auto", "backbone.pretrained=auto"),
+        ("resume=null", "resume=null"),
+        ("+data.root=a,b", "+data.root='a,b'"),
+        ("run_dir='a,b'", "run_dir='a,b'"),
+        ("backbone=resnet18,resnet34", "backbone=resnet18,resnet34"),
+        ("data.batch_size=2,4", "data.batch_size=2,4"),
+        ("-m", "-m"),
+    ],
+)
+def test_quote_paths_quotes_paths_alone(argument: str, quoted: str) -> None:
+    assert cli.quote_paths([argument]) == [quoted]
+
+
+def test_quote_paths_leading_tilde_is_the_home_directory() -> None:
+    assert cli.quote_paths(["data.root=~/x y"]) == [f"data.root='{os.path.expanduser('~')}/x y'"]
+
+
+def test_continue_in_run_dir_resumed_file_of_a_run_goes_on_in_its_folder() -> None:
+    argv = cli.continue_in_run_dir(["resume=outputs/a b/checkpoints/last.ckpt", "seed=1"])
+    assert argv == ["resume=outputs/a b/checkpoints/last.ckpt", "seed=1", f"run_dir={Path('outputs/a b')}"]
+
+
+def test_continue_in_run_dir_given_run_dir_stays() -> None:
+    argv = ["resume=a/checkpoints/last.ckpt", "run_dir=b"]
+    assert cli.continue_in_run_dir(argv) == argv
+
+
+def test_continue_in_run_dir_auto_takes_the_newest_run(tmp_path: Path) -> None:
+    for age, name in enumerate(["old", "new"]):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        last = tmp_path / name / "checkpoints" / "last.ckpt"
+        last.touch()
+        os.utime(last, (1000 + age, 1000 + age))
+    newest = tmp_path / "new"
+    argv = cli.continue_in_run_dir(["resume=auto"], outputs=tmp_path)
+    assert argv == [f"resume={newest / 'checkpoints' / 'last.ckpt'}", f"run_dir={newest}"]
+
+
+def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give resume=PATH"):
+        cli.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
+
+
+def test_one_line_errors_config_error_prints_one_line_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        from vision_stack.config import from_dict
+
+        from_dict({}, kind="nothing")
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "nothing.type: missing" in lines[0]
+
+
+def test_one_line_errors_error_of_a_library_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        int("x" * 3 + os.fspath("y"), base=99)
+    assert stop.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_is_for_user_own_error_types_are_and_python_errors_are_not() -> None:
+    assert cli.is_for_user(ConfigError("x"))
+    assert not cli.is_for_user(KeyError("x"))

@@ -1,0 +1,41 @@
+"""Train: `python train.py [data=coco data.root=DIR] [backbone=swin_tiny] [experiment=NAME] [run_dir=DIR] ...`"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.getcwd())  # for `plugins`, which lie where the user works
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vision_stack import cli
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Compose the options, import the user's plugins, build, fit."""
+    from vision_stack.training.run import train
+
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    for name in config["plugins"]:
+        importlib.import_module(name)
+
+    def make_trainer(callbacks: list[Any]) -> Any:
+        mine = [instantiate(options) for options in config["callbacks"].values() if options]
+        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
+        options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
+        return instantiate(config["trainer"], **options)
+
+    train(config, run_dir, make_trainer)
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        sys.argv[1:] = cli.quote_paths(cli.continue_in_run_dir(sys.argv[1:]))
+        main()

@@ -1,0 +1,184 @@
+"""What a script needs around its configuration: paths that work as typed, and errors that take one line.
+
+Pure Python, so that it can run before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+PATH_KEYS = frozenset(
+    {
+        "run_dir",
+        "resume",
+        "weights",
+        "checkpoint",
+        "source",
+        "backbone.pretrained",
+        "data.root",
+        "data.train_annotations",
+        "data.train_images",
+        "data.val_annotations",
+        "data.val_images",
+    }
+)
+PLAIN_WORDS = frozenset({"", "null", "true", "false", "auto"})  # options that take a path take these, too
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+_OVERRIDE = re.compile(r"(?P<key>\+{0,2}[\w.@/]+)=(?P<value>.*)", re.DOTALL)
+
+
+def quote_paths(argv: Sequence[str]) -> list[str]:
+    """Quote the values of options that take a path, so that Hydra takes each character literally.
+
+    Without it `data.root=/photos/set 1, (a=b)` is a syntax error, a sweep or a dict. A value that stands in quotes of
+    its own is left to Hydra's grammar. A leading `~` is the home directory, which no shell expands there.
+    """
+    return [_quote(argument) for argument in argv]
+
+
+def _quote(argument: str) -> str:
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None or match["key"].lstrip("+") not in PATH_KEYS:
+        return argument
+    key, value = match["key"], match["value"]
+    if value.lower() in PLAIN_WORDS or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return argument
+    if value.startswith("~"):
+        value = os.path.expanduser(value)
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A Hydra string that stands for exactly these characters: no interpolation, no escapes.
+
+    Two grammars read it. OmegaConf's, second, takes `${` for an interpolation unless a backslash stands before it, and
+    halves the backslashes in front of one. Hydra's, first, ends the string at a quote, and halves the backslashes in
+    front of one.
+    """
+    if "${" in value:
+        value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
+    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
+    return "'" + re.sub(r"\\+$", lambda m: m[0] * 2, value) + "'"
+
+
+def open_group(argv: Sequence[str], group: str) -> list[str]:
+    """Let `data.root=DIR` override what a checkpoint says: such keys stand in no yaml, and are checked later."""
+    return [f"++{a}" if a.startswith(f"{group}.") else a for a in argv]
+
+
+def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") -> list[str]:
+    """`resume=` without `run_dir=` goes on in the folder of the run it resumes; `resume=auto` finds its checkpoint.
+
+    Raises:
+        ValueError: `resume=auto` and there is no run to resume.
+    """
+    values = {m["key"].lstrip("+"): m["value"] for a in argv if (m := _OVERRIDE.fullmatch(a))}
+    resume = _unquoted(values.get("resume", ""))
+    if resume.lower() in PLAIN_WORDS - {"auto"}:
+        return list(argv)
+    run_dir = Path(_unquoted(values["run_dir"])) if "run_dir" in values else None
+    if resume == "auto":
+        checkpoint = run_dir / LAST_CHECKPOINT if run_dir else newest_checkpoint(outputs)
+        if checkpoint is None or not checkpoint.is_file():
+            where = f"{run_dir / LAST_CHECKPOINT} is" if run_dir else f"{outputs}/**/{LAST_CHECKPOINT} are"
+            raise ValueError(f"resume=auto: no such file as {where} there; give resume=PATH, or leave it out to start")
+        argv = [f"resume={checkpoint}" if _key(a) == "resume" else a for a in argv]
+    else:
+        checkpoint = Path(resume)
+    if run_dir is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
+        argv = [*argv, f"run_dir={checkpoint.parent.parent}"]
+    return list(argv)
+
+
+def newest_checkpoint(outputs: str | Path) -> Path | None:
+    """The `last.ckpt` written last among all runs below a folder."""
+    found = list(Path(outputs).glob(f"**/{LAST_CHECKPOINT.as_posix()}"))
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _key(argument: str) -> str:
+    match = _OVERRIDE.fullmatch(argument)
+    return match["key"].lstrip("+") if match else ""
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print errors that are the user's to mend as one line and exit with code 2; let all others through.
+
+    `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows the traceback of any.
+    """
+    wants_traceback = any(os.environ.get(name) == "1" for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way, before they come here
+    try:
+        yield
+    except Exception as error:
+        if wants_traceback or not is_for_user(error):
+            traceback.print_exc()
+            sys.exit(1)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_for_user(error: BaseException) -> bool:
+    """Configuration errors, and ValueErrors that this package raised itself, as opposed to some library's."""
+    module = type(error).__module__.partition(".")[0]
+    if module in ("hydra", "omegaconf", "vision_stack") or type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return True
+    return isinstance(error, ValueError | ModuleNotFoundError) and _raised_by(error.__traceback__).startswith(
+        ("vision_stack", "__main__", "importlib")
+    )
+
+
+def _raised_by(tb: TracebackType | None) -> str:
+    name = ""
+    while tb is not None:
+        name = tb.tb_frame.f_globals.get("__name__", "")
+        tb = tb.tb_next
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """The message on one line. Hydra's are rewritten, since they tell what it did rather than what to do."""
+    message = str(error).strip() or type(error).__name__
+    for pattern, rewrite in _HYDRA_MESSAGES:
+        if match := re.search(pattern, message, re.DOTALL):
+            return rewrite(match)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "See https:")))
+
+
+def _no_such_choice(match: re.Match[str]) -> str:
+    group, _, name = match["choice"].rpartition("/")
+    names = match["names"].split()
+    return f"{group}={name}: there is no such {group or 'config'}; choose one of: {', '.join(names)}"
+
+
+_HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*)", _no_such_choice),
+    (
+        r"Could not override '(?P<key>[^']+)'\..*Key '(?P<name>[^']+)' is not in struct",
+        lambda m: f"{m['key']}: unknown option {m['name']!r}; --cfg=job shows all of them",
+    ),
+    (
+        r"Could not override '(?P<key>[^']+)'\. No match in the defaults list",
+        lambda m: f"{m['key']}: there is no such group of options; --help shows them",
+    ),
+    (
+        r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",
+        lambda m: f"{m['key']}: missing; give {m['key']}=...",
+    ),
+)

@@ -1,0 +1,148 @@
+"""Writing `checkpoints/last.ckpt` and `checkpoints/best.ckpt`, so that a run can be stopped at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from vision_stack.config import to_dict
+from vision_stack.training.position import Position
+
+if TYPE_CHECKING:
+    from vision_stack.training.lightning_module import SegmentationModule
+
+FORMAT_VERSION = 1
+
+
+class Interrupted(Exception):
+    """Training stopped because a signal asked for it, after `last.ckpt` was written."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` every so many steps, at the end of each epoch, around validation, and when a signal asks to stop;
+    `best.ckpt`, with `metrics.json` and `predictions.json`, whenever validation gives a better mask AP.
+
+    Ctrl-C and SIGTERM let the step in hand finish; a second one ends the process at once. The last step of a run is
+    always followed by validation.
+
+    Args:
+        every_n_steps: optimizer steps between two writings of `last.ckpt`; the most that `kill -9` can lose.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.checkpoints.every_n_steps: {every_n_steps} must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.position = Position()
+        self._signal: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+
+    # When: between steps, never within one
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # the gradients so far are in no checkpoint
+        _validate_at_the_end(trainer)
+        validation_is_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        self.position = Position.of(trainer, validated=not validation_is_due)
+        due = self.position.step % self.every_n_steps == 0
+        if due or validation_is_due or trainer.is_last_batch or self._signal:
+            self.save_last(trainer, pl_module)
+        self._stop_if_asked()
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop_if_asked()  # `last.ckpt` says that the validation is still to be done
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        results = pl_module.results
+        if results is not None and (self.best_score is None or results.score > self.best_score):
+            self.best_score = results.score
+            results.write(Path(trainer.default_root_dir))
+            self._write(trainer, "best.ckpt", self._contents(pl_module))
+        self.position = self.position._replace(validated=True)
+        if trainer.state.fn == "fit":
+            self.save_last(trainer, pl_module)
+
+    # What
+
+    def save_last(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+        """Write `last.ckpt`: model, optimizer, position in the run, state of the callbacks."""
+        if not trainer.is_global_zero:
+            return
+        module.check_losses()  # weights after a NaN are not worth keeping
+        contents = self._contents(module)
+        contents["optimizer"] = trainer.optimizers[0].state_dict()
+        contents["precision"] = trainer.precision_plugin.state_dict()
+        contents["callbacks"] = {c.state_key: s for c in trainer.callbacks if c is not self and (s := c.state_dict())}
+        self._write(trainer, "last.ckpt", contents)
+
+    def _contents(self, module: SegmentationModule) -> dict[str, Any]:
+        """Plain values and tensors, which `torch.load(weights_only=True)` takes."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "model_config": to_dict(module.model.config),
+            "state_dict": {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()},
+            "run_config": module.run_config,
+            "position": self.position._asdict(),
+            "best_score": self.best_score,
+        }
+
+    def _write(self, trainer: pl.Trainer, name: str, contents: dict[str, Any]) -> None:
+        """Into a second file that then takes the name, so that there is a whole one at any moment."""
+        path = Path(trainer.default_root_dir) / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        torch.save(contents, scratch)
+        os.replace(scratch, path)
+
+    # Signals
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if threading.current_thread() is threading.main_thread() and trainer.is_global_zero:
+            # In place of Lightning's own, which would stop between the batches of one optimizer step.
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[signum] = signal.signal(signum, self._ask_to_stop)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._restore_handlers()  # a second signal does what it always does
+        self._signal = signum
+
+    def _stop_if_asked(self) -> None:
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def _restore_handlers(self) -> None:
+        while self._old_handlers:
+            signum, handler = self._old_handlers.popitem()
+            signal.signal(signum, handler)
+
+
+def _validate_at_the_end(trainer: pl.Trainer) -> None:
+    """After the last step of a run Lightning validates only where its cadence has it; here it always does."""
+    steps_done = 0 < trainer.max_steps <= trainer.global_step
+    epochs_done = trainer.is_last_batch and 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
+    if steps_done or epochs_done:
+        trainer.should_stop = True
+    if trainer.should_stop and trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1

@@ -1,0 +1,127 @@
+"""AdamW with the parameter groups that segmentation models are trained with, and learning rates by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from vision_stack.config import Config, ConfigError, Fraction, NonNegative, Range
+
+# Tables and tokens that position or query something: their size has no meaning that decay could regularise.
+UNDECAYED_NAMES = (
+    "relative_position_bias_table",
+    "pos_embed",
+    "position_embedding",
+    "rel_pos",
+    "cls_token",
+    "reg_token",
+    "register_token",
+    "mask_token",
+    "level_embed",
+    "query_embed",
+    "logit_scale",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Config):
+    """AdamW and its learning rate over time, counted in optimizer steps."""
+
+    kind: ClassVar[str] = ""
+    lr: Annotated[float, Range(1e-12)] = 1e-4
+    weight_decay: NonNegative = 0.05
+    backbone_lr_multiplier: NonNegative = 0.1  # 0 keeps the backbone's weights as they are
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "poly", "step"] = "step"
+    warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr, linearly
+    warmup_factor: Fraction = 0.01
+    min_lr_factor: Fraction = 0.0  # where cosine and poly end
+    poly_power: NonNegative = 0.9
+    milestones: tuple[Annotated[float, Range(0.0)], ...] = (0.889, 0.963)  # up to 1: fraction of all steps, else a step
+    milestone_factor: Fraction = 0.1
+    clip_norm: NonNegative = 0.01  # of the whole model's gradient; 0 does not clip
+
+    def check(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError("milestones: must increase, such as [0.889, 0.963]")
+
+    @property
+    def needs_total_steps(self) -> bool:
+        """Whether the schedule depends on how long the run is."""
+        by_fraction = self.schedule == "step" and any(m <= 1 for m in self.milestones)
+        return self.schedule in ("cosine", "poly") or by_fraction
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    groups = parameter_groups(model, config)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Up to four groups: backbone or not, decayed or not. Empty groups and frozen parameters are left out.
+
+    Norms, biases, embeddings and position tables are not decayed (Mask2Former's recipe, and Swin's).
+
+    Args:
+        model: has a `backbone`, whose learning rate is multiplied by `config.backbone_lr_multiplier`.
+    """
+    undecayed = {id(p) for p in _undecayed_parameters(model)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():  # names a shared parameter once
+        if parameter.requires_grad:
+            key = (name.startswith("backbone."), id(parameter) not in undecayed)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr * (config.backbone_lr_multiplier if in_backbone else 1.0),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "name": f"{'backbone' if in_backbone else 'rest'}{'' if decayed else '_undecayed'}",
+        }
+        for (in_backbone, decayed), parameters in sorted(groups.items(), reverse=True)
+    ]
+
+
+def _undecayed_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Norms, biases and scales (one value a channel, or one in all), embeddings, and tables by their name."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    by_name = [p for name, p in model.named_parameters() if p.ndim <= 1 or any(t in name for t in UNDECAYED_NAMES)]
+    return embeddings + by_name
+
+
+def lr_factor(config: OptimConfig, total_steps: int | None) -> Callable[[int], float]:
+    """Step (0 is the first) -> what every group's learning rate is multiplied by.
+
+    Args:
+        total_steps: of the whole run, warm-up included; None where nobody knows.
+
+    Raises:
+        ConfigError: the schedule needs to know.
+    """
+    if total_steps is None and config.needs_total_steps:
+        raise ConfigError(
+            f"optim.schedule: {config.schedule} needs to know where it ends; give trainer.max_steps or trainer.max_epochs"
+        )
+    total = max(total_steps or 1, 1)
+    steps = [round(m * total) if m <= 1 else int(m) for m in config.milestones]
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            begin = config.warmup_factor
+            return begin + (1 - begin) * step / config.warmup_steps
+        done = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        if config.schedule == "cosine":
+            return config.min_lr_factor + (1 - config.min_lr_factor) * (1 + math.cos(math.pi * done)) / 2
+        if config.schedule == "poly":
+            return config.min_lr_factor + (1 - config.min_lr_factor) * (1 - done) ** config.poly_power
+        if config.schedule == "step":
+            return config.milestone_factor ** sum(step >= milestone for milestone in steps)
+        return 1.0
+
+    return factor

@@ -1,0 +1,127 @@
+"""Going on with an interrupted run, such that it ends as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from vision_stack.model import load_strictly, model_state, read_checkpoint
+from vision_stack.training.checkpoints import Checkpoints
+from vision_stack.training.lightning_module import SegmentationModule
+from vision_stack.training.position import Position
+
+KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json")
+
+
+def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint to go on from.
+
+    Raises:
+        ValueError: not a checkpoint of ours, or one without the optimizer's state.
+    """
+    checkpoint = read_checkpoint(path)
+    if not {"optimizer", "position", "callbacks"} <= checkpoint.keys():
+        raise ValueError(f"resume: {path} has no optimizer state; give a last.ckpt, or weights={path} for a new run")
+    return checkpoint
+
+
+def check_same_model(checkpoint: Mapping[str, Any], model_config: dict[str, Any]) -> None:
+    """Raises ValueError if the checkpoint is of another model than the options describe."""
+    differing = list(differences(checkpoint["model_config"], model_config))
+    if differing:
+        raise ValueError(
+            f"resume: the model differs from the checkpoint's: {', '.join(differing[:4])}; "
+            "give the options that the interrupted run was started with"
+        )
+
+
+def changed_options(checkpoint: Mapping[str, Any], run_config: dict[str, Any]) -> list[str]:
+    """Options of data and optimizer that are not those of the interrupted run: `lr: 0.001 -> 0.0005`."""
+    return list(differences(checkpoint.get("run_config", {}), run_config))
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Where two plain values differ: `backbone.type: resnet18 -> resnet50`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif _plain(old) != _plain(new):
+        yield f"{path}: {old} -> {new}"
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def restore(
+    trainer: pl.Trainer, module: SegmentationModule, checkpoint: Mapping[str, Any], source: str | Path
+) -> Position:
+    """Before `fit`: weights, counters, the state of callbacks. The optimizer follows when it exists (`RestoreOptimizer`).
+
+    Returns:
+        where the run goes on; the caller tells the data, and validates if the position says that it is due.
+    """
+    load_strictly(module.model, model_state(checkpoint), source)
+    position = Position(**checkpoint["position"])
+    position.restore(trainer)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.position, callback.best_score = position, checkpoint["best_score"]
+            _adopt_best(Path(source), Path(trainer.default_root_dir), checkpoint["best_score"])
+        elif callback.state_key in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+    return position
+
+
+def _adopt_best(checkpoint: Path, run_dir: Path, best_score: float | None) -> None:
+    """A run that goes on in another folder takes the best checkpoint so far along."""
+    old_run = checkpoint.parent.parent
+    if best_score is None or old_run.resolve() == run_dir.resolve():
+        return
+    for name in KEPT_WITH_BEST:
+        if (old_run / name).is_file() and not (run_dir / name).exists():
+            (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old_run / name, run_dir / name)
+
+
+class RestoreOptimizer(pl.Callback):
+    """Gives the optimizer its state back at the first moment at which there is one.
+
+    Rates, decay and their schedule are those of the present options; they depend on the step alone.
+    """
+
+    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+        self.checkpoint: Mapping[str, Any] | None = checkpoint
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.checkpoint is None:
+            return
+        optimizer = trainer.optimizers[0]
+        saved = self.checkpoint["optimizer"]
+        current = optimizer.state_dict()["param_groups"]
+        layout = [[(g.get("name"), len(g["params"])) for g in groups] for groups in (saved["param_groups"], current)]
+        if layout[0] != layout[1]:
+            raise ValueError(f"resume: the optimizer's parameter groups were {layout[0]} and are now {layout[1]}")
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": current})
+        if self.checkpoint["precision"]:
+            trainer.precision_plugin.load_state_dict(self.checkpoint["precision"])
+        self.checkpoint = None  # free the memory
+
+
+def load_weights(model: nn.Module, path: str | Path) -> tuple[int, list[str]]:
+    """Start from the weights of another checkpoint, where names and shapes agree (another number of classes is fine).
+
+    Returns:
+        the number of tensors loaded, and the names of the model's tensors that were not.
+    """
+    state, expected = model_state(read_checkpoint(path)), model.state_dict()
+    fitting = {name: t for name, t in state.items() if name in expected and expected[name].shape == t.shape}
+    if not fitting:
+        raise ValueError(f"weights: nothing in {path} fits this model")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting), [name for name in expected if name not in fitting]
