@@ -53,8 +53,8 @@ def find_splits(
         required: the splits that must be there.
 
     Raises:
-        DataError: no such root; a required split is not found (with what was looked for); an explicit path does not exist;
-            a file or folder found inside the root is a link that leads out of it.
+        DataError: no such root; a required split is not found (with what was looked for); an explicit path does not
+            exist; a file or folder found inside the root is a link that leads out of it.
     """
     root = Path(root).expanduser()
     if not root.is_dir():

@@ -9,10 +9,6 @@ from typing import Any
 _SHOWN = 20
 
 
-class DataError(ValueError):
-    """A data set or an image that cannot be used. The text is complete for a user: one line per problem."""
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One broken record. Prints as one line, whatever its parts hold."""
@@ -25,6 +21,17 @@ class Problem:
     def __str__(self) -> str:
         text = f"{self.file}: {self.field}: {self.message}; {self.remedy}"
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class DataError(ValueError):
+    """A data set or an image that cannot be used. The text is complete for a user: one line per problem."""
+
+    def __init__(self, text: str | Problem) -> None:
+        super().__init__(str(text))
+        self.problem = text if isinstance(text, Problem) else None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # out of a worker process in one piece
+        return (DataError, (self.problem or str(self),))
 
 
 class Findings:
@@ -44,7 +51,7 @@ class Findings:
 
 def data_error(file: Any, field: str, message: str, remedy: str) -> DataError:
     """The `DataError` of a single problem."""
-    return DataError(str(Problem(str(file), field, message, remedy)))
+    return DataError(Problem(str(file), field, message, remedy))
 
 
 def listing(problems: Sequence[Problem], shown: int = _SHOWN) -> str:

@@ -1,0 +1,322 @@
+"""Reads and checks the annotations of a json file: one pass in Python to gather them, the rest vectorised.
+
+What is wrong beyond repair is a problem: no segmentation, one of the wrong size or shape, coordinates that are not
+finite, a polygon without area, a box without area or wholly outside of the image, an unknown image or category.
+
+What has an obvious meaning is mended: a missing box or area is taken from the segmentation, a box that sticks out is
+clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
+missing or repeated annotation ids are numbered anew (noted; they carry no meaning, but pycocotools needs them unique
+and not 0). A crowd may be a polygon.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_stack.data.annotations import AnnotationTable
+from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
+from vision_stack.data.validation import Findings, show
+from vision_stack.ops import rle
+from vision_stack.ops.masks import MAX_COORDINATE
+
+_MAX_ID = 2**53  # pycocotools keeps ids in float64
+_REDO = "annotate it again, or remove the annotation"
+
+
+class ImageFrame(NamedTuple):
+    """What annotations need to know of their image. `row` is -1 for an image that is left out already."""
+
+    row: int
+    file_name: str
+    height: int
+    width: int
+
+
+class _Gathered:
+    """Columns that grow annotation by annotation."""
+
+    def __init__(self) -> None:
+        self.index, self.image_row, self.label = array("q"), array("q"), array("q")
+        self.ids, self.crowd = array("q"), array("b")
+        self.box, self.has_box, self.area = array("d"), array("b"), array("d")
+        self.polygon_stop = array("q")  # per annotation, in polygons
+        self.points, self.point_count, self.point_stop = (
+            array("d"),
+            array("q"),
+            array("q"),
+        )  # the latter two per polygon
+        self.counts, self.counts_stop = bytearray(), array("q")
+
+
+def read_annotations(
+    listed: list[Any],
+    frames: Mapping[int, ImageFrame],
+    label_of: Mapping[int, int],
+    known_ids: set[int],
+    findings: Findings,
+) -> tuple[AnnotationTable, NDArray[np.int64]]:
+    """Check the json's `annotations` and keep the good ones.
+
+    Args:
+        listed: the json's list; emptied entry by entry, so that its memory is free for what replaces it.
+        frames: by image id.
+        label_of: category id -> label.
+        known_ids: the category ids that the file lists; those of them without a label have been reported already.
+
+    Returns:
+        the table, sorted by image row, and the image row of each of its annotations.
+    """
+    gathered = _Gathered()
+    unknown: Counter[Any] = Counter()
+    first_unknown: dict[Any, int] = {}
+    for index, raw in enumerate(listed):
+        listed[index] = None
+        where = f"annotations[{index}]"
+        if not isinstance(raw, dict):
+            findings.problem(where, f"expected a mapping, got {show(raw)}", "correct the file")
+            continue
+        frame = _frame(raw.get("image_id"), frames, where, findings)
+        if frame is None or frame.row < 0:
+            continue
+        category_id = whole_number(raw.get("category_id"))
+        if category_id is None:
+            message = f"expected a whole number, got {show(raw.get('category_id'))}"
+            findings.problem(f"{where}.category_id", message, "use the id of a listed category")
+        elif category_id not in label_of:
+            if category_id not in known_ids:
+                first_unknown.setdefault(category_id, index)
+                unknown[category_id] += 1
+        else:
+            _gather(gathered, raw, index, frame, label_of[category_id], where, findings)
+    for category_id, count in unknown.items():
+        more = f" ({count} annotations)" if count > 1 else ""
+        message = f"no category has the id {category_id}{more}"
+        remedy = "add it to the json's categories, or remove what uses it"
+        findings.problem(f"annotations[{first_unknown[category_id]}].category_id", message, remedy)
+    return _table(gathered, sorted(frames.values()), findings)
+
+
+def whole_number(value: Any) -> int | None:
+    """An id out of a json file: 7 or 7.0, but no bool, text or fraction."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and abs(value) < _MAX_ID else None
+
+
+def _frame(value: Any, frames: Mapping[int, ImageFrame], where: str, findings: Findings) -> ImageFrame | None:
+    image_id = whole_number(value)
+    if image_id is None:
+        findings.problem(
+            f"{where}.image_id", f"expected a whole number, got {show(value)}", "use the id of a listed image"
+        )
+        return None
+    frame = frames.get(image_id)
+    if frame is None:
+        findings.problem(
+            f"{where}.image_id", f"no image has the id {image_id}", "add the image, or remove the annotation"
+        )
+    return frame
+
+
+def _gather(
+    to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int, where: str, findings: Findings
+) -> None:
+    """Append an annotation to the columns, unless it can be seen here and now that it is broken."""
+    of = f" (image {show(frame.file_name)})"
+    crowd = raw.get("iscrowd", 0)
+    if crowd not in (0, 1, None):
+        findings.problem(f"{where}.iscrowd", f"expected 0 or 1, got {show(crowd)}{of}", "correct it")
+        return
+    box = raw.get("bbox")
+    numbers = isinstance(box, list) and len(box) == 4 and all(_is_number(n) for n in box)
+    if box and not numbers:
+        message = f"expected four numbers x, y, width, height, got {show(box)}{of}"
+        findings.problem(f"{where}.bbox", message, "correct it, or leave bbox out to have it computed")
+        return
+    segmentation = raw.get("segmentation")
+    area = float(raw["area"]) if _is_number(raw.get("area")) else math.nan
+    if not segmentation:
+        message = f"there is no mask, only a box{of}" if numbers else f"there is no mask{of}"
+        findings.problem(f"{where}.segmentation", message, "export with polygons or RLE masks")
+        return
+    rle_box = None
+    if isinstance(segmentation, dict):
+        try:
+            runs = rle.check_rle(segmentation, frame.height, frame.width)
+            pixels = int(runs[1::2].sum())
+            if not pixels:
+                raise ValueError("RLE has no object pixel")
+            compressed = rle.to_compressed(segmentation, frame.height, frame.width)
+        except ValueError as error:
+            findings.problem(f"{where}.segmentation", f"{error}{of}", _REDO)
+            return
+        to.counts.extend(compressed["counts"])
+        area = area if area > 0 else float(pixels)
+        rle_box = None if box else rle.box(compressed)
+    elif isinstance(segmentation, list):
+        if not _gather_polygons(to, segmentation):
+            message = f"expected lists of numbers x0, y0, x1, y1, ..., got {show(segmentation)}{of}"
+            findings.problem(f"{where}.segmentation", message, _REDO)
+            return
+    else:
+        message = f"expected polygons or an RLE, got {show(segmentation)}{of}"
+        findings.problem(f"{where}.segmentation", message, _REDO)
+        return
+    if rle_box:
+        box = [rle_box[0], rle_box[1], rle_box[2] - rle_box[0], rle_box[3] - rle_box[1]]
+    annotation_id = whole_number(raw.get("id"))
+    to.index.append(index)
+    to.image_row.append(frame.row)
+    to.label.append(label)
+    to.ids.append(annotation_id if annotation_id and annotation_id > 0 else 0)
+    to.crowd.append(bool(crowd))
+    to.box.extend(box or (math.nan,) * 4)
+    to.has_box.append(bool(box))
+    to.area.append(area)
+    to.polygon_stop.append(len(to.point_stop))
+    to.counts_stop.append(len(to.counts))
+
+
+def _gather_polygons(to: _Gathered, polygons: list[Any]) -> bool:
+    if not isinstance(polygons[0], list):  # one polygon that is not wrapped in a list means what it seems to mean
+        polygons = [polygons]
+    points, before = to.points, (len(to.points), len(to.point_stop))
+    try:
+        for polygon in polygons:
+            start = len(points)
+            points.extend(polygon)  # TypeError for anything but numbers
+            to.point_count.append(len(points) - start)
+            if (len(points) - start) % 2 or len(points) == start:  # keeps x at even places, and no polygon empty
+                points.extend((0.0,) if len(points) > start else (0.0, 0.0))
+            to.point_stop.append(len(points))
+    except (TypeError, OverflowError):
+        del points[before[0] :], to.point_count[before[1] :], to.point_stop[before[1] :]
+        return False
+    return True
+
+
+def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple[AnnotationTable, NDArray[np.int64]]:
+    frames = [frame for frame in frames if frame.row >= 0]
+    sizes = np.array([(frame.height, frame.width) for frame in frames], dtype=np.int64).reshape(-1, 2)
+    image_row = np.frombuffer(to.image_row, dtype=np.int64) if to.image_row else np.zeros(0, dtype=np.int64)
+    rows = len(image_row)
+    height, width = sizes[image_row].T if rows else np.zeros((2, 0), dtype=np.int64)
+
+    polygon_stop = np.array(to.polygon_stop, dtype=np.int64)
+    polygon_count = np.diff(polygon_stop, prepend=0)
+    owner = np.repeat(np.arange(rows), polygon_count)
+    point_stop = np.array(to.point_stop, dtype=np.int64)
+    points = np.array(to.points, dtype=np.float64)
+    shapes = measure(points, np.array(to.point_count, dtype=np.int64), point_stop, height[owner], width[owner])
+
+    def where(row: int, field: str) -> str:
+        return f"annotations[{to.index[row]}].{field}"
+
+    def of(row: int) -> str:
+        return f" (image {show(frames[image_row[row]].file_name)})"
+
+    good = _judge_polygons(shapes, owner, polygon_count, where, of, findings)
+    boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
+    areas = np.array(to.area, dtype=np.float64)
+    kept = shapes.fault == 0
+    _fill_from_polygons(boxes, np.array(to.has_box, dtype=bool), areas, shapes, owner, kept)
+    _judge_boxes(boxes, good, height, width, where, of, findings)
+    ids = _unique_ids(np.array(to.ids, dtype=np.int64), where, findings)
+
+    order = np.flatnonzero(good)
+    order = order[np.argsort(image_row[order], kind="stable")]
+    kept_before = np.concatenate([[0], np.cumsum(kept)])
+    counts_stop = np.array(to.counts_stop, dtype=np.int64)
+    table = AnnotationTable(
+        labels=np.array(to.label, dtype=np.int64)[order],
+        boxes=boxes[order],
+        areas=areas[order],
+        crowd=np.array(to.crowd, dtype=bool)[order],
+        ids=ids[order],
+        polygons=np.stack([kept_before[polygon_stop - polygon_count], kept_before[polygon_stop]], axis=1)[order],
+        points_of=np.stack([np.concatenate([[0], point_stop])[:-1], point_stop], axis=1)[kept],
+        points=points,
+        counts_of=np.stack([np.concatenate([[0], counts_stop])[:-1], counts_stop], axis=1)[order],
+        counts=bytes(to.counts),
+    )
+    return table, image_row[order]
+
+
+def _judge_polygons(
+    shapes: PolygonShapes, owner: Any, polygon_count: Any, where: Any, of: Any, findings: Findings
+) -> NDArray[np.bool_]:
+    """[rows] True where an annotation's polygons will do. Degenerate ones among good ones are noted only."""
+    rows = len(polygon_count)
+    usable = np.bincount(owner[shapes.fault == 0], minlength=rows)
+    broken = np.bincount(owner[(shapes.fault > 0) & ~np.isin(shapes.fault, DEGENERATE)], minlength=rows)
+    good = (polygon_count == 0) | ((usable > 0) & (broken == 0))
+    said: set[int] = set()
+    # What is beyond repair comes first, so that each annotation is reported for the worst of its polygons.
+    faulty = np.flatnonzero(shapes.fault)
+    for polygon in faulty[np.argsort(np.isin(shapes.fault[faulty], DEGENERATE), kind="stable")].tolist():
+        row = int(owner[polygon])
+        if row in said:
+            continue
+        said.add(row)
+        message = fault_of(shapes, polygon) + of(row)
+        if good[row]:
+            findings.note(where(row, "segmentation"), message, "this polygon of several is left out")
+        else:
+            findings.problem(where(row, "segmentation"), message, _REDO)
+    return good
+
+
+def _fill_from_polygons(boxes: Any, has_box: Any, areas: Any, shapes: PolygonShapes, owner: Any, kept: Any) -> None:
+    """Boxes and areas that the file leaves out, in place."""
+    bounds = np.full((len(boxes), 4), np.inf) * (1, 1, -1, -1)
+    np.minimum.at(bounds[:, :2], owner[kept], shapes.bounds[kept, :2])
+    np.maximum.at(bounds[:, 2:], owner[kept], shapes.bounds[kept, 2:])
+    missing = ~has_box & np.isfinite(bounds).all(axis=1)
+    boxes[missing, :2] = bounds[missing, :2]
+    boxes[missing, 2:] = bounds[missing, 2:] - bounds[missing, :2]
+    no_area = ~(np.isfinite(areas) & (areas > 0))
+    areas[no_area] = np.bincount(owner[kept], weights=shapes.area[kept], minlength=len(boxes))[no_area]
+
+
+def _judge_boxes(boxes: Any, good: Any, height: Any, width: Any, where: Any, of: Any, findings: Findings) -> None:
+    """Clears `good` where a box will not do."""
+    x, y, w, h = boxes.T
+    with np.errstate(invalid="ignore"):
+        faults = {
+            "is not finite": ~np.isfinite(boxes).all(axis=1),
+            f"lies beyond {MAX_COORDINATE:g} pixels": (np.abs(boxes) > MAX_COORDINATE).any(axis=1),
+            "has no area": (w <= 0) | (h <= 0),
+            "is wholly outside of the image": (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0),
+        }
+    for text, faulty in faults.items():
+        for row in np.flatnonzero(faulty & good).tolist():
+            message = f"box {show(boxes[row].tolist())} {text}{of(row)}"
+            remedy = "correct x, y, width, height, or leave bbox out to have it computed"
+            findings.problem(where(row, "bbox"), message, remedy)
+        good &= ~faulty
+
+
+def _unique_ids(ids: NDArray[np.int64], where: Any, findings: Findings) -> NDArray[np.int64]:
+    _, first = np.unique(ids, return_index=True)
+    repeated = np.ones(len(ids), dtype=bool)
+    repeated[first] = False
+    again = np.flatnonzero(repeated & (ids > 0))
+    if len(again):
+        more = f", and {len(again) - 1} more are repeated" if len(again) > 1 else ""
+        message = f"id {ids[again[0]]} is used before{more}"
+        findings.note(where(int(again[0]), "id"), message, "numbered anew; results are not affected")
+    anew = repeated | (ids == 0)
+    unique = ids.copy()
+    unique[anew] = ids.max(initial=0) + 1 + np.arange(np.count_nonzero(anew))
+    return unique
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

@@ -1,0 +1,134 @@
+"""From the categories of a json file to the labels 0..K-1.
+
+* Classes are what the file lists, in order of their ids; ids may be sparse, and a class without annotations stays.
+* Roboflow's exports begin with a placeholder, named like the supercategory of the real classes and used by no
+  annotation. It is left out (when some annotation does use it, it is a class like any other).
+* When the classes are given already (by the training split or a checkpoint), the file's categories are matched by name.
+  Ids may differ: labels, and so results, follow the given classes. A class that is used but not known is a problem.
+* Duplicate ids or names are refused in any case, also where broken records are skipped: no good guess exists.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vision_stack.data.validation import DataError, Findings, listing, show
+from vision_stack.structures import Category
+
+
+class _Listed(NamedTuple):
+    position: int  # in the file's list
+    id: int
+    name: str
+    supercategory: str
+
+
+def read_categories(
+    listed: list[Any], used: Counter[int], findings: Findings, given: Sequence[Category] | None = None
+) -> tuple[tuple[Category, ...], dict[int, int]]:
+    """The classes, and the label of each category id of the file.
+
+    Args:
+        listed: the json's `categories`.
+        used: how many annotations name which category id.
+        given: the classes to match, if known already.
+
+    Returns:
+        classes by label, and {category id in this file: label} for all that have one.
+
+    Raises:
+        DataError: an entry without a whole-number id and a name, or a duplicate.
+    """
+    own = _checked(listed, findings.file)
+    if given is None:
+        placeholder = _placeholder(own, used)
+        kept = sorted((c for c in own if c is not placeholder), key=lambda c: c.id)
+        return tuple(Category(id=c.id, name=c.name) for c in kept), {c.id: label for label, c in enumerate(kept)}
+
+    label_of_name = {category.name: label for label, category in enumerate(given)}
+    folded = Counter(_folded(category.name) for category in given)
+    for label, category in enumerate(given):  # "Person" is "person", unless both are classes
+        if folded[_folded(category.name)] == 1:
+            label_of_name.setdefault(_folded(category.name), label)
+    labels: dict[int, int] = {}
+    moved: list[_Listed] = []
+    for entry in own:
+        match = label_of_name.get(entry.name, label_of_name.get(_folded(entry.name)))
+        if match is not None:
+            labels[entry.id] = match
+            if given[match].id != entry.id:
+                moved.append(entry)
+        elif used[entry.id]:
+            same_id = [category.name for category in given if category.id == entry.id]
+            instead = f", where id {entry.id} is {show(same_id[0])}" if same_id else ""
+            findings.problem(
+                f"categories[{entry.position}].name",
+                f"{show(entry.name)} (id {entry.id}, {used[entry.id]} annotations) is not among the "
+                f"{len(given)} classes of the training data{instead}",
+                "give it the name it has there, or remove it and its annotations",
+            )
+    if moved:
+        first = moved[0]
+        findings.note(
+            f"categories[{first.position}].id",
+            f"{show(first.name)} has id {first.id} here and {given[labels[first.id]].id} in the training data"
+            + (f" ({len(moved)} such categories)" if len(moved) > 1 else ""),
+            "matched by name; results carry the training data's ids",
+        )
+    return tuple(given), labels
+
+
+def _checked(listed: list[Any], file: str) -> list[_Listed]:
+    findings = Findings(file)
+    own: list[_Listed] = []
+    by_id: dict[int, _Listed] = {}
+    by_name: dict[str, _Listed] = {}
+    for index, raw in enumerate(listed):
+        where = f"categories[{index}]"
+        if not isinstance(raw, dict):
+            findings.problem(where, f"expected a mapping with id and name, got {show(raw)}", "correct the file")
+            continue
+        category_id, name = raw.get("id"), raw.get("name")
+        if type(category_id) is not int or abs(category_id) >= 2**62:
+            findings.problem(
+                f"{where}.id", f"expected a whole number, got {show(category_id)}", "number the categories"
+            )
+        elif not isinstance(name, str) or not name.strip():
+            findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
+        elif category_id in by_id:
+            other = by_id[category_id]
+            if other.name == name:
+                continue  # the same entry twice does no harm
+            message = f"id {category_id} is both {show(other.name)} and {show(name)}"
+            findings.problem(f"{where}.id", message, "give every category an id of its own")
+        elif name in by_name:
+            message = f"{show(name)} has two ids, {by_name[name].id} and {category_id}"
+            findings.problem(f"{where}.name", message, "rename one, or merge the two")
+        else:
+            category = _Listed(index, category_id, name, str(raw.get("supercategory", "")))
+            by_id[category_id] = by_name[name] = category
+            own.append(category)
+    if findings.problems:
+        raise DataError(listing(findings.problems))
+    return own
+
+
+def _placeholder(own: list[_Listed], used: Counter[int]) -> _Listed | None:
+    """Roboflow's first category: id 0, no supercategory, the supercategory of all others, and without annotations."""
+    for category in own:
+        others = [c for c in own if c is not category]
+        if (
+            category.id == 0
+            and not used[0]
+            and category.supercategory == "none"
+            and others
+            and all(c.supercategory == category.name for c in others)
+        ):
+            return category
+    return None
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()

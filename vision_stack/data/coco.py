@@ -1,0 +1,226 @@
+"""Reads a COCO instance json and its images into checked records.
+
+What each check refuses, mends or ignores is said where it is done: `annotation_checks.py`, `image_records.py`,
+`categories.py`. Everything broken is found before training starts. Masks stay polygons and RLEs here; they are
+rasterised last, after the transforms.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vision_stack.data.annotation_checks import ImageFrame, read_annotations, whole_number
+from vision_stack.data.annotations import Annotation, AnnotationTable
+from vision_stack.data.categories import read_categories
+from vision_stack.data.image_records import ListedImage, check_files, read_listed
+from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, show
+from vision_stack.structures import Category
+
+__all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRecord:
+    """One image and its objects. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+
+    image_id: int
+    file_name: str  # as in the json
+    path: str
+    height: int
+    width: int
+    apply_exif: bool
+    table: AnnotationTable
+    rows: range  # of the table
+
+    @property
+    def annotations(self) -> tuple[Annotation, ...]:
+        """Made from the table on each access."""
+        return tuple(self.table.annotation(row, self.height, self.width) for row in self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class CocoSplit:
+    """A split of a data set: all that is good of it, and what was found to be wrong."""
+
+    annotation_file: str
+    records: list[ImageRecord]  # images without objects included, in the json's order
+    categories: tuple[Category, ...]  # by label
+    table: AnnotationTable
+    problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
+    notes: tuple[Problem, ...]  # harmless things that were mended
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The split in COCO's format for `pycocotools`: images and annotations of the records, crowds included.
+
+        Category ids are those of `categories`, boxes and areas those of the json.
+        """
+        annotations = []
+        for record in self.records:
+            for row in record.rows:
+                segmentation = self.table.segmentation(row, record.height, record.width)
+                annotations.append(
+                    {
+                        "id": int(self.table.ids[row]),
+                        "image_id": record.image_id,
+                        "category_id": self.categories[self.table.labels[row]].id,
+                        "segmentation": [polygon.tolist() for polygon in segmentation]
+                        if isinstance(segmentation, list)
+                        else segmentation,
+                        "bbox": self.table.boxes[row].tolist(),
+                        "area": float(self.table.areas[row]),
+                        "iscrowd": int(self.table.crowd[row]),
+                    }
+                )
+        images = [
+            {"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width} for r in self.records
+        ]
+        return {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+        }
+
+    def report(self, shown: int = 20) -> str:
+        """What was skipped and mended, for printing; empty if nothing was."""
+        parts = []
+        if self.problems:
+            parts.append(f"{self.annotation_file}: skipped {len(self.problems):,} broken records")
+            parts.append(listing(self.problems, shown))
+        if self.notes:
+            parts.append(f"{self.annotation_file}: {len(self.notes):,} notes")
+            parts.append(listing(self.notes, shown))
+        return "\n".join(parts)
+
+
+def read_coco(
+    annotation_file: str | Path,
+    image_dir: str | Path,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    categories: Sequence[Category] | None = None,
+    check_images: bool = True,
+) -> CocoSplit:
+    """Read and check one split.
+
+    Args:
+        annotation_file: COCO instance json; polygons, RLEs compressed or not, crowds; sparse category ids.
+        image_dir: what the json's `file_name`s are relative to. No file outside of it is touched.
+        on_error: "raise" stops at broken records, all of them listed. "skip" leaves them out and lists them in
+            `problems`; every image file is then decoded once, so that none fails during training.
+        categories: the classes to use (of the training split, or a checkpoint); by default those of the file.
+        check_images: whether to open the image files: their presence, headers and ends.
+
+    Raises:
+        DataError: the file is no such json at all; it has no images, annotations or categories (or none that is good);
+            its categories are ambiguous; or, with "raise", any record is broken.
+    """
+    file = str(annotation_file)
+    data = _load(file)
+    if not os.path.isdir(image_dir):
+        raise data_error(image_dir, "image folder", "there is no such folder", "name the folder that holds the images")
+    findings = Findings(file)
+    used = Counter(_category_ids(data["annotations"]))
+    classes, label_of = read_categories(data["categories"], used, findings, categories)
+    listed_ids = {category["id"] for category in data["categories"]}
+    if not classes:
+        raise data_error(file, "categories", "there is no category", "list the classes")
+
+    images, bad_ids = read_listed(data["images"], str(image_dir), findings, size_needed=not check_images)
+    if check_images:
+        checked = list(check_files(images, str(image_dir), findings, decode=on_error == "skip"))
+        bad_ids |= {image.image_id for image in images} - {image.image_id for image in checked}
+        images = checked
+    frames = {i.image_id: ImageFrame(row, i.file_name, i.height, i.width) for row, i in enumerate(images)}
+    frames |= {image_id: ImageFrame(-1, "", 0, 0) for image_id in bad_ids}
+    table, image_rows = read_annotations(data["annotations"], frames, label_of, listed_ids, findings)
+
+    if findings.problems and on_error == "raise":
+        raise DataError(_refusal(file, findings.problems))
+    if not images or not len(image_rows):
+        what = "image" if not images else "annotation"
+        first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
+        raise data_error(file, f"{what}s", f"no good {what} is left", f"mend the file{first}")
+    return CocoSplit(
+        file, _records(images, table, image_rows), classes, table, tuple(findings.problems), tuple(findings.notes)
+    )
+
+
+def _records(images: list[ListedImage], table: AnnotationTable, image_rows: Any) -> list[ImageRecord]:
+    bounds = np.searchsorted(image_rows, np.arange(len(images) + 1)).tolist()
+    return [
+        ImageRecord(
+            i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif, table, range(bounds[n], bounds[n + 1])
+        )
+        for n, i in enumerate(images)
+    ]
+
+
+def _category_ids(annotations: list[Any]) -> list[int]:
+    ids = (whole_number(raw.get("category_id")) for raw in annotations if isinstance(raw, dict))
+    return [category_id for category_id in ids if category_id is not None]
+
+
+def _refusal(file: str, problems: list[Problem]) -> str:
+    if len(problems) == 1:
+        return f"{problems[0]} (or leave the record out with data.on_error=skip)"
+    head = f"{file}: {len(problems):,} problems; mend them, or leave the broken records out with data.on_error=skip"
+    return f"{head}\n{listing(problems)}"
+
+
+def _load(file: str) -> dict[str, Any]:
+    """The json, as far as its outermost structure is what COCO's is."""
+    data = _parse(file)
+    if not isinstance(data, dict):
+        hint = " (COCO results, not annotations?)" if isinstance(data, list) else ""
+        message = f"expected a mapping with images, annotations and categories, got {show(data)}{hint}"
+        raise data_error(file, "top level", message, "give a COCO instance json")
+    for key in ("images", "annotations", "categories"):
+        if key not in data:
+            raise data_error(file, key, "missing", "give a COCO instance json")
+        if not isinstance(data[key], list):
+            raise data_error(file, key, f"expected a list, got {show(data[key])}", "give a COCO instance json")
+        if not data[key]:
+            raise data_error(file, key, f"there are no {key}", "check that the export is complete")
+    return data
+
+
+def _parse(file: str) -> Any:
+    remedy = "give a COCO instance json"
+    collecting = gc.isenabled()
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise data_error(file, "file", "not a regular file", remedy)
+        if not status.st_size:
+            raise data_error(file, "file", "the file is empty", "export or download it again")
+        gc.disable()  # millions of new objects and no garbage: twice as fast
+        with open(file, encoding="utf-8-sig") as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        raise data_error(file, "file", "there is no such file", "check the path") from None
+    except UnicodeDecodeError:
+        raise data_error(file, "file", "not text in UTF-8", remedy) from None
+    except json.JSONDecodeError as error:
+        message = f"not valid json: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise data_error(file, "file", message, "export or download it again") from None
+    except RecursionError:
+        raise data_error(file, "file", "nested too deeply to be read", remedy) from None
+    except OSError as error:
+        raise data_error(file, "file", f"cannot be read ({error.strerror})", "check its permissions") from None
+    except DataError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise data_error(file, "file", f"cannot be read ({str(error)[:80]})", remedy) from None
+    finally:
+        if collecting:
+            gc.enable()
