@@ -50,7 +50,7 @@ def predict_instances(
     for image, info in _each(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             found = _detect(outputs, image, info, top_k, score_threshold, list)
-        masks = found.labels.new_zeros((len(found.mask_index), *info.size), dtype=torch.bool)
+        masks = _blank_masks(len(found.mask_index), info.size, found.labels.device)
         for n, index in enumerate(found.mask_index):
             crop: MaskCrop = found.masks[index]
             height, width = crop.mask.shape
@@ -132,6 +132,13 @@ def _mask_crops(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageIn
         logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)
         boxes = positive_boxes(logits)
         yield [resize_mask(mask, box, rows, columns) for mask, box in zip(logits, boxes, strict=True)]
+
+
+def _blank_masks(count: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """All False, [count, height, width]. On the CPU, memory that no mask touches is never paged in (calloc)."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros((count, *size), dtype=bool))
+    return torch.zeros(count, *size, dtype=torch.bool, device=device)
 
 
 def _to_host(masks: list[Tensor]) -> list[np.ndarray]:

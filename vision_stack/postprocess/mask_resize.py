@@ -7,6 +7,7 @@ positive logits is all that has to be computed, and the result is the same.
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -42,6 +43,7 @@ class MaskCrop(NamedTuple):
     quality: Tensor  # [] float32, mean sigmoid inside the mask; 0 where the mask is empty
 
 
+@functools.lru_cache(maxsize=4)  # a batch's images, and those of one data set, mostly share their sizes
 def resize_axis(length: int, input_size: int, size: int, device: torch.device) -> Axis:
     """The map from `length` logits to 4 * length pixels, cropped to `input_size`, resized to `size` pixels."""
     weights = F.interpolate(torch.eye(length)[None], size=4 * length, mode="linear")[..., :input_size]
@@ -82,7 +84,7 @@ def resize_mask(logits: Tensor, box: list[int], rows: Axis, columns: Axis) -> Ma
         band = rows.inputs_of(start, stop)
         block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
         inside = torch.gt(block, 0, out=mask[start - top : stop - top])
-        area += inside.view(torch.uint8).sum()
+        area += inside.count_nonzero()
         total += F.threshold(block.sigmoid_(), 0.5, 0.0, inplace=True).sum()
     bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
     (y0, y1), (x0, x1) = _extent(bits.amax(1)), _extent(bits.amax(0))
