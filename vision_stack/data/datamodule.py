@@ -1,0 +1,128 @@
+"""The data of a run: records, classes, ground truth, and loaders that can start at any batch of any epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from vision_stack.data.coco import CocoSplit, ImageRecord, read_coco
+from vision_stack.data.configs import DataConfig
+from vision_stack.data.dataset import InstanceDataset
+from vision_stack.data.loader import BatchLoader, make_loader
+from vision_stack.data.sampler import EpochSampler
+from vision_stack.data.transforms import TransformConfig
+from vision_stack.data.validation import Problem, data_error
+from vision_stack.structures import Category
+
+
+def build_datamodule(config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None) -> DataModule:
+    """The data that a config describes. Files are read when they are first asked for.
+
+    Args:
+        config: of kind "data".
+        seed: of order and augmentation, with epoch and index.
+        categories: the classes of a trained model; by default those of the training split.
+    """
+    return DataModule(config, seed, categories)
+
+
+class DataModule(pl.LightningDataModule):
+    """Train and val split of a data set, and their loaders.
+
+    The next batch depends on (seed, epoch, batch) alone. `set_position` before `fit` makes training begin in the
+    middle: the position is that of batches trained, so how far workers have read ahead does not matter. One iteration
+    over the train loader is one epoch. Sharding over ranks is done here: `Trainer(use_distributed_sampler=False)`.
+    """
+
+    def __init__(self, config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self._categories = None if categories is None else tuple(categories)
+        self._position = (0, 0)
+        # With fewer val images than ranks, some have nothing to evaluate, and that is fine.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Label -> category."""
+        return self.train_split.categories if self._categories is None else self._categories
+
+    @cached_property
+    def train_split(self) -> CocoSplit:
+        paths = self.config.split_paths("train")
+        return read_coco(*paths, on_error=self.config.on_error, categories=self._categories)
+
+    @cached_property
+    def val_split(self) -> CocoSplit:
+        paths = self.config.split_paths("val")
+        split = read_coco(*paths, on_error=self.config.on_error, categories=self.categories)
+        return dataclasses.replace(split, records=split.records[: self.config.max_val_images])
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The broken records of both splits that are left out (on_error: skip)."""
+        return [*self.train_split.problems, *self.val_split.problems]
+
+    @cached_property
+    def train_records(self) -> list[ImageRecord]:
+        """Those trained on.
+
+        Raises:
+            DataError: there are none.
+        """
+        records = [r for r in self.train_split.records if not self.config.filter_empty or _num_objects(r)]
+        if not records:
+            file = self.config.split_paths("train").annotation_file
+            raise data_error(
+                file, "annotations", "no training image has an object", "annotate some, or give another file"
+            )
+        return records[: self.config.max_train_images]
+
+    @property
+    def val_records(self) -> list[ImageRecord]:
+        return list(self.val_split.records)
+
+    def val_ground_truth(self) -> dict[str, Any]:
+        """COCO's format for `pycocotools`, of just the images that `val_dataloader` gives, crowds included."""
+        return self.val_split.ground_truth()
+
+    def num_train_images_with_more_objects_than(self, limit: int) -> int:
+        """How many training images have more objects than a head with `limit` queries can find."""
+        return sum(_num_objects(record) > limit for record in self.train_records)
+
+    def set_position(self, epoch: int, batches_done: int = 0) -> None:
+        """Training begins in this epoch, after `batches_done` of each rank's batches. To be called before `fit`."""
+        self._position = (epoch, batches_done)
+
+    def train_dataloader(self) -> BatchLoader:
+        loader = self._loader(self.train_records, self.config.train_transform, self.config.batch_size, train=True)
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, EpochSampler)
+        sampler.set_position(*self._position)
+        return loader
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader(self.val_records, self.config.eval_transform, self.config.eval_batch_size, train=False)
+
+    def _loader(
+        self, records: Sequence[ImageRecord], transform: TransformConfig, batch_size: int, *, train: bool
+    ) -> BatchLoader:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return make_loader(
+            InstanceDataset(records, transform, seed=self.seed, cache=self.config.cache),
+            EpochSampler(
+                len(records), batch_size, seed=self.seed, shuffle=train, even=train, rank=rank, world_size=world_size
+            ),
+            size_divisor=self.config.size_divisor,
+            num_workers=self.config.num_workers,
+        )
+
+
+def _num_objects(record: ImageRecord) -> int:
+    return int(np.count_nonzero(~record.table.crowd[record.rows.start : record.rows.stop]))
