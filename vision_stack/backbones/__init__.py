@@ -1,14 +1,21 @@
 """Backbones: importing this package registers them."""
 
 from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, PublishedWeights, select_stages
+from vision_stack.backbones.pretrained import LoadReport, RandomWeightsWarning, load_pretrained
 from vision_stack.backbones.timm_backbone import TimmBackbone, TimmBackboneConfig
+from vision_stack.backbones.torchvision_backbone import TorchvisionBackbone, TorchvisionBackboneConfig
 
 __all__ = [
     "Backbone",
     "BackboneConfigMixin",
     "BackboneOutput",
+    "LoadReport",
     "PublishedWeights",
+    "RandomWeightsWarning",
     "TimmBackbone",
     "TimmBackboneConfig",
+    "TorchvisionBackbone",
+    "TorchvisionBackboneConfig",
+    "load_pretrained",
     "select_stages",
 ]

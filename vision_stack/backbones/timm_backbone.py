@@ -16,7 +16,7 @@ import torch
 from timm.layers import Format
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models._features import FeatureGetterNet, FeatureListNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_stack.backbones.base import (
     Backbone,
@@ -35,27 +35,14 @@ from vision_stack.structures import FeatureSpec
 # Built for one image size, these classes otherwise refuse others; Swin would besides drop the shift of its last stage.
 _ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}
 # timm modules whose strided layers all round up. Others are padded to the coarsest stride that is asked for.
-_ROUND_UP = [
-    "cspnet",
-    "dpn",
-    "efficientnet",
-    "ghostnet",
-    "hardcorenas",
-    "hgnet",
-    "mobilenetv3",
-    "nfnet",
-    "pvt_v2",
-    "regnet",
-    "repvit",
-    "res2net",
-    "resnest",
-    "resnet",
-    "resnetv2",
-    "rexnet",
-    "sknet",
-]
+# fmt: off
+_ROUND_UP = (
+    "dpn", "efficientnet", "ghostnet", "hardcorenas", "hgnet", "mobilenetv3", "nfnet", "pvt_v2", "regnet", "repvit",
+    "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet",
+)
+# fmt: on
 # These pad between their stages, so that only the patches of the stem must come out even.
-_PAD_THEMSELVES = ["swin_transformer", "swin_transformer_v2"]
+_PAD_THEMSELVES = ("swin_transformer", "swin_transformer_v2")
 
 
 @register("backbone", "timm")
@@ -167,7 +154,7 @@ def _describe(model_name: str, output_stride: int | None) -> _Facts:
                 extractor = {"feature_cls": "getter"}
     family = type(whole).__module__.rsplit(".", 1)[-1]
     pads: Literal["none", "patch", "coarsest"] = "coarsest"
-    if family in _ROUND_UP:
+    if family in _ROUND_UP and not any(_rounds_down(module) for module in whole.modules()):
         pads = "none"
     elif family in _PAD_THEMSELVES:
         pads = "patch"
@@ -175,6 +162,12 @@ def _describe(model_name: str, output_stride: int | None) -> _Facts:
         FeatureSpec(stage["module"], stage["num_chs"], stage["reduction"]) for stage in net.feature_info.info
     )
     return _Facts(stages, options, extractor, pads)
+
+
+def _rounds_down(module: Any) -> bool:
+    """A pooling that drops the last row of an odd height, as anti-aliased convolutional networks have."""
+    halves = isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2))
+    return halves and not (module.padding or module.ceil_mode)
 
 
 def _create(model_name: str, options: dict[str, Any]) -> Any:

@@ -1,0 +1,248 @@
+"""Initial weights of a backbone: from a file, the local caches or the hub, and a report of what was loaded.
+
+report = load_pretrained(backbone, config.backbone, "auto")
+print(report)            # one line
+print(report.details())  # every name that was not simply taken over
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor
+
+from vision_stack.backbones.base import Backbone, PublishedWeights
+from vision_stack.config import ConfigError
+from vision_stack.structures import BackboneConfig
+
+Pretrained = Literal["auto"] | bool | str
+FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # looked for in a directory
+PATIENCE = 2.0  # seconds to wait for a first sign of life from the network
+
+
+class RandomWeightsWarning(UserWarning):
+    """A backbone was to start from published weights and starts from random ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of the weights. Names are the backbone's own but for `unexpected` and `not_built`."""
+
+    source: str  # a path, an address, or "random weights"
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    matched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # in the backbone, not in the source: empty, for loading is strict
+    unexpected: tuple[str, ...] = ()  # in the source, unknown to the model: empty, likewise
+    reshaped: tuple[str, ...] = ()  # resampled to the model's sizes, such as position embeddings
+    not_built: tuple[str, ...] = ()  # in the source, but of the classifier or of stages that are not used
+    fresh: tuple[str, ...] = ()  # of layers that published weights never have, such as output norms
+    warning: str | None = None  # why the weights are random although published ones were asked for
+
+    def __str__(self) -> str:
+        if not self.matched:
+            return f"{self.source} ({self.warning})" if self.warning else self.source
+        counts = {"matched": self.matched, "missing": self.missing, "unexpected": self.unexpected}
+        rest = {"resampled": self.reshaped, "new here": self.fresh, "not used": self.not_built}
+        counts |= {name: keys for name, keys in rest.items() if keys}
+        return f"{self.source}: " + ", ".join(f"{len(keys)} {name}" for name, keys in counts.items())
+
+    def details(self) -> str:
+        """Every name that was not simply taken over, by what became of it."""
+        groups = ("missing", "unexpected", "reshaped", "fresh", "not_built")
+        rows = [f"{group:<10}  {name}" for group in groups for name in getattr(self, group)]
+        return "\n".join([f"{'source':<10}  {self.source}", f"{'matched':<10}  {len(self.matched)} tensors", *rows])
+
+
+def load_pretrained(backbone: Backbone, config: BackboneConfig, pretrained: Pretrained) -> LoadReport:
+    """Load initial weights into `backbone`, in place.
+
+    Args:
+        backbone: what `config.build()` gave.
+        config: names the model in messages.
+        pretrained: "auto": the published weights, from the caches or the network, or random ones with a
+            `RandomWeightsWarning`. True: the published weights. False: keep the random ones. Else the path of a
+            `.safetensors`, `.pth` or `.bin` file, or of a directory with one, in the layout of the published weights.
+
+    Raises:
+        ConfigError: the weights were asked for and cannot be had, or do not fit; one line that says what would work.
+    """
+    mean, std = tuple(backbone.image_mean), tuple(backbone.image_std)
+    if pretrained is False:
+        return LoadReport(source="random weights", image_mean=mean, image_std=std)
+    try:
+        if pretrained in (True, "auto"):
+            path, source = _published_file(backbone.published)
+        else:
+            path = _local_file(str(pretrained))
+            source = str(path)
+        return _load(backbone, _read(path), source)
+    except ConfigError as error:
+        name = getattr(config, "model_name", config.type)
+        if pretrained != "auto":
+            raise ConfigError(f"backbone.pretrained: {name}: {error}") from None
+        reason = f"no published weights of {name}: {error}"
+        warnings.warn(f"THE BACKBONE STARTS FROM RANDOM WEIGHTS: {reason}", RandomWeightsWarning, stacklevel=2)
+        return LoadReport(source="random weights", image_mean=mean, image_std=std, warning=reason)
+
+
+def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadReport:
+    own = backbone.state_dict()
+    try:
+        converted, not_built = backbone.convert_weights(state)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:  # from code that met an unknown layout
+        raise ConfigError(f"{source} is no weights file of this model ({type(error).__name__}: {error})") from None
+    counters = {name for name in own.keys() | converted.keys() if name.endswith(".num_batches_tracked")}
+    fresh = tuple(name for name in own if name.startswith(backbone.own_prefixes) and name not in converted)
+    missing = tuple(name for name in own if name not in converted and name not in fresh and name not in counters)
+    unexpected = tuple(name for name in converted if name not in own and name not in counters)
+    matched = {name: value for name, value in converted.items() if name in own}
+    misfit = [name for name, value in matched.items() if value.shape != own[name].shape]
+    if missing or unexpected or misfit:
+        problems = [_count(missing, "missing"), _count(unexpected, "unexpected")]
+        problems += [f"{len(misfit)} of another shape (e.g. {name}: {_shape(converted[name])}, not {_shape(own[name])})"
+                     for name in misfit[:1]]  # fmt: skip
+        raise ConfigError(
+            f"{source} does not fit: {', '.join(filter(None, problems))}; "
+            "give weights of this very model, in the layout it is published in"
+        )
+    shapes = {tuple(value.shape) for value in state.values()}  # a shape that the source has nowhere was made from it
+    backbone.load_state_dict(matched, strict=False)
+    return LoadReport(
+        source=source,
+        matched=tuple(matched),
+        reshaped=tuple(name for name, value in matched.items() if tuple(value.shape) not in shapes),
+        not_built=tuple(not_built),
+        fresh=fresh,
+        image_mean=tuple(backbone.image_mean),
+        image_std=tuple(backbone.image_std),
+    )
+
+
+def _count(names: Iterable[str], what: str) -> str:
+    names = list(names)
+    return f"{len(names)} tensors {what} (e.g. {names[0]})" if names else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _local_file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        found = next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise ConfigError(f"{path} holds none of {', '.join(FILE_NAMES)}; name the file itself")
+        return found
+    if not path.is_file():
+        raise ConfigError(f"no file {path}; give auto, true, false, or the path of a .safetensors, .pth or .bin file")
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors only: nothing in the file is executed."""
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{path} cannot be read as weights ({reason}); give a .safetensors file") from None
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    if not tensors or not state:
+        raise ConfigError(f"{path} holds no tensors by name; give a state dict")
+    return state
+
+
+def _published_file(weights: PublishedWeights | None) -> tuple[Path, str]:
+    """The published weights on this disk, downloaded if need be, and where they come from."""
+    if weights is None:
+        raise ConfigError("none are published; give backbone.pretrained=<path> or backbone.pretrained=false")
+    tried: list[str] = []
+    for fetch in (_from_hub, _from_address):
+        found = fetch(weights, tried)
+        if found is not None:
+            return found
+    raise ConfigError(
+        f"tried {', '.join(tried)}; connect to the network, or give backbone.pretrained=<path> "
+        "(a .safetensors or .pth file) or backbone.pretrained=false"
+    )
+
+
+def _from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
+    if weights.repo_id is None:
+        return None
+    for name in weights.filenames:
+        cached = try_to_load_from_cache(weights.repo_id, name)
+        if isinstance(cached, str):
+            return Path(cached), f"{weights.repo_id} (cached)"
+    tried.append(f"the cache {constants.HF_HUB_CACHE}")
+    if constants.HF_HUB_OFFLINE:
+        tried.append("not the hub, for HF_HUB_OFFLINE is set")
+        return None
+    if not _answers(constants.ENDPOINT):
+        tried.append(f"{constants.ENDPOINT} (no answer)")
+        return None
+    for name in weights.filenames:
+        try:
+            return Path(hf_hub_download(weights.repo_id, name, etag_timeout=PATIENCE)), weights.repo_id
+        except EntryNotFoundError:
+            continue  # the repository has it under another name
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            tried.append(f"{constants.ENDPOINT}/{weights.repo_id} ({type(error).__name__})")
+            return None
+    tried.append(f"{weights.repo_id} (holds none of {', '.join(weights.filenames)})")
+    return None
+
+
+def _from_address(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
+    if weights.url is None:
+        return None
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / os.path.basename(urlparse(weights.url).path)
+    if path.is_file():
+        return path, f"{path.name} (cached)"
+    tried.append(f"the cache {folder}")
+    if not _answers(weights.url):
+        tried.append(f"{weights.url} (no answer)")
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(weights.url, str(path), progress=True)
+    except OSError as error:
+        tried.append(f"{weights.url} ({type(error).__name__})")
+        return None
+    return path, weights.url
+
+
+def _answers(address: str) -> bool:
+    """Whether a server says anything at all within `PATIENCE`, looking up its name included."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server may keep a thread waiting for longer than that
+    asking.start()
+    asking.join(PATIENCE)
+    return answered.is_set()
