@@ -1,0 +1,217 @@
+"""Mask and box AP exactly as pycocotools computes them, from results kept as run-length codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vision_stack.structures import Category, EncodedInstances
+
+IouType = Literal["segm", "bbox"]
+State = list[tuple[int, list[dict[str, Any]]]]  # per image: its id and its records
+
+
+def coco_results(
+    image_id: int, instances: EncodedInstances, categories: Sequence[Category], *, boxes: bool = False
+) -> list[dict[str, Any]]:
+    """Records of one image in COCO's results format, with the data set's own category ids and names.
+
+    Args:
+        boxes: add `bbox` (x, y, width, height). Files that are evaluated do without: where it is there, pycocotools
+            takes the boxes' areas for the masks' and so moves masks between small, medium and large.
+    """
+    records = []
+    columns = (instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist(), instances.rles)
+    for (x0, y0, x1, y1), label, score, rle in zip(*columns, strict=True):
+        record: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": categories[label].id,
+            "category_name": categories[label].name,
+            "score": float(f"{score:.6g}"),  # as many digits as float32 has, for small scores too
+            "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        }
+        if boxes:
+            record["bbox"] = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+        records.append(record)
+    return records
+
+
+class CocoEvaluator:
+    """COCO's mask and box AP over a data set, fed image by image. Holds run-length codes, never masks.
+
+    Args:
+        ground_truth: the content of a COCO json: images, annotations, categories. It is not changed.
+        categories: of the model, by label.
+        iou_types: "segm", "bbox" or both. Boxes of results are those around their masks.
+        max_detections: at most so many of an image count, best first.
+
+    Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
+    because pycocotools counts a detection that matches the annotation with id 0 as a false one.
+    """
+
+    def __init__(
+        self,
+        ground_truth: dict[str, Any],
+        categories: Sequence[Category],
+        iou_types: Sequence[IouType] = ("segm", "bbox"),
+        max_detections: int = 100,
+    ) -> None:
+        if max_detections < 10:
+            raise ValueError(f"max_detections: AR10 needs at least 10, got {max_detections}")
+        self.categories = tuple(categories)
+        self.iou_types = tuple(iou_types)
+        self.max_detections = max_detections
+        self._ground_truth = _index(_complete(ground_truth))
+        self._records: dict[int, list[dict[str, Any]]] = {}
+
+    def update(self, image_id: int, instances: EncodedInstances) -> None:
+        """Add the detections of an image, or replace them (a distributed sampler repeats images).
+
+        Raises:
+            ValueError: the ground truth has no such image.
+        """
+        if image_id not in self._ground_truth.imgs:
+            raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
+        self._records[image_id] = coco_results(image_id, instances, self.categories)
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._records.clear()
+
+    def state(self) -> State:
+        """What another rank's `merge` takes: plain lists."""
+        return list(self._records.items())
+
+    def merge(self, states: Iterable[State]) -> None:
+        """Add the detections that other ranks found."""
+        for state in states:
+            self._records.update(state)
+
+    def results(self) -> list[dict[str, Any]]:
+        """All detections in COCO's results format, images by id, detections of an image best first."""
+        return [record for image_id in sorted(self._records) for record in self._records[image_id]]
+
+    def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
+        """Evaluate: {"segm": {"AP", "AP50", ...}, "bbox": {...}, "per_class": {name: {"segm": AP, "bbox": AP}}}.
+
+        Values are in [0, 1], or None where the ground truth has no object of that class or size.
+
+        Args:
+            only_updated: leave out images that have not been fed. Otherwise their objects count as missed.
+        """
+        image_ids = sorted(self._records if only_updated and self._records else self._ground_truth.imgs)
+        detections = [_measured(record, number) for number, record in enumerate(self.results(), start=1)]
+        found = _index({**self._ground_truth.dataset, "annotations": detections})
+        names = self._class_names()
+        metrics: dict[str, Any] = {}
+        per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
+        for iou_type in self.iou_types:
+            evaluation = self._evaluate(found, iou_type, image_ids)
+            metrics[iou_type] = _summary(evaluation)
+            for position, category_id in enumerate(evaluation.params.catIds):
+                precision = evaluation.eval["precision"][:, :, position, 0, -1]
+                per_class[names[category_id]][iou_type] = _mean(precision)
+        return {**metrics, "per_class": per_class}
+
+    def write_results(self, path: str | Path) -> None:
+        """`results()` as json: what `pycocotools.coco.COCO.loadRes` takes."""
+        Path(path).write_text(json.dumps(self.results()), encoding="utf-8")
+
+    def write_metrics(self, path: str | Path, *, only_updated: bool = False) -> dict[str, Any]:
+        """`compute()` as json, with the map from labels to category ids and names. Gives what it wrote."""
+        metrics = self.compute(only_updated=only_updated)
+        metrics["categories"] = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(self.categories)]
+        Path(path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        return metrics
+
+    def _class_names(self) -> dict[int, str]:
+        """Names by the ground truth's category ids; two classes of one name are told apart by their ids."""
+        names = {category["id"]: str(category["name"]) for category in self._ground_truth.dataset["categories"]}
+        known = list(names.values())
+        return {key: name if known.count(name) == 1 else f"{name} ({key})" for key, name in names.items()}
+
+    def _evaluate(self, found: COCO, iou_type: IouType, image_ids: list[int]) -> COCOeval:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation = COCOeval(self._ground_truth, found, iou_type)
+            evaluation.params.imgIds = image_ids
+            evaluation.params.catIds = sorted(self._ground_truth.cats)
+            evaluation.params.maxDets = [1, 10, self.max_detections]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation
+
+
+def _summary(evaluation: COCOeval) -> dict[str, float | None]:
+    """The twelve numbers of COCO's table. precision [T, R, K, A, M] and recall [T, K, A, M] over IoU thresholds,
+    recalls, classes, areas (all, small, medium, large) and numbers of detections."""
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    thresholds = evaluation.params.iouThrs
+    summary = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[np.isclose(thresholds, 0.5), :, :, 0, -1]),
+        "AP75": _mean(precision[np.isclose(thresholds, 0.75), :, :, 0, -1]),
+    }
+    for area, letter in enumerate("sml", start=1):
+        summary[f"AP{letter}"] = _mean(precision[:, :, :, area, -1])
+    for index, count in enumerate(evaluation.params.maxDets):
+        summary[f"AR{count}"] = _mean(recall[:, :, 0, index])
+    for area, letter in enumerate("sml", start=1):
+        summary[f"AR{letter}"] = _mean(recall[:, :, area, -1])
+    return summary
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """pycocotools marks with -1 what the ground truth has no objects for."""
+    valid = values[values > -1]
+    mean = float(valid.mean()) if valid.size else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _index(dataset: dict[str, Any]) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = dataset
+        coco.createIndex()
+    return coco
+
+
+def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which each annotation has all that pycocotools reads."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    annotations = []
+    for number, annotation in enumerate(ground_truth["annotations"], start=1):
+        annotation = {"iscrowd": 0, **annotation, "id": number}
+        if ("area" not in annotation or "bbox" not in annotation) and annotation.get("segmentation"):
+            rle = _rle(annotation["segmentation"], *sizes[annotation["image_id"]])
+            annotation.setdefault("area", float(coco_mask.area(rle)))
+            annotation.setdefault("bbox", coco_mask.toBbox(rle).tolist())
+        elif "area" not in annotation:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        annotations.append(annotation)
+    images, categories = list(ground_truth["images"]), list(ground_truth["categories"])
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _measured(record: dict[str, Any], number: int) -> dict[str, Any]:
+    """A result as pycocotools' `loadRes` completes it."""
+    rle = record["segmentation"]
+    measures = {"area": float(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
+    return {**record, **measures, "id": number, "iscrowd": 0}
