@@ -20,7 +20,7 @@ import vision_stack.backbones
 import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
 from vision_stack.config import Config, ConfigError, Count, Range, from_dict, to_dict
-from vision_stack.data.images import read_image, to_rgb
+from vision_stack.data.images import read_image, rgb_array
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.structures import (
     BackboneConfig,
@@ -246,7 +246,7 @@ def _as_array(image: Any) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return rgb_array(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return image
     kind = f"array {image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
