@@ -108,8 +108,8 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
     """
     with open_image(path) as image:
         stored = (image.height, image.width)
-        orientation = _orientation(image)
         decode = decode or not _ends_well(image)
+        orientation = _orientation(image)  # of a PNG: reads to the end and closes the file
         if image.format == "TIFF":
             if decode or orientation in _TO_UPRIGHT:
                 image.load()
