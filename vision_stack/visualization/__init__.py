@@ -1,0 +1,5 @@
+"""Pictures of data, predictions and training curves."""
+
+from vision_stack.visualization.overlay import draw_instances, side_by_side
+
+__all__ = ["draw_instances", "side_by_side"]

@@ -1,0 +1,62 @@
+"""Losses and AP of a run as a picture, from the csv that its logger wrote."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Series = dict[str, list[tuple[float, float]]]
+
+
+def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
+    """Draw every column named after a loss, and every one named after an AP, against the step.
+
+    Args:
+        csv_file: of Lightning's CSVLogger: one row per logging call, empty where a row has no value for a column.
+        png_file: the picture to write; its folder is made if missing.
+
+    Raises:
+        ValueError: the file has no column `step`, or nothing to draw.
+    """
+    series = _read(Path(csv_file))
+    losses = {name: points for name, points in series.items() if "loss" in name.lower()}
+    precisions = {name: points for name, points in series.items() if "AP" in name.replace("/", "_").split("_")}
+    panels = [(title, lines) for title, lines in (("loss", losses), ("AP", precisions)) if lines]
+    if not panels:
+        raise ValueError(f"{csv_file}: no column with values is named after a loss or AP; found: {', '.join(series)}")
+    figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw(axes, title, lines)
+    Path(png_file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png_file, dpi=120)
+
+
+def _read(csv_file: Path) -> Series:
+    with csv_file.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or ()):
+            raise ValueError(f"{csv_file}: has no column 'step'; give the metrics.csv of a run with logger=csv")
+        series: Series = {}
+        for row in reader:
+            for name, text in row.items():
+                if name not in ("step", "epoch") and text and math.isfinite(float(text)):
+                    series.setdefault(name, []).append((float(row["step"]), float(text)))
+    return series
+
+
+def _draw(axes: Axes, title: str, lines: Series) -> None:
+    for name, points in lines.items():
+        steps, values = zip(*sorted(points), strict=True)
+        axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(steps) < 20 else None, markersize=3)
+    if title == "loss" and all(value > 0 for points in lines.values() for _, value in points):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

@@ -1,0 +1,176 @@
+"""Pictures of instances: masks, boxes, names and scores over the image."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vision_stack.structures import Category, Instances
+from vision_stack.visualization.colors import Color, instance_color, text_color
+
+MASK_OPACITY = 0.45
+MIN_SIDE = 512  # smaller images are enlarged by a whole number, so that names can be read
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Rectangle = tuple[float, float, float, float]
+
+
+def draw_instances(
+    image: np.ndarray, instances: Instances, categories: Sequence[Category], *, threshold: float = 0.0
+) -> Image.Image:
+    """Draw the instances that score at least `threshold`; images with sides under 512 pixels are enlarged.
+
+    Args:
+        image: [height, width, 3] uint8 RGB.
+        instances: in pixels of the image. Ground truth has scores of 1, which are not written out.
+        categories: names by label.
+
+    Raises:
+        ValueError: the image is of another kind, or the masks are of another size.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an image [height, width, 3] of uint8, got {list(image.shape)} of {image.dtype}")
+    if len(instances) and tuple(instances.masks.shape[1:]) != image.shape[:2]:
+        raise ValueError(f"masks are {list(instances.masks.shape[1:])}, the image is {list(image.shape[:2])}")
+    shown = instances[instances.scores >= threshold]
+    colors = _colors(shown.labels.tolist())
+    masks = shown.masks.cpu().numpy()
+    scale = max(1, round(MIN_SIDE / max(image.shape[:2])))
+    canvas = Image.fromarray(image)
+    if scale > 1:
+        canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
+    pixels = np.array(canvas)
+    line = max(1, round(min(canvas.size) / 400))
+    by_area = np.argsort(-masks.sum((1, 2)), kind="stable")  # small objects over large ones
+    for n in by_area:
+        _paint(pixels, masks[n], scale, colors[n], line)
+    canvas = Image.fromarray(pixels)
+    boxes = [tuple(scale * edge for edge in box) for box in shown.boxes.tolist()]
+    texts = [_caption(categories[n].name, score) for n, score in zip(shown.labels, shown.scores.tolist(), strict=True)]
+    _annotate(canvas, boxes, texts, colors, line)
+    return canvas
+
+
+def side_by_side(
+    image: np.ndarray,
+    ground_truth: Instances,
+    prediction: Instances,
+    categories: Sequence[Category],
+    *,
+    threshold: float = 0.5,
+) -> Image.Image:
+    """The image, its ground truth and what was predicted, next to each other (below each other if it is wide)."""
+    blank = prediction[:0]
+    panels = [
+        ("image", draw_instances(image, blank, categories)),
+        ("ground truth", draw_instances(image, ground_truth, categories)),
+        (f"prediction (score >= {threshold:g})", draw_instances(image, prediction, categories, threshold=threshold)),
+    ]
+    width, height = panels[0][1].size
+    font, gap = _font(max(14, min(width, height) // 28)), 8
+    title = round(1.6 * _height(font))
+    across = width < 2 * height
+    columns, rows = (3, 1) if across else (1, 3)
+    size = (columns * (width + gap) - gap, rows * (height + title + gap) - gap)
+    grid = Image.new("RGB", size, (255, 255, 255))
+    draw = ImageDraw.Draw(grid)
+    for n, (name, panel) in enumerate(panels):
+        x, y = (n * (width + gap), 0) if across else (0, n * (height + title + gap))
+        draw.text((x + 4, y + title / 2), name, fill=(0, 0, 0), font=font, anchor="lm")
+        grid.paste(panel, (x, y + title))
+    return grid
+
+
+def _caption(name: str, score: float) -> str:
+    return name if score >= 1.0 else f"{name} {score:.2f}"
+
+
+def _colors(labels: list[int]) -> list[Color]:
+    seen: Counter[int] = Counter()
+    colors = []
+    for label in labels:
+        colors.append(instance_color(label, seen[label]))
+        seen[label] += 1
+    return colors
+
+
+def _paint(pixels: np.ndarray, mask: np.ndarray, scale: int, color: Color, line: int) -> None:
+    """Blend a mask [h, w] into pixels [h * scale, w * scale, 3] in place, with a solid outline `line` pixels wide."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = mask[top:bottom, left:right].repeat(scale, 0).repeat(scale, 1)
+    inner = np.pad(inside, line)
+    for _ in range(line):  # one pixel off each side at a time
+        inner = inner[1:-1, 1:-1] & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    region = pixels[top * scale : bottom * scale, left * scale : right * scale]
+    solid = np.array(color, dtype=np.float32)
+    region[inside] = (region[inside] * (1 - MASK_OPACITY) + solid * MASK_OPACITY).astype(np.uint8)
+    region[inside & ~inner] = color
+
+
+def _annotate(
+    canvas: Image.Image, boxes: Sequence[Sequence[float]], texts: list[str], colors: list[Color], line: int
+) -> None:
+    """Boxes, then labels over all of them; the best detections choose their label's place first."""
+    draw = ImageDraw.Draw(canvas)
+    for box, color in reversed(list(zip(boxes, colors, strict=True))):
+        x0, y0, x1, y1 = box
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line)
+    font = _font(max(12, round(min(canvas.size) / 32)))
+    placed: list[Rectangle] = []
+    for box, text, color in zip(boxes, texts, colors, strict=True):
+        text = _fitting(text, font, canvas.width)
+        rectangle = _place(box, font.getbbox(text)[2] + 6, _height(font) + 4, canvas.size, placed)
+        placed.append(rectangle)
+        draw.rectangle(rectangle, fill=color)
+        middle = (rectangle[1] + rectangle[3]) / 2
+        draw.text((rectangle[0] + 3, middle), text, fill=text_color(color), font=font, anchor="lm")
+
+
+def _place(
+    box: Sequence[float], width: float, height: float, canvas: tuple[int, int], placed: list[Rectangle]
+) -> Rectangle:
+    """Where a label hides the least of those already placed: above, inside or below its box, always on the canvas."""
+    x0, y0, x1, y1 = box
+    corners = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x0, y1 - height), (x1 - width, y1)]
+    choices = []
+    for x, y in corners:
+        x, y = min(max(x, 0), max(canvas[0] - width, 0)), min(max(y, 0), max(canvas[1] - height, 0))
+        choices.append((x, y, x + width - 1, y + height - 1))
+    return min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed))
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _fitting(text: str, font: Font, width: int) -> str:
+    """The text, its end cut off where it is wider than the image."""
+    if font.getbbox(text)[2] + 6 <= width:
+        return text
+    while len(text) > 1 and font.getbbox(text + "…")[2] + 6 > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _height(font: Font) -> float:
+    top, bottom = font.getbbox("Ágj")[1::2]
+    return bottom - top
+
+
+@functools.cache
+def _font(size: int) -> Font:
+    """DejaVu Sans Bold, which matplotlib brings along and which has accents, Greek and Cyrillic."""
+    package = importlib.util.find_spec("matplotlib")
+    if package is not None and package.origin:
+        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
