@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vision_stack.structures import Category, Instances
 from vision_stack.visualization.colors import Color, instance_color, text_color
 
-MASK_OPACITY = 0.45
+MASK_OPACITY = 0.5
 MIN_SIDE = 512  # smaller images are enlarged by a whole number, so that names can be read
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[float, float, float, float]
@@ -45,7 +45,7 @@ def draw_instances(
     if scale > 1:
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
     pixels = np.array(canvas)
-    line = max(1, round(min(canvas.size) / 400))
+    line = max(1, round(min(canvas.size) / 280))
     by_area = np.argsort(-masks.sum((1, 2)), kind="stable")  # small objects over large ones
     for n in by_area:
         _paint(pixels, masks[n], scale, colors[n], line)
@@ -123,7 +123,7 @@ def _annotate(
     for box, color in reversed(list(zip(boxes, colors, strict=True))):
         x0, y0, x1, y1 = box
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line)
-    font = _font(max(12, round(min(canvas.size) / 32)))
+    font = _font(max(11, round(min(canvas.size) / 36)))
     placed: list[Rectangle] = []
     for box, text, color in zip(boxes, texts, colors, strict=True):
         text = _fitting(text, font, canvas.width)
@@ -137,13 +137,14 @@ def _annotate(
 def _place(
     box: Sequence[float], width: float, height: float, canvas: tuple[int, int], placed: list[Rectangle]
 ) -> Rectangle:
-    """Where a label hides the least of those already placed: above, inside or below its box, always on the canvas."""
+    """The nearest place on the canvas, above, below or in the box, that hides least of the labels already placed."""
     x0, y0, x1, y1 = box
-    corners = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x0, y1 - height), (x1 - width, y1)]
     choices = []
-    for x, y in corners:
-        x, y = min(max(x, 0), max(canvas[0] - width, 0)), min(max(y, 0), max(canvas[1] - height, 0))
-        choices.append((x, y, x + width - 1, y + height - 1))
+    for away in range(4):  # so many labels away from the box
+        for x in (x0, x1 - width):
+            for y in (y0 - (1 + away) * height, y1 + away * height, y0 + away * height):
+                x, y = min(max(x, 0), max(canvas[0] - width, 0)), min(max(y, 0), max(canvas[1] - height, 0))
+                choices.append((x, y, x + width - 1, y + height - 1))
     return min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed))
 
 
