@@ -34,7 +34,7 @@ from vision_stack.data.shapes_render import CATEGORIES, Scene, adjacent_labels, 
 Components = NDArray[np.int32]  # [H, W], 0 = none
 MIN_AREA = 40
 MAX_AREA_FRACTION = 0.25
-MIN_ON_OBJECT = 0.2  # of a component's pixels, for it to be kept at all
+MIN_ON_OBJECT = 1e-6
 
 
 def touching_twins(scene: Scene) -> bool:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
 
-FORMAT_VERSION = 1  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
+FORMAT_VERSION = 2  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
 CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 JPEG_QUALITY = 95
@@ -135,7 +135,7 @@ def _write(folder: Path, counts: dict[str, int], options: dict[str, int]) -> Non
     progress.close()
 
 
-def _progress(total: int, title: str) -> Iterator[None]:
+def _progress(total: int, title: str) -> Generator[None]:
     """Each `next` counts one; a bar is shown once two seconds have passed."""
     start = time.monotonic()
     with Progress(transient=True) as bar:

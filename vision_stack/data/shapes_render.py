@@ -12,26 +12,31 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 in [0, 1], [H, W] or [H, W, 3]
 Outline = NDArray[np.float64]  # [P, 2] vertices
 
 CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
 SPLITS = ("train", "val")
 
 EMPTY_FRACTION = 0.03  # of the images, have background and clutter but no shape
-TWIN_FRACTION = 0.3  # of the shapes after the first, are placed against one of the same class and colour
+TWIN_FRACTION = 0.22  # of the shapes after the first, are placed against one of the same class and colour
 MIN_VISIBLE_FRACTION = 0.35  # of a shape's whole area, be it hidden by others or cut off by the image's border
 MIN_VISIBLE_PIXELS = 20
+CAMOUFLAGED_FRACTION = 0.2  # of the shapes, have a colour of the background and always a texture
+TEXTURED_FRACTION = 0.7  # of the others
 PLACEMENT_ATTEMPTS = 30
-SUPERSAMPLING = 4  # samples per pixel and axis
+SUPERSAMPLING = 3  # samples per pixel and axis
 SENSOR_NOISE = 0.018  # standard deviation, of a range of 1
-NUM_COLORS = 5  # of a scene's palette; the first two make the background
+PATTERNS = ("stripes", "checks", "dots", "blotches")
+NUM_COLORS = 5  # of a scene's palette; shapes and clutter take any of them
+NUM_BACKGROUND_COLORS = 2  # the first ones
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Scene:
 def draw_scene(
     *, seed: int, split: str, index: int, image_size: int = 128, min_objects: int = 1, max_objects: int = 6
 ) -> Scene:
-    """The scene `index` of a split, [image_size, image_size] pixels. Fewer than `min_objects` only where no more fit."""
+    """The scene `index` of a split, square. It has none or at least `min_objects` shapes, unless no more fit."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     shapes, label_map = _place_shapes(rng, image_size, min_objects, max_objects)
     return Scene(_render(rng, shapes, image_size), label_map, shapes)
@@ -66,6 +71,15 @@ def rasterize(loops: tuple[Outline, ...], height: int, width: int) -> NDArray[np
     rles = coco_mask.frPyObjects([loop.ravel().tolist() for loop in loops], height, width)
     masks = coco_mask.decode(rles).astype(bool)
     return masks[..., 0] & ~masks[..., 1:].any(-1)
+
+
+def coverage(loops: tuple[Outline, ...], height: int, width: int) -> Image.Image:
+    """How much of each pixel lies inside of the first loop and outside of the second, 0 to 255."""
+    fine = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    pen = ImageDraw.Draw(fine)
+    for fill, loop in zip((255, 0), loops, strict=False):
+        _draw_polygon(pen, loop, fill)
+    return fine.reduce(SUPERSAMPLING)
 
 
 def adjacent_labels(label_map: NDArray[np.int32]) -> set[tuple[int, int]]:
@@ -119,7 +133,7 @@ def _draw_shape(rng: np.random.Generator, size: float, image_size: int, twin: Sh
     """A shape anywhere, or one of `twin`'s class and colour at about the distance where the two touch."""
     angle = rng.uniform(0, 2 * np.pi)
     if twin is None:
-        category, color = int(rng.integers(len(CATEGORIES))), int(rng.integers(NUM_COLORS))
+        category, color = int(rng.integers(len(CATEGORIES))), _draw_color(rng)
         x, y = rng.uniform(0.06, 0.94, 2) * image_size
     else:
         category, color = twin.category, twin.color
@@ -130,6 +144,12 @@ def _draw_shape(rng: np.random.Generator, size: float, image_size: int, twin: Sh
     area = _area(loops[0]) - sum(_area(hole) for hole in loops[1:])
     loops = tuple(np.round(_move(loop, size / np.sqrt(area), rng.uniform(0, 2 * np.pi), x, y), 2) for loop in loops)
     return Shape(category, color, loops, (x, y), size)
+
+
+def _draw_color(rng: np.random.Generator) -> int:
+    if rng.random() < CAMOUFLAGED_FRACTION:
+        return int(rng.integers(NUM_BACKGROUND_COLORS))
+    return int(rng.integers(NUM_BACKGROUND_COLORS, NUM_COLORS))
 
 
 def _unit_loops(rng: np.random.Generator, category: str) -> tuple[Outline, ...]:
@@ -162,21 +182,15 @@ def _move(outline: Outline, scale: float, angle: float, x: float, y: float) -> O
 
 
 def _render(rng: np.random.Generator, shapes: tuple[Shape, ...], image_size: int) -> NDArray[np.uint8]:
-    scale = image_size / 128
     palette = _draw_palette(rng)
-    canvas = _background(rng, palette, image_size)
-    for _ in range(rng.integers(5, 13)):
-        color = palette[rng.integers(NUM_COLORS)]
-        _paint(rng, canvas, (_distractor(rng, image_size),), color, palette, scale, textured=False)
+    canvas = _add_clutter(rng, _background(rng, palette, image_size), palette)
     for shape in shapes:
-        # A shape of the background's colour stands out by its texture alone.
-        textured = shape.color < 2 or rng.random() < 0.85
-        _paint(rng, canvas, shape.loops, palette[shape.color], palette, scale, textured=textured)
+        _paint(rng, canvas, shape, palette)
 
     u, _ = _axes(image_size, image_size, rng.uniform(0, 2 * np.pi))
     canvas *= (1 + rng.uniform(0, 0.25) * u / np.abs(u).max())[..., None]  # one-sided light
-    image = Image.fromarray(_to_bytes(canvas)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * scale))
-    canvas = np.asarray(image, np.float32) / 255
+    image = Image.fromarray(_to_bytes(canvas)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.4) * image_size / 128))
+    canvas = np.asarray(image) / np.float32(255)
     canvas += SENSOR_NOISE * rng.standard_normal(canvas.shape, np.float32)
     return _to_bytes(canvas)
 
@@ -189,16 +203,34 @@ def _draw_palette(rng: np.random.Generator) -> Array:
 
 
 def _background(rng: np.random.Generator, palette: Array, image_size: int) -> Array:
-    mix = 0.75 * _smooth_noise(rng, image_size, int(rng.integers(3, 7))) + 0.25 * _smooth_noise(rng, image_size, 20)
+    coarse, fine = _smooth_noise(rng, image_size, int(rng.integers(3, 7))), _smooth_noise(rng, image_size, 20)
+    mix: Array = 0.75 * coarse + 0.25 * fine
     if rng.random() < 0.5:
-        pattern = _pattern(rng, image_size, image_size, image_size / 128 * rng.uniform(10, 30))
-        mix = (1 - 0.4) * mix + 0.4 * pattern
-    mix = np.clip(1.4 * mix - 0.2, 0, 1)[..., None]
+        kind = PATTERNS[rng.integers(2)]  # no dots, which are too much like small ellipses
+        pattern = _pattern(rng, kind, image_size, image_size, image_size / 128 * rng.uniform(10, 30))
+        mix = 0.6 * mix + 0.4 * pattern
+    mix = np.clip(1.4 * mix - 0.2, 0, 1).astype(np.float32)[..., None]
     return palette[0] * (1 - mix) + palette[1] * mix
 
 
+def _add_clutter(rng: np.random.Generator, background: Array, palette: Array) -> Array:
+    """Print flat lines, crosses and squiggles, which no shape is, onto the background."""
+    size = background.shape[0]
+    fine = Image.fromarray(_to_bytes(background)).resize((size * SUPERSAMPLING,) * 2, Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(fine)
+    for _ in range(rng.integers(5, 13)):
+        color = _to_bytes(rng.uniform(0.7, 1.1) * palette[rng.integers(NUM_COLORS)])
+        _draw_polygon(pen, _distractor(rng, size), tuple(color.tolist()))
+    return np.asarray(fine.reduce(SUPERSAMPLING), np.float32) / 255
+
+
+def _draw_polygon(pen: ImageDraw.ImageDraw, outline: Outline, fill: int | tuple[int, ...]) -> None:
+    """Onto a supersampled image."""
+    pen.polygon((outline * SUPERSAMPLING).ravel().tolist(), fill=fill)
+
+
 def _distractor(rng: np.random.Generator, image_size: int) -> Outline:
-    """Contour of clutter that belongs to no class: a line, a cross or a squiggle."""
+    """Contour of a line, a cross or a squiggle."""
     kind, scale = rng.integers(3), image_size / 128
     x, y = rng.uniform(0, image_size, 2)
     angle = rng.uniform(0, 2 * np.pi)
@@ -217,58 +249,45 @@ def _distractor(rng: np.random.Generator, image_size: int) -> Outline:
     return _move(np.concatenate([upper, lower[::-1]]), scale, angle, x, y)
 
 
-def _paint(
-    rng: np.random.Generator,
-    canvas: Array,
-    loops: tuple[Outline, ...],
-    color: Array,
-    palette: Array,
-    scale: float,
-    *,
-    textured: bool,
-) -> None:
-    """Paint the inside of `loops` and its soft shadow onto `canvas`, in place."""
-    margin = 3  # pixels around the shape, for its shadow
-    size = canvas.shape[0]
-    left, top = np.maximum(np.floor(loops[0].min(0)) - margin, 0).astype(int)
-    right, bottom = np.minimum(np.ceil(loops[0].max(0)) + margin, size).astype(int)
-    if right <= left or bottom <= top:
-        return
+def _paint(rng: np.random.Generator, canvas: Array, shape: Shape, palette: Array) -> None:
+    """Paint a shape and its soft shadow onto `canvas`, in place."""
+    image_size = canvas.shape[0]
+    scale = image_size / 128
+    outer, margin = shape.loops[0], 3  # pixels around the shape, for its shadow
+    left, top = np.maximum(np.floor(outer.min(0)) - margin, 0).astype(int)
+    right, bottom = np.minimum(np.ceil(outer.max(0)) + margin, image_size).astype(int)
     height, width = bottom - top, right - left
-    cover = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
-    pen = ImageDraw.Draw(cover)
-    for fill, loop in zip((255, 0), loops, strict=False):
-        pen.polygon(((loop - [left, top]) * SUPERSAMPLING - 0.5).ravel().tolist(), fill=fill)
-    cover = cover.reduce(SUPERSAMPLING)
+    cover = coverage(tuple(loop - [left, top] for loop in shape.loops), height, width)
     shadow = np.asarray(cover.filter(ImageFilter.BoxBlur(1.5 * scale)), np.float32)[..., None]
     alpha = np.asarray(cover, np.float32)[..., None] / 255
 
     u, _ = _axes(height, width, rng.uniform(0, 2 * np.pi))
-    shading = 1 + rng.uniform(0.05, 0.2) * u / np.abs(u).max()
+    shading = 1 + rng.uniform(0.05, 0.3) * u / np.abs(u).max()
+    color = palette[shape.color]
     surface = color * shading[..., None]
-    if textured:
-        other = palette[rng.integers(NUM_COLORS)]
+    if shape.color < NUM_BACKGROUND_COLORS or rng.random() < TEXTURED_FRACTION:
+        other = palette[(shape.color + rng.integers(1, NUM_COLORS)) % NUM_COLORS]
         tint = rng.uniform(0.45, 0.65)
-        second = rng.choice([tint * color, 1 - tint * (1 - color), 0.5 * (color + other)])
-        pattern = _pattern(rng, height, width, scale * rng.uniform(5, 10))[..., None]
-        surface += pattern * (second - color)
+        darker, lighter, mixed = tint * color, 1 - tint * (1 - color), 0.5 * (color + other)
+        second = (darker, lighter, mixed)[rng.integers(3)]
+        kind = PATTERNS[rng.integers(len(PATTERNS))]
+        pattern = _pattern(rng, kind, height, width, scale * rng.uniform(5, 10))
+        surface += pattern[..., None] * (second - color)
     view = canvas[top:bottom, left:right]
     view *= 1 - rng.uniform(0.25, 0.5) / 255 * shadow
     view += alpha * (surface - view)
 
 
-def _pattern(rng: np.random.Generator, height: int, width: int, period: float) -> Array:
-    """A texture in [0, 1], [height, width]: stripes, checks, dots, a gradient or blotches."""
-    kind = rng.integers(5)
+def _pattern(rng: np.random.Generator, kind: str, height: int, width: int, period: float) -> Array:
+    """One of PATTERNS in [0, 1], [height, width], `period` in pixels."""
     u, v = _axes(height, width, rng.uniform(0, 2 * np.pi))
-    if kind == 0:
+    if kind == "stripes":
         return (u + rng.uniform(0, period)) % period < period * rng.uniform(0.35, 0.65)
-    if kind == 1:
+    if kind == "checks":
         return (np.floor(u / period) + np.floor(v / period)) % 2
-    if kind == 2:
+    if kind == "dots":
         return (u % period - period / 2) ** 2 + (v % period - period / 2) ** 2 < (0.32 * period) ** 2
-    if kind == 3:
-        return 0.5 + 0.5 * u / np.abs(u).max()
+    assert kind == "blotches", kind
     size = max(height, width)
     noise = _smooth_noise(rng, size, max(2, round(size / (0.6 * period))))[:height, :width]
     return np.clip(2.5 * noise - 0.75, 0, 1)
