@@ -123,14 +123,17 @@ def test_scenes_every_class_comes_in_every_color(scenes: list[Scene]) -> None:
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_coverage_lies_where_the_mask_lies(category: str) -> None:
-    rng, offsets = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    offsets: list[float] = []
+    ratios: list[float] = []
     (outline, *_) = _unit_loops(rng, category)
     for _ in range(40):
         loops = (_move(outline, 14, rng.uniform(0, 6), *rng.uniform(28, 36, 2)),)
         mask, drawn = rasterize(loops, 64, 64), np.asarray(coverage(loops, 64, 64)) / 255
         offsets += [(axis * drawn).sum() / drawn.sum() - axis[mask].mean() for axis in np.indices(mask.shape)]
-        assert abs(drawn.sum() / mask.sum() - 1) < 0.06  # a contour drawn half a pixel too wide would be at 0.1
+        ratios.append(drawn.sum() / mask.sum())
     assert abs(np.mean(offsets)) < 0.08  # no bias; a convention off by half a pixel of the supersampling gives 0.17
+    assert abs(np.mean(ratios) - 1) < 0.05  # Pillow draws a contour up to half a sample wide, 0.02 to 0.03 here
 
 
 def test_rasterize_ring_has_a_hole() -> None:
