@@ -102,9 +102,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         loader = self._loader(self.train_records, self.config.train_transform, self.config.batch_size, train=True)
-        sampler = loader.batch_sampler
-        assert isinstance(sampler, EpochSampler)
-        sampler.set_position(*self._position)
+        loader.batch_sampler.set_position(*self._position)
         return loader
 
     def val_dataloader(self) -> BatchLoader:

@@ -16,10 +16,18 @@ from vision_stack.structures import Batch
 
 
 class BatchLoader(DataLoader[Any]):
-    """Gives `Batch`es in a sampler's order. With workers, images are prepared ahead in other processes."""
+    """Gives `Batch`es in a sampler's order. With workers, images are prepared ahead in other processes.
+
+    One pass is one epoch, or the rest of one, however much of it is used; the next pass begins with the next epoch.
+    """
+
+    batch_sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _one_line_errors(super().__iter__())
+        batches = super().__iter__()
+        epoch, _ = self.batch_sampler.position
+        self.batch_sampler.set_position(epoch + 1)
+        return _one_line_errors(batches)
 
 
 def make_loader(dataset: InstanceDataset, sampler: EpochSampler, *, size_divisor: int, num_workers: int) -> BatchLoader:

@@ -23,9 +23,9 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) for one rank; a batch sampler whose workers need not be told the epoch.
 
-    Iterating gives the rest of the current epoch and moves on to the start of the next, however much of it is used;
-    `set_position` starts elsewhere. Ranks take turns within the global batch of `batch_size * world_size` images, so
-    what one step sees does not depend on how many ranks share it.
+    An iterator gives the rest of the epoch from the position at which it was made. Whoever iterates sets the position
+    (PyTorch makes two iterators for one pass, so this is nothing to count on). Ranks take turns within the global batch
+    of `batch_size * world_size` images, so what one step sees does not depend on how many ranks share it.
 
     Args:
         num_samples: images in all, over all ranks.
@@ -62,7 +62,7 @@ class EpochSampler(Sampler[list[Key]]):
         return self.batch_size * self.world_size
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
-        """The next iteration starts in this epoch, after `batches_done` of its batches."""
+        """The next iterator starts in this epoch, after `batches_done` of its batches."""
         self.position = (epoch, batches_done)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -84,10 +84,8 @@ class EpochSampler(Sampler[list[Key]]):
         return -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, batches_done = self.position
-        self.position = (epoch + 1, 0)
         # Not a generator function: the position must be taken when the iterator is made, not when it is first used.
-        return self._batches(epoch, batches_done)
+        return self._batches(*self.position)
 
     def _batches(self, epoch: int, batches_done: int) -> Iterator[list[Key]]:
         order = self.order(epoch).tolist()

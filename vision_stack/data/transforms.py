@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
 from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative
-from vision_stack.ops import rle
 from vision_stack.ops.image import resample, resized_size, scaled_size
 from vision_stack.ops.masks import masks_to_boxes, polygons_to_mask
 from vision_stack.structures import Target
@@ -57,13 +57,15 @@ class Affine:
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool [H, W] -> bool [*size]: resampled exactly as the image is, then cut at one half."""
-        pixels = torch.from_numpy(mask.view(np.uint8)).mul(255)[None]
-        return (self.image(pixels)[0] >= 128).numpy()
+        x0, y0, x1, y1 = self.box
+        if self.size == (y1 - y0, x1 - x0):
+            return self.image(torch.from_numpy(mask)[None])[0].numpy()
+        return (self.image(torch.from_numpy(mask.view(np.uint8)).mul(255)[None])[0] >= 128).numpy()
 
     def segmentation(self, segmentation: Any) -> NDArray[np.bool_]:
-        """An object's polygons, or its RLE of the source image's size -> its mask in the output, bool [*size]."""
+        """An object's checked polygons, or checked RLE of the source image's size -> its mask, bool [*size]."""
         if isinstance(segmentation, Mapping):
-            return self.mask(rle.decode(segmentation))
+            return self.mask(coco_mask.decode(segmentation).view(bool))
         return polygons_to_mask(self.polygons(segmentation), *self.size)
 
 
