@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vision_stack.data.annotations import AnnotationTable
 from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
-from vision_stack.data.validation import Findings, show
+from vision_stack.data.validation import BrokenField, Findings, show
 from vision_stack.ops import rle
 from vision_stack.ops.masks import MAX_COORDINATE
 
@@ -78,23 +78,26 @@ def read_annotations(
     first_unknown: dict[Any, int] = {}
     for index, raw in enumerate(listed):
         listed[index] = None
-        where = f"annotations[{index}]"
-        if not isinstance(raw, dict):
-            findings.problem(where, f"expected a mapping, got {show(raw)}", "correct the file")
-            continue
-        frame = _frame(raw.get("image_id"), frames, where, findings)
-        if frame is None or frame.row < 0:
-            continue
-        category_id = whole_number(raw.get("category_id"))
-        if category_id is None:
-            message = f"expected a whole number, got {show(raw.get('category_id'))}"
-            findings.problem(f"{where}.category_id", message, "use the id of a listed category")
-        elif category_id not in label_of:
-            if category_id not in known_ids:
+        of = ""
+        try:
+            if not isinstance(raw, dict):
+                raise BrokenField("", f"expected a mapping, got {show(raw)}", "correct the file")
+            frame = frames.get(_id(raw, "image_id"))
+            if frame is None:
+                message = f"no image has the id {raw['image_id']}"
+                raise BrokenField(".image_id", message, "add the image, or remove the annotation")
+            if frame.row < 0:
+                continue
+            of = frame.file_name
+            category_id = _id(raw, "category_id")
+            if category_id in label_of:
+                _gather(gathered, raw, index, frame, label_of[category_id])
+            elif category_id not in known_ids:
                 first_unknown.setdefault(category_id, index)
                 unknown[category_id] += 1
-        else:
-            _gather(gathered, raw, index, frame, label_of[category_id], where, findings)
+        except BrokenField as error:
+            message = f"{error.message} (image {show(of)})" if of else error.message
+            findings.problem(f"annotations[{index}]{error.field}", message, error.remedy)
     for category_id, count in unknown.items():
         more = f" ({count} annotations)" if count > 1 else ""
         message = f"no category has the id {category_id}{more}"
@@ -110,67 +113,38 @@ def whole_number(value: Any) -> int | None:
     return value if type(value) is int and abs(value) < _MAX_ID else None
 
 
-def _frame(value: Any, frames: Mapping[int, ImageFrame], where: str, findings: Findings) -> ImageFrame | None:
-    image_id = whole_number(value)
-    if image_id is None:
-        findings.problem(
-            f"{where}.image_id", f"expected a whole number, got {show(value)}", "use the id of a listed image"
-        )
-        return None
-    frame = frames.get(image_id)
-    if frame is None:
-        findings.problem(
-            f"{where}.image_id", f"no image has the id {image_id}", "add the image, or remove the annotation"
-        )
-    return frame
+def _id(raw: dict[str, Any], field: str) -> int:
+    value = whole_number(raw.get(field))
+    if value is None:
+        message = f"expected a whole number, got {show(raw.get(field))}"
+        raise BrokenField(f".{field}", message, "use the id of a listed image or category")
+    return value
 
 
-def _gather(
-    to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int, where: str, findings: Findings
-) -> None:
+def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int) -> None:
     """Append an annotation to the columns, unless it can be seen here and now that it is broken."""
-    of = f" (image {show(frame.file_name)})"
     crowd = raw.get("iscrowd", 0)
     if crowd not in (0, 1, None):
-        findings.problem(f"{where}.iscrowd", f"expected 0 or 1, got {show(crowd)}{of}", "correct it")
-        return
+        raise BrokenField(".iscrowd", f"expected 0 or 1, got {show(crowd)}", "correct it")
     box = raw.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(_is_number(n) for n in box)
-    if box and not numbers:
-        message = f"expected four numbers x, y, width, height, got {show(box)}{of}"
-        findings.problem(f"{where}.bbox", message, "correct it, or leave bbox out to have it computed")
-        return
-    segmentation = raw.get("segmentation")
+    if box and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        message = f"expected four numbers x, y, width, height, got {show(box)}"
+        raise BrokenField(".bbox", message, "correct it, or leave bbox out to have it computed")
     area = float(raw["area"]) if _is_number(raw.get("area")) else math.nan
+    segmentation = raw.get("segmentation")
     if not segmentation:
-        message = f"there is no mask, only a box{of}" if numbers else f"there is no mask{of}"
-        findings.problem(f"{where}.segmentation", message, "export with polygons or RLE masks")
-        return
-    rle_box = None
+        message = "there is no mask, only a box" if box else "there is no mask"
+        raise BrokenField(".segmentation", message, "export with polygons or RLE masks")
     if isinstance(segmentation, dict):
-        try:
-            runs = rle.check_rle(segmentation, frame.height, frame.width)
-            pixels = int(runs[1::2].sum())
-            if not pixels:
-                raise ValueError("RLE has no object pixel")
-            compressed = rle.to_compressed(segmentation, frame.height, frame.width)
-        except ValueError as error:
-            findings.problem(f"{where}.segmentation", f"{error}{of}", _REDO)
-            return
-        to.counts.extend(compressed["counts"])
+        pixels = _gather_rle(to, segmentation, frame)
         area = area if area > 0 else float(pixels)
-        rle_box = None if box else rle.box(compressed)
+        if not box:
+            x0, y0, x1, y1 = rle.box(segmentation)
+            box = [x0, y0, x1 - x0, y1 - y0]
     elif isinstance(segmentation, list):
-        if not _gather_polygons(to, segmentation):
-            message = f"expected lists of numbers x0, y0, x1, y1, ..., got {show(segmentation)}{of}"
-            findings.problem(f"{where}.segmentation", message, _REDO)
-            return
+        _gather_polygons(to, segmentation)
     else:
-        message = f"expected polygons or an RLE, got {show(segmentation)}{of}"
-        findings.problem(f"{where}.segmentation", message, _REDO)
-        return
-    if rle_box:
-        box = [rle_box[0], rle_box[1], rle_box[2] - rle_box[0], rle_box[3] - rle_box[1]]
+        raise BrokenField(".segmentation", f"expected polygons or an RLE, got {show(segmentation)}", _REDO)
     annotation_id = whole_number(raw.get("id"))
     to.index.append(index)
     to.image_row.append(frame.row)
@@ -184,7 +158,22 @@ def _gather(
     to.counts_stop.append(len(to.counts))
 
 
-def _gather_polygons(to: _Gathered, polygons: list[Any]) -> bool:
+def _gather_rle(to: _Gathered, segmentation: dict[str, Any], frame: ImageFrame) -> int:
+    """Returns the number of object pixels."""
+    try:
+        pixels = int(rle.check_rle(segmentation, frame.height, frame.width)[1::2].sum())
+    except ValueError as error:
+        raise BrokenField(".segmentation", str(error), _REDO) from None
+    if not pixels:
+        raise BrokenField(".segmentation", "the RLE has no object pixel", _REDO)
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        counts = rle.to_compressed(segmentation, frame.height, frame.width)["counts"]
+    to.counts.extend(counts.encode("ascii") if isinstance(counts, str) else counts)
+    return pixels
+
+
+def _gather_polygons(to: _Gathered, polygons: list[Any]) -> None:
     if not isinstance(polygons[0], list):  # one polygon that is not wrapped in a list means what it seems to mean
         polygons = [polygons]
     points, before = to.points, (len(to.points), len(to.point_stop))
@@ -198,8 +187,8 @@ def _gather_polygons(to: _Gathered, polygons: list[Any]) -> bool:
             to.point_stop.append(len(points))
     except (TypeError, OverflowError):
         del points[before[0] :], to.point_count[before[1] :], to.point_stop[before[1] :]
-        return False
-    return True
+        message = f"expected lists of numbers x0, y0, x1, y1, ..., got {show(polygons)}"
+        raise BrokenField(".segmentation", message, _REDO) from None
 
 
 def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple[AnnotationTable, NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from vision_stack.data.annotation_checks import whole_number
 from vision_stack.data.images import ImageSizes, read_sizes
-from vision_stack.data.validation import DataError, Findings, Problem, data_error, show
+from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show
 from vision_stack.ops.rle import MAX_PIXELS
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def read_listed(
         try:
             name, path = folder.resolve(raw.get("file_name"))
             height, width = _size(raw, size_needed)
-        except _FieldError as error:
+        except BrokenField as error:
             findings.problem(f"{where}.{error.field}", error.message, error.remedy)
             bad.add(image_id)
         else:
@@ -130,21 +130,16 @@ def _settle_size(image: ListedImage, size: ImageSizes, findings: Findings) -> Li
     return None
 
 
-class _FieldError(Exception):
-    def __init__(self, field: str, message: str, remedy: str) -> None:
-        self.field, self.message, self.remedy = field, message, remedy
-
-
 def _size(raw: dict[str, Any], needed: bool) -> tuple[int, int]:
     if raw.get("height") is None and raw.get("width") is None and not needed:
         return 0, 0
     height, width = (whole_number(raw.get(field)) or 0 for field in ("height", "width"))
     for field, value in (("height", height), ("width", width)):
         if value <= 0:
-            raise _FieldError(field, f"expected pixels, got {show(raw.get(field))}", "write the image's size")
+            raise BrokenField(field, f"expected pixels, got {show(raw.get(field))}", "write the image's size")
     if height * width > MAX_PIXELS:
         message = f"{width} x {height} is more than {MAX_PIXELS:,} pixels"
-        raise _FieldError("width", message, "cut the image into tiles, or correct its size")
+        raise BrokenField("width", message, "cut the image into tiles, or correct its size")
     return height, width
 
 
@@ -159,14 +154,14 @@ class _Folder:
     def resolve(self, name: Any) -> tuple[str, str]:
         """The checked name, and the path it stands for."""
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise _FieldError("file_name", f"expected a file name, got {show(name)}", "name the image's file")
+            raise BrokenField("file_name", f"expected a file name, got {show(name)}", "name the image's file")
         windows = PureWindowsPath(name)
         if PurePosixPath(name).is_absolute() or windows.drive or windows.root:
             remedy = "write it relative to the image folder"
-            raise _FieldError("file_name", f"{show(name)} is an absolute path", remedy)
+            raise BrokenField("file_name", f"{show(name)} is an absolute path", remedy)
         if ".." in windows.parts:  # Windows' rules split at both kinds of slash
             message = f"{show(name)} leads out of its folder with '..'"
-            raise _FieldError("file_name", message, "write it relative to the image folder")
+            raise BrokenField("file_name", message, "write it relative to the image folder")
         path = os.path.join(self.path, name)
         if "\\" in name and not os.path.lexists(path):
             path = os.path.join(self.path, *windows.parts)
@@ -174,7 +169,7 @@ class _Folder:
             path = os.path.join(self.path, *windows.parts[1:])  # "train2017/1.jpg", seen from the root
         if not self._contains(path):
             message = f"{show(name)} is a link that leads out of {self.path}"
-            raise _FieldError("file_name", message, "copy the file into the folder")
+            raise BrokenField("file_name", message, "copy the file into the folder")
         return name, path
 
     def _contains(self, path: str) -> bool:
@@ -185,7 +180,7 @@ class _Folder:
         real = os.path.join(real, name)
         if os.path.islink(real):
             real = os.path.realpath(real)
-        return os.path.commonpath([self.real, real]) == self.real
+        return real.startswith(self.real.rstrip(os.sep) + os.sep)
 
 
 def _with_progress(items: Iterable[T], total: int, description: str, delay: float = 2.0) -> Iterator[T]:

@@ -28,14 +28,14 @@ class PolygonShapes(NamedTuple):
     """Of P polygons."""
 
     fault: NDArray[np.int8]  # [P] 0 = good
-    count: NDArray[np.int64]  # [P] coordinates
+    coordinates: NDArray[np.int64]  # [P] how many
     bounds: NDArray[np.float64]  # [P, 4] (x0, y0, x1, y1)
     area: NDArray[np.float64]  # [P] pixels
 
 
 def fault_of(shapes: PolygonShapes, polygon: int) -> str:
     """What is wrong with it, in words."""
-    count = int(shapes.count[polygon])
+    count = int(shapes.coordinates[polygon])
     return _FAULTS[shapes.fault[polygon]].format(count=count, points=count // 2)
 
 
@@ -61,13 +61,14 @@ def measure(
     for low in range(0, total, _AT_ONCE):
         part = slice(low, min(low + _AT_ONCE, total))
         first, last = int(start[part][0]), int(stop[part][-1])
-        measured = _measure(points[first:last], (start[part] - first) // 2)
-        bounds[part], area[part] = measured[0], measured[1]
-        fault[part] = _faults(*measured, count[part], height[part], width[part])
+        bounds[part], area[part], spread = _measure(points[first:last], (start[part] - first) // 2)
+        fault[part] = _faults(bounds[part], area[part], spread, count[part], height[part], width[part])
     return PolygonShapes(fault, count, bounds, area)
 
 
-def _measure(points: NDArray[np.float64], start: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+def _measure(
+    points: NDArray[np.float64], start: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """bounds [P, 4], area [P], spread [P]: the sum of |areas| of a fan of triangles, zero only for points on a line."""
     x, y = points[0::2], points[1::2]
     length = np.diff(start, append=len(x))

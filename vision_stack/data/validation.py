@@ -34,6 +34,13 @@ class DataError(ValueError):
         return (DataError, (self.problem or str(self),))
 
 
+class BrokenField(Exception):
+    """Raised and caught inside of the checks: a record is broken in this field."""
+
+    def __init__(self, field: str, message: str, remedy: str) -> None:
+        self.field, self.message, self.remedy = field, message, remedy
+
+
 class Findings:
     """Collects what a check finds in one json file."""
 
