@@ -1,4 +1,4 @@
-"""Predict: `python predict.py checkpoint=PATH source=FILE|DIR|GLOB [threshold=0.5] [run_dir=DIR]` draws what it finds."""
+"""Predict: `python predict.py checkpoint=PATH source=FILE|DIR|GLOB [threshold=0.5] [run_dir=DIR]`."""
 
 import sys
 from pathlib import Path

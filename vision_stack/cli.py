@@ -154,6 +154,8 @@ def _raised_by(tb: TracebackType | None) -> str:
 def one_line(error: BaseException) -> str:
     """The message on one line. Hydra's are rewritten, since they tell what it did rather than what to do."""
     message = str(error).strip() or type(error).__name__
+    if type(error).__name__ == "DataError":
+        return message  # complete as it is: a line per broken record
     for pattern, rewrite in _HYDRA_MESSAGES:
         if match := re.search(pattern, message, re.DOTALL):
             return rewrite(match)
@@ -170,12 +172,12 @@ def _no_such_choice(match: re.Match[str]) -> str:
 _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*)", _no_such_choice),
     (
-        r"Could not override '(?P<key>[^']+)'\..*Key '(?P<name>[^']+)' is not in struct",
-        lambda m: f"{m['key']}: unknown option {m['name']!r}; --cfg=job shows all of them",
-    ),
-    (
         r"Could not override '(?P<key>[^']+)'\. No match in the defaults list",
         lambda m: f"{m['key']}: there is no such group of options; --help shows them",
+    ),
+    (
+        r"Could not override '(?P<key>[^']+)'",
+        lambda m: f"{m['key']}: there is no such option; --cfg=job prints all of them",
     ),
     (
         r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vision_stack import cli
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, from_dict
 
 PATHS = [
     "/photos/set one",
@@ -97,8 +97,6 @@ def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) 
 
 def test_one_line_errors_config_error_prints_one_line_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop, cli.one_line_errors():
-        from vision_stack.config import from_dict
-
         from_dict({}, kind="nothing")
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()

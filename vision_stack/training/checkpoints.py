@@ -56,7 +56,8 @@ class Checkpoints(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return  # the gradients so far are in no checkpoint
         _validate_at_the_end(trainer)
-        validation_is_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        fetcher = trainer.fit_loop._data_fetcher
+        validation_is_due = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
         self.position = Position.of(trainer, validated=not validation_is_due)
         due = self.position.step % self.every_n_steps == 0
         if due or validation_is_due or trainer.is_last_batch or self._signal:
@@ -88,7 +89,9 @@ class Checkpoints(Checkpoint):
         contents = self._contents(module)
         contents["optimizer"] = trainer.optimizers[0].state_dict()
         contents["precision"] = trainer.precision_plugin.state_dict()
-        contents["callbacks"] = {c.state_key: s for c in trainer.callbacks if c is not self and (s := c.state_dict())}
+        contents["callbacks"] = {
+            c.state_key: s for c in callbacks_of(trainer) if c is not self and (s := c.state_dict())
+        }
         self._write(trainer, "last.ckpt", contents)
 
     def _contents(self, module: SegmentationModule) -> dict[str, Any]:
@@ -146,3 +149,8 @@ def _validate_at_the_end(trainer: pl.Trainer) -> None:
         trainer.should_stop = True
     if trainer.should_stop and trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """All callbacks, Lightning's own included (it does not declare the attribute)."""
+    return trainer.callbacks  # type: ignore[attr-defined]

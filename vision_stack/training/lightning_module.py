@@ -11,15 +11,34 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from vision_stack.metrics.coco import CocoEvaluator
 from vision_stack.model import VisionModel
 from vision_stack.postprocess import encode_instances
-from vision_stack.structures import Batch, EncodedInstances, ImageInfo
+from vision_stack.structures import Batch, ImageInfo
 from vision_stack.training.optim import OptimConfig, build_optimizer, lr_factor
-from vision_stack.training.results import Evaluator, Results
+from vision_stack.training.results import Results
 
 
 class NonFiniteLoss(ValueError):
     """A loss became NaN or infinite; one line with the batch's files and the likely cause."""
+
+
+class LateLoss:
+    """A loss on its way from the accelerator to the host."""
+
+    def __init__(self, loss: Tensor, infos: Sequence[ImageInfo]) -> None:
+        self.infos = infos
+        self._event = torch.cuda.Event() if loss.is_cuda else None
+        self._value = torch.empty((), dtype=loss.dtype, pin_memory=True) if loss.is_cuda else loss
+        if self._event is not None:
+            self._value.copy_(loss, non_blocking=True)
+            self._event.record()
+
+    def item(self) -> float:
+        """Its value, once what was queued before it is done."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value.item()
 
 
 class SegmentationModule(pl.LightningModule):
@@ -28,21 +47,19 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the model.
         optim: optimizer and schedule.
-        evaluator: makes mask and box AP from the detections of the whole validation set.
+        evaluator: of the validation set.
         seed: of everything random within a step.
         run_config: plain dicts that checkpoints carry along, so that evaluation can rebuild the data.
-        top_k: at most so many detections an image in validation.
     """
 
     def __init__(
         self,
         model: VisionModel,
         optim: OptimConfig,
-        evaluator: Evaluator,
+        evaluator: CocoEvaluator,
         *,
         seed: int = 0,
         run_config: dict[str, Any] | None = None,
-        top_k: int = 100,
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,11 +67,9 @@ class SegmentationModule(pl.LightningModule):
         self.evaluator = evaluator
         self.seed = seed
         self.run_config = run_config or {}
-        self.top_k = top_k
         self.losses: dict[str, Tensor] = {}  # of the last step, for display
         self.results: Results | None = None  # of the last validation, on rank 0
-        self._found: list[tuple[ImageInfo, EncodedInstances]] = []
-        self._unchecked: deque[tuple[Tensor, Sequence[ImageInfo]]] = deque()
+        self._unchecked: deque[LateLoss] = deque()
 
     # Training
 
@@ -73,26 +88,21 @@ class SegmentationModule(pl.LightningModule):
         return total
 
     def _watch(self, loss: Tensor, infos: Sequence[ImageInfo]) -> None:
-        """Look at a loss without waiting for it: on an accelerator when the next step has been queued."""
-        self._unchecked.append((loss.to("cpu", non_blocking=True) if loss.is_cuda else loss, infos))
-        if not loss.is_cuda:
-            self.check_losses()
-        elif len(self._unchecked) > 1:
-            self._check(*self._unchecked.popleft())
+        """Look at the loss: at once on a CPU, elsewhere one step late, so that the next step is queued meanwhile."""
+        self._unchecked.append(LateLoss(loss, infos))
+        self.check_losses(wait_for=0 if loss.device.type == "cpu" else 1)
 
-    def check_losses(self) -> None:
-        """Raises NonFiniteLoss if a loss not looked at yet is NaN or infinite."""
-        while self._unchecked:
-            self._check(*self._unchecked.popleft())
-
-    def _check(self, loss: Tensor, infos: Sequence[ImageInfo]) -> None:
-        value = loss.item()
-        if not math.isfinite(value):
-            files = ", ".join(info.file_name for info in infos)
-            raise NonFiniteLoss(
-                f"the loss became {value} in step {self.global_step} (epoch {self.current_epoch}), with {files}; "
-                + likely_cause(self.trainer.precision, self.optim)
-            )
+    def check_losses(self, wait_for: int = 0) -> None:
+        """Raises NonFiniteLoss if a loss is NaN or infinite; the last `wait_for` are left for later."""
+        while len(self._unchecked) > wait_for:
+            late = self._unchecked.popleft()
+            value = late.item()
+            if not math.isfinite(value):
+                files = ", ".join(info.file_name for info in late.infos)
+                raise NonFiniteLoss(
+                    f"the loss became {value} near step {self.global_step} (epoch {self.current_epoch}), with {files}; "
+                    + likely_cause(str(self.trainer.precision), self.optim)
+                )
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.optim)
@@ -114,20 +124,25 @@ class SegmentationModule(pl.LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._found = []
+        self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detections of a batch, kept as run-length codes."""
         outputs = self.model(self.model.normalize(batch.images, batch.padding_mask))
-        self._found.extend(zip(batch.infos, encode_instances(outputs, batch.infos, top_k=self.top_k), strict=True))
+        found = encode_instances(outputs, batch.infos, top_k=self.evaluator.max_detections)
+        for info, instances in zip(batch.infos, found, strict=True):
+            self.evaluator.update(info.image_id, instances)
 
     def on_validation_epoch_end(self) -> None:
-        found = gather_on_rank_zero(self._found)
-        self._found = []
+        self.results = None
         if self.trainer.sanity_checking:
             return
-        self.results = self.evaluator.evaluate(found) if self.trainer.is_global_zero else None
+        self.evaluator.merge(gather_on_rank_zero(self.evaluator.state()))
+        if self.trainer.is_global_zero:
+            all_images = self.trainer.limit_val_batches == 1.0
+            self.results = Results.of(self.evaluator, only_updated=not all_images)
         scalars = self.trainer.strategy.broadcast(self.results.scalars() if self.results else {})
-        self.log_dict({f"val/{name}": value for name, value in scalars.items()}, rank_zero_only=False)
+        self.log_dict({f"val/{name}": value for name, value in scalars.items()})
 
 
 def step_seed(seed: int, epoch: int, batch_idx: int, rank: int) -> int:
@@ -151,11 +166,11 @@ def likely_cause(precision: str, optim: OptimConfig) -> str:
     return ", ".join(hints) + ", and look at the labels of these files"
 
 
-def gather_on_rank_zero(items: list[Any]) -> list[Any]:
-    """The items of all ranks on rank 0; a rank of its own keeps its list."""
+def gather_on_rank_zero(item: Any) -> list[Any]:
+    """The items of all ranks on rank 0, nothing on the others; of a process of its own, its own."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return items
+        return [item]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     gathered: list[Any] | None = [None] * world_size if rank == 0 else None
-    torch.distributed.gather_object(items, gathered)
-    return [item for part in gathered for item in part] if gathered else []
+    torch.distributed.gather_object(item, gathered)
+    return gathered or []

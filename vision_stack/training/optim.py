@@ -90,7 +90,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 def _undecayed_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Norms, biases and scales (one value a channel, or one in all), embeddings, and tables by their name."""
-    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = [p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()]
     by_name = [p for name, p in model.named_parameters() if p.ndim <= 1 or any(t in name for t in UNDECAYED_NAMES)]
     return embeddings + by_name
 
@@ -106,7 +106,7 @@ def lr_factor(config: OptimConfig, total_steps: int | None) -> Callable[[int], f
     """
     if total_steps is None and config.needs_total_steps:
         raise ConfigError(
-            f"optim.schedule: {config.schedule} needs to know where it ends; give trainer.max_steps or trainer.max_epochs"
+            f"optim.schedule: {config.schedule} needs to know the end; give trainer.max_steps or trainer.max_epochs"
         )
     total = max(total_steps or 1, 1)
     steps = [round(m * total) if m <= 1 else int(m) for m in config.milestones]

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vision_stack.training.checkpoints import callbacks_of
+
 SHOWN_EVERY_S = 0.5  # of a bar; reading the losses waits for the accelerator, so that it is not done at every step
 
 
@@ -94,7 +96,7 @@ class TrainingProgress(pl.Callback):
         candidates = []
         if total and done:
             candidates.append((now - self._began) / done * (total - trainer.global_step))
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, pl.callbacks.Timer) and (remaining := callback.time_remaining()) is not None:
                 candidates.append(remaining)
         if not candidates:

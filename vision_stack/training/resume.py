@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from vision_stack.model import load_strictly, model_state, read_checkpoint
-from vision_stack.training.checkpoints import Checkpoints
+from vision_stack.training.checkpoints import Checkpoints, callbacks_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.position import Position
 
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 def restore(
     trainer: pl.Trainer, module: SegmentationModule, checkpoint: Mapping[str, Any], source: str | Path
 ) -> Position:
-    """Before `fit`: weights, counters, the state of callbacks. The optimizer follows when it exists (`RestoreOptimizer`).
+    """Before `fit`: weights, counters, state of the callbacks. The optimizer follows later (`RestoreOptimizer`).
 
     Returns:
         where the run goes on; the caller tells the data, and validates if the position says that it is due.
@@ -69,7 +69,7 @@ def restore(
     load_strictly(module.model, model_state(checkpoint), source)
     position = Position(**checkpoint["position"])
     position.restore(trainer)
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, Checkpoints):
             callback.position, callback.best_score = position, checkpoint["best_score"]
             _adopt_best(Path(source), Path(trainer.default_root_dir), checkpoint["best_score"])

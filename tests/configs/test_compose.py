@@ -1,0 +1,116 @@
+"""Every yaml and every option of the command line, composed as the scripts do it, and decoded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
+
+import vision_stack.data.configs
+import vision_stack.model  # noqa: F401  these two register what yamls name
+from vision_stack import cli
+from vision_stack.config import from_dict, registered, to_dict
+from vision_stack.training.optim import OptimConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def options(name: str = "train", *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+
+
+def yamls(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def decode(config: dict[str, Any]) -> None:
+    for kind in ("backbone", "neck", "head", "data"):
+        plain = {name: value for name, value in config[kind].items() if name != "pretrained"}
+        from_dict(plain, kind=kind)
+    from_dict(config["optim"], cls=OptimConfig, path="optim")
+
+
+def test_train_defaults_are_the_generated_data() -> None:
+    config = options()
+    decode(config)
+    assert config["data"]["type"] == "shapes"
+    assert config["head"]["num_queries"] == 20  # of experiment/shapes.yaml, chosen by the data
+
+
+def test_train_other_data_takes_the_values_of_its_own_experiment() -> None:
+    config = options("train", "data=coco", "data.root=x")
+    decode(config)
+    assert config["head"]["num_queries"] == 100
+
+
+@pytest.mark.parametrize("group", ["backbone", "neck", "head", "data"])
+def test_every_yaml_of_a_group_decodes_and_lists_every_option(group: str) -> None:
+    for name in yamls(group):
+        config = options("train", f"{group}={name}", "experiment=debug")[group]
+        config.pop("pretrained", None)
+        decoded = from_dict(config, kind=group)
+        assert set(to_dict(decoded)) == set(config), f"{group}/{name}.yaml"
+
+
+@pytest.mark.parametrize("name", yamls("experiment"))
+def test_every_experiment_composes_and_decodes(name: str) -> None:
+    decode(options("train", f"experiment={name}"))
+
+
+def test_optim_yaml_lists_every_option_with_its_default() -> None:
+    assert from_dict(options("train", "experiment=debug")["optim"], cls=OptimConfig) == OptimConfig()
+
+
+@pytest.mark.parametrize("name", yamls("logger"))
+def test_every_logger_composes(name: str) -> None:
+    assert isinstance(options("train", f"logger={name}")["logger"], dict)
+
+
+def test_backbone_option_needs_no_plus() -> None:
+    config = options("train", "backbone=swin_tiny", "backbone.drop_path_rate=0.25", "backbone.pretrained=true")
+    assert config["backbone"]["drop_path_rate"] == 0.25
+    assert config["backbone"]["pretrained"] is True
+
+
+def test_every_registered_backbone_neck_and_head_has_a_yaml() -> None:
+    for kind in ("backbone", "neck", "head", "data"):
+        types = {options("train", f"{kind}={name}", "experiment=debug")[kind]["type"] for name in yamls(kind)}
+        ours = {name for name, cls in registered(kind).items() if cls.__module__.startswith("vision_stack")}
+        assert types == ours, kind
+
+
+def test_unknown_choice_is_one_line_with_the_choices() -> None:
+    with pytest.raises(MissingConfigException) as error:
+        options("train", "neck=fpm")
+    line = cli.one_line(error.value)
+    assert line.startswith("neck=fpm: there is no such neck; choose one of: fpn")
+    assert "\n" not in line
+
+
+def test_unknown_option_is_one_line_with_its_name() -> None:
+    with pytest.raises(ConfigCompositionException) as error:
+        options("train", "neck.chanels=3")
+    assert cli.one_line(error.value).startswith("neck.chanels: there is no such option")
+
+
+def test_paths_with_odd_characters_reach_the_options_as_typed() -> None:
+    odd = "/a b/c=d, [e] {f} (g) é's"
+    argv = cli.quote_paths(["data=coco", f"data.root={odd}", f"run_dir={odd}", f"weights={odd}"])
+    config = options("train", *argv)
+    assert config["data"]["root"] == config["run_dir"] == config["weights"] == odd
+
+
+def test_eval_and_predict_missing_checkpoint_is_said() -> None:
+    for name in ("eval", "predict"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            assert OmegaConf.is_missing(compose(name), "checkpoint")
+
+
+def test_eval_data_options_of_the_checkpoint_can_be_overridden() -> None:
+    argv = cli.open_group(
+        cli.quote_paths(["checkpoint=x", "data.root=a b", "data.eval_transform.short_edge=64"]), "data"
+    )
+    assert options("eval", *argv)["data"] == {"root": "a b", "eval_transform": {"short_edge": 64}}

@@ -1,0 +1,93 @@
+"""Evaluating a checkpoint: model and data are rebuilt from it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from vision_stack.config import from_dict, to_dict
+from vision_stack.data.configs import DataConfig
+from vision_stack.data.datamodule import build_datamodule
+from vision_stack.metrics.coco import CocoEvaluator
+from vision_stack.metrics.table import format_table
+from vision_stack.model import VisionModel, read_checkpoint
+from vision_stack.training.lightning_module import SegmentationModule
+from vision_stack.training.optim import OptimConfig
+from vision_stack.training.pictures import draw_validation
+from vision_stack.training.quiet import quiet_lightning
+from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results
+from vision_stack.training.run import say, write_config
+
+PATHS = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+
+
+def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[], pl.Trainer]) -> Results:
+    """Mask and box AP of a checkpoint on its validation data; writes `metrics.json`, `predictions.json`, pictures.
+
+    Args:
+        config: the plain options of configs/eval.yaml.
+
+    Raises:
+        ValueError: checkpoint or data that the user has to mend; one line.
+    """
+    quiet_lightning()
+    path = Path(config["checkpoint"])
+    checkpoint = read_checkpoint(path)
+    model = VisionModel.from_pretrained(path)
+    data_config = data_of(checkpoint, path, config["data"])
+    write_config({**config, "data": to_dict(data_config)}, run_dir)
+    data = build_datamodule(data_config, categories=model.categories)
+    evaluator = CocoEvaluator(data.val_ground_truth(), model.categories, max_detections=config["top_k"])
+    say(f"evaluating {path} on {len(data.val_records):,} images of {data_config.root or data_config.type}")
+
+    module = SegmentationModule(model, OptimConfig(), evaluator)
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data, verbose=False)
+    results = module.results
+    assert results is not None  # one process, no sanity check
+    results.write(run_dir)
+    Console().print(format_table(results.metrics))
+    say(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
+    if config["num_pictures"]:
+        draw_validation(run_dir, data.val_records, model.categories, config["num_pictures"])
+        say(f"pictures: {run_dir / 'pictures'}")
+    return results
+
+
+def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> DataConfig:
+    """The data that a checkpoint was trained on, with options replaced.
+
+    A checkpoint that lies in its own run's folder may say what to read. One from anywhere else may be a stranger's, and
+    its paths are not touched: generated data goes to the cache, for other data `data.root` must be said.
+
+    Raises:
+        ValueError: no `data.root` although it is needed, or the checkpoint says nothing of its data.
+    """
+    stored = checkpoint.get("run_config", {}).get("data")
+    if not isinstance(stored, dict):
+        if "type" not in overrides:
+            raise ValueError(f"{path}: says nothing of its data; give data.type=coco data.root=DIR")
+        stored = {}
+    in_own_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
+    if not in_own_run:
+        if stored.get("type") == "coco" and "root" not in overrides:
+            raise ValueError(
+                f"{path}: is not in the folder of its run, so it may not say what to read; give data.root=DIR"
+            )
+        stored = {name: value for name, value in stored.items() if name not in PATHS}
+    elif "root" in overrides:  # the other paths are of the old root
+        stored = {name: value for name, value in stored.items() if name not in PATHS}
+    return from_dict(merged(stored, overrides), kind="data")
+
+
+def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain dicts, the second over the first, key by key."""
+    result = dict(base)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,61 @@
+"""What a run is made of, said before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from vision_stack.model import VisionModel
+from vision_stack.structures import Category, FeatureSpec
+
+SHOWN_CLASSES = 8
+
+
+def describe_model(model: VisionModel, weights: str) -> list[str]:
+    """One line for each part: type, parameters, the strides it gives; and where the backbone's weights come from."""
+    config = model.config
+    name = getattr(config.backbone, "model_name", config.backbone.type)
+    return [
+        _row("backbone", f"{name}, {_parameters(model.backbone)}, {_strides(model.backbone.out_specs)}"),
+        _row("weights", weights),
+        _row("neck", f"{config.neck.type}, {_parameters(model.neck)}, {_strides(model.neck.out_specs)}"),
+        _row("head", f"{config.head.type}, {_parameters(model.head)}"),
+    ]
+
+
+def describe_data(categories: Sequence[Category], num_train: int, num_val: int, num_problems: int) -> list[str]:
+    """Classes and numbers of images."""
+    names = ", ".join(category.name for category in categories[:SHOWN_CLASSES])
+    more = f" and {len(categories) - SHOWN_CLASSES} more" if len(categories) > SHOWN_CLASSES else ""
+    skipped = f"; {num_problems:,} broken records skipped" if num_problems else ""
+    return [
+        _row("classes", f"{len(categories)}: {names}{more}"),
+        _row("images", f"{num_train:,} to train on, {num_val:,} to validate on{skipped}"),
+    ]
+
+
+def describe_run(run_dir: Path, resumed_from: str) -> list[str]:
+    """Where results go, and where the run goes on if it is a resumed one."""
+    rows = [_row("resumed", resumed_from)] if resumed_from else []
+    return [*rows, _row("results in", str(run_dir))]
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:<11} {text}"
+
+
+def _parameters(module: nn.Module) -> str:
+    total = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    frozen = f" ({_short(total - trained)} frozen)" if trained < total else ""
+    return f"{_short(total)} parameters{frozen}"
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def _strides(specs: Sequence[FeatureSpec]) -> str:
+    return "maps " + ", ".join(f"{spec.name}/{spec.stride}" for spec in specs)
