@@ -148,6 +148,7 @@ class _Folder:
 
     def __init__(self, image_dir: str) -> None:
         self.path = image_dir
+        self.name = os.path.basename(os.path.abspath(image_dir))
         self.real = os.path.realpath(image_dir)
         self.real_parents: dict[str, str] = {}
 
@@ -165,7 +166,7 @@ class _Folder:
         path = os.path.join(self.path, name)
         if "\\" in name and not os.path.lexists(path):
             path = os.path.join(self.path, *windows.parts)
-        elif windows.parts[0] == os.path.basename(self.path) and len(windows.parts) > 1 and not os.path.lexists(path):
+        elif windows.parts[:1] == (self.name,) and len(windows.parts) > 1 and not os.path.lexists(path):
             path = os.path.join(self.path, *windows.parts[1:])  # "train2017/1.jpg", seen from the root
         if not self._contains(path):
             message = f"{show(name)} is a link that leads out of {self.path}"
