@@ -101,7 +101,8 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
     format ends with; so a truncated file is found at the price of a header, and a complete one never refused.
 
     Args:
-        decode: decode the pixels in any case, which finds damage in the middle as well (a JPEG at 1/8 of its size).
+        decode: decode the pixels in any case, which finds damage in the middle as well, as far as the format shows it
+            (JPEGs at 1/8 of their size; of PNGs the checksums instead).
 
     Raises:
         DataError: as `read_image`.
@@ -114,7 +115,9 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
             if decode or orientation in _TO_UPRIGHT:
                 image.load()
             return ImageSizes((image.height, image.width), (image.height, image.width))
-        if decode:
+        if decode and image.format == "PNG":
+            image.verify()  # checksums; decoding would take zeroed blocks for pixels
+        elif decode:
             image.draft(None, (1, 1))
             image.load()
         return ImageSizes(stored, stored[::-1] if orientation >= 5 else stored)
