@@ -259,9 +259,17 @@ def test_unknown_image_is_an_error():
         evaluator.update(12345, instances_of([], [], []))
 
 
-def test_too_few_detections_an_image_is_an_error():
-    with pytest.raises(ValueError, match="at least 10"):
-        CocoEvaluator(random_data()[0], CATEGORIES, max_detections=5)
+def test_more_detections_than_allowed_keeps_the_best_and_equals_pycocotools(tmp_path):
+    ground_truth, objects = random_data()
+    detections = noisy_detections(objects)
+    evaluator = filled(ground_truth, detections, max_detections=3)
+    evaluator.write_results(tmp_path / "predictions.json")
+    for image_id, instances in detections.items():
+        kept = [record["score"] for record in evaluator.results() if record["image_id"] == image_id]
+        best = instances.scores.sort(descending=True).values[:3]
+        assert kept == pytest.approx(best.tolist(), rel=1e-5)  # scores are written with six digits
+    expected = by_hand(ground_truth, tmp_path / "predictions.json", "segm")
+    assert list(evaluator.compute()["segm"].values()) == pytest.approx(expected.stats.tolist(), abs=1e-12)
 
 
 def test_records_carry_original_ids_names_and_plain_values():

@@ -66,8 +66,6 @@ class CocoEvaluator:
         iou_types: Sequence[IouType] = ("segm", "bbox"),
         max_detections: int = 100,
     ) -> None:
-        if max_detections < 10:
-            raise ValueError(f"max_detections: AR10 needs at least 10, got {max_detections}")
         self.categories = tuple(categories)
         self.iou_types = tuple(iou_types)
         self.max_detections = max_detections
@@ -82,7 +80,8 @@ class CocoEvaluator:
         """
         if image_id not in self._ground_truth.imgs:
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
-        self._records[image_id] = coco_results(image_id, instances, self.categories)
+        records = coco_results(image_id, instances, self.categories)
+        self._records[image_id] = sorted(records, key=lambda record: -record["score"])[: self.max_detections]
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -145,7 +144,7 @@ class CocoEvaluator:
             evaluation = COCOeval(self._ground_truth, found, iou_type)
             evaluation.params.imgIds = image_ids
             evaluation.params.catIds = sorted(self._ground_truth.cats)
-            evaluation.params.maxDets = [1, 10, self.max_detections]
+            evaluation.params.maxDets = [1, 10, max(100, self.max_detections)]
             evaluation.evaluate()
             evaluation.accumulate()
         return evaluation
