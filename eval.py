@@ -11,14 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from vision_stack import cli
 
+errors = cli.OneLineErrors()
+
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
     """Rebuild model and data from the checkpoint, evaluate."""
-    from vision_stack.training.evaluation import evaluate
+    with errors:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        run(config, Path(HydraConfig.get().runtime.output_dir))  # type: ignore[arg-type]
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+
+def run(config: dict[str, Any], run_dir: Path) -> None:
+    """One evaluation; a sweep makes several."""
+    from vision_stack.training.evaluation import evaluate
 
     def make_trainer() -> Any:
         loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
@@ -28,6 +34,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with errors:
         sys.argv[1:] = cli.open_group(cli.quote_paths(sys.argv[1:]), "data")
         main()
+    sys.exit(errors.exit_code)

@@ -15,14 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from vision_stack import cli
 
+errors = cli.OneLineErrors()
+
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Compose the options, import the user's plugins, build, fit."""
+    with errors:
+        run(OmegaConf.to_container(cfg, resolve=True), Path(HydraConfig.get().runtime.output_dir))  # type: ignore[arg-type]
+
+
+def run(config: dict[str, Any], run_dir: Path) -> None:
+    """One run; a sweep makes several."""
     from vision_stack.training.run import train
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     for name in config["plugins"]:
         importlib.import_module(name)
 
@@ -36,6 +42,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with errors:
         sys.argv[1:] = cli.quote_paths(cli.continue_in_run_dir(sys.argv[1:]))
         main()
+    sys.exit(errors.exit_code)

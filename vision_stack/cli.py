@@ -9,8 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -113,22 +112,34 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print errors that are the user's to mend as one line and exit with code 2; let all others through.
+class OneLineErrors:
+    """Prints errors that are the user's to mend as one line, others with their traceback; entered as often as needed.
 
-    `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows the traceback of any.
+    Within a sweep's job it lets the other jobs go on. `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows all
+    tracebacks.
+
+    Attributes:
+        exit_code: 0 without errors, 2 after one of the user's, 1 after another.
     """
-    wants_traceback = any(os.environ.get(name) == "1" for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way, before they come here
-    try:
-        yield
-    except Exception as error:
-        if wants_traceback or not is_for_user(error):
-            traceback.print_exc()
-            sys.exit(1)
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self.tracebacks = any(os.environ.get(name) == "1" for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"))
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way, before they come here
+
+    def __enter__(self) -> OneLineErrors:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback_: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if is_for_user(error) and not self.tracebacks:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            self.exit_code = self.exit_code or 2
+        else:
+            traceback.print_exception(error)
+            self.exit_code = 1
+        return True
 
 
 def is_for_user(error: BaseException) -> bool:

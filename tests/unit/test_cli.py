@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -95,19 +96,37 @@ def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) 
         cli.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
 
 
-def test_one_line_errors_config_error_prints_one_line_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+@pytest.fixture(autouse=True)
+def _no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"):
+        monkeypatch.setenv(name, "0")
+
+
+def test_one_line_errors_config_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    errors = cli.OneLineErrors()
+    with errors:
         from_dict({}, kind="nothing")
-    assert stop.value.code == 2
+    assert errors.exit_code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "nothing.type: missing" in lines[0]
 
 
 def test_one_line_errors_error_of_a_library_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
-        int("x" * 3 + os.fspath("y"), base=99)
-    assert stop.value.code == 1
+    errors = cli.OneLineErrors()
+    with errors:
+        json.loads("{")
+    assert errors.exit_code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_one_line_errors_debug_variable_shows_every_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISION_STACK_DEBUG", "1")
+    errors = cli.OneLineErrors()
+    with errors:
+        from_dict({}, kind="nothing")
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -72,6 +72,8 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         if "type" not in overrides:
             raise ValueError(f"{path}: says nothing of its data; give data.type=coco data.root=DIR")
         stored = {}
+    if overrides.get("type", stored.get("type")) != stored.get("type"):  # other data altogether
+        stored = {"type": overrides["type"]}
     in_own_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
     if not in_own_run:
         if stored.get("type") == "coco" and "root" not in overrides:

@@ -1,0 +1,149 @@
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+from hydra.utils import instantiate
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vision_stack import cli
+from vision_stack.config import from_dict
+from vision_stack.data.datamodule import build_datamodule
+from vision_stack.training.evaluation import data_of, evaluate
+from vision_stack.training.prediction import find_images, predict
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("run")
+    tiny_run.train(run_dir, "trainer.max_steps=1", "optim.lr=1e-9")  # weights as drawn, which find something everywhere
+    return run_dir
+
+
+def run_eval(run_dir: Path, *overrides: str) -> Any:
+    config = tiny_run.compose_options("eval", ["trainer.accelerator=cpu", "num_pictures=1", *overrides])
+    return evaluate(
+        config, run_dir, lambda: instantiate(config["trainer"], logger=False, default_root_dir=str(run_dir))
+    )
+
+
+def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: Path, tmp_path: Path) -> None:
+    results = run_eval(tmp_path, f"checkpoint='{run}/checkpoints/best.ckpt'")
+    assert results.metrics == json.loads((run / "metrics.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
+    assert (tmp_path / "config.yaml").is_file()
+    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
+
+
+def test_eval_on_other_data_scores_equal_those_of_pycocotools_on_the_written_file(run: Path, tmp_path: Path) -> None:
+    """Ground truth made of some detections, so that there is something to find."""
+    stored = from_dict(tiny_run.best(run)["run_config"]["data"], kind="data")
+    truth = build_datamodule(stored).val_ground_truth()
+    found = json.loads((run / "predictions.json").read_text())
+    chosen = [r for n, r in enumerate(found) if n % 3 and coco_mask.area(r["segmentation"]) > 9]
+    truth["annotations"] = [
+        {
+            "id": number,
+            "iscrowd": 0,
+            "area": float(coco_mask.area(r["segmentation"])),
+            "bbox": coco_mask.toBbox(r["segmentation"]).tolist(),
+            **{key: r[key] for key in ("image_id", "category_id", "segmentation")},
+        }
+        for number, r in enumerate(chosen, start=1)
+    ]
+    json_file = tmp_path / "truth, [1].json"
+    json_file.write_text(json.dumps(truth))
+    images = stored.split_paths("val").image_dir
+    argv = ["data.type=coco", f"data.root={tmp_path}", f"data.val_annotations={json_file}", f"data.val_images={images}"]
+    argv += ["data.eval_transform.short_edge=64", "data.eval_transform.long_edge=64", "data.num_workers=0"]
+    argv = cli.open_group(cli.quote_paths([f"checkpoint={run}/checkpoints/best.ckpt", *argv]), "data")
+    metrics = run_eval(tmp_path / "out", *argv).metrics
+
+    with redirect_stdout(io.StringIO()):
+        coco = COCO(str(json_file))
+        results = coco.loadRes(str(tmp_path / "out" / "predictions.json"))
+        evaluations = {kind: COCOeval(coco, results, kind) for kind in ("segm", "bbox")}
+        for evaluation in evaluations.values():
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+    for kind, evaluation in evaluations.items():
+        assert 0.1 < metrics[kind]["AP"] < 1.0
+        stats = [None if value == -1 else value for value in evaluation.stats]
+        assert list(metrics[kind].values()) == pytest.approx(stats, abs=1e-9)
+
+
+def test_eval_checkpoint_outside_its_run_folder_needs_the_root_said(run: Path, tmp_path: Path) -> None:
+    stray = tmp_path / "best.ckpt"
+    shutil.copy(run / "checkpoints" / "best.ckpt", stray)
+    checkpoint = {"run_config": {"data": {"type": "coco", "root": "/etc", "val_annotations": "/etc/passwd"}}}
+    with pytest.raises(ValueError, match=r"give data\.root=DIR"):
+        data_of(checkpoint, stray, {})
+    config = data_of(checkpoint, stray, {"root": "/mine"})
+    assert (config.root, config.val_annotations) == ("/mine", None)
+
+
+def test_eval_data_options_of_a_run_can_be_overridden(run: Path) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    config = data_of(tiny_run.best(run), path, {"eval_transform": {"long_edge": 96}, "max_val_images": 2})
+    assert (config.eval_transform.short_edge, config.eval_transform.long_edge, config.max_val_images) == (64, 96, 2)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos, [a] é"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 60)), ("more/b.jpg", (90, 30))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def run_predict(run: Path, source: str, run_dir: Path, **options: Any) -> list[dict[str, Any]]:
+    config = tiny_run.compose_options("predict", ["checkpoint=x", "source=x"])
+    given = {"checkpoint": str(run / "checkpoints" / "best.ckpt"), "source": source, "device": "cpu"}
+    return predict({**config, **given, **options}, run_dir)
+
+
+def test_predict_folder_draws_each_image_and_skips_the_broken_one(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = run_predict(run, str(photos), tmp_path / "out", threshold=0.01)
+    pictures = {str(p.relative_to(tmp_path / "out" / "pictures")) for p in (tmp_path / "out" / "pictures").rglob("*.*")}
+    assert pictures == {"a.jpg", "more/b.jpg"}
+    assert {(r["image_id"], r["file_name"]) for r in records} == {(1, "a.png"), (3, "more/b.jpg")}
+    assert all(r["segmentation"]["size"] == ([40, 60] if r["image_id"] == 1 else [90, 30]) for r in records)
+    assert {r["category_id"] for r in records} <= {3, 7, 11, 20}  # the data set's own ids
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == records
+    out = capsys.readouterr().out
+    assert "2 images, 1 skipped" in out
+    assert "broken.jpg" in out
+
+
+def test_predict_display_threshold_leaves_the_results_file_alone(run: Path, photos: Path, tmp_path: Path) -> None:
+    low = run_predict(run, str(photos / "a.png"), tmp_path / "low", threshold=0.01)
+    high = run_predict(run, str(photos / "a.png"), tmp_path / "high", threshold=0.99)
+    assert low == high
+    assert len(low) > 0
+
+
+def test_find_images_file_folder_and_pattern(photos: Path) -> None:
+    assert [p.name for p in find_images(str(photos))[0]] == ["a.png", "broken.jpg", "b.jpg"]
+    assert find_images(str(photos / "a.png")) == ([photos / "a.png"], photos)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_images(str(photos / "*.webp"))
+
+
+def test_find_images_folder_without_images_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        find_images(str(tmp_path))

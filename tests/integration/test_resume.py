@@ -1,0 +1,110 @@
+"""A run that was interrupted and resumed ends as one that was not: same weights, optimizer, best score."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+from tiny_run import Crash, CrashAt, best, last
+
+Run = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    tiny_run.train(run_dir)
+    return run_dir, last(run_dir)
+
+
+def assert_same(run_dir: Path, other: Path) -> None:
+    mine, theirs = last(run_dir), last(other)
+    assert mine["position"] == theirs["position"]
+    assert mine["best_score"] == theirs["best_score"]
+    for name, tensor in theirs["state_dict"].items():
+        assert torch.equal(mine["state_dict"][name], tensor), name
+    for key, state in theirs["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(mine["optimizer"]["state"][key][name], tensor), (key, name)
+    for name, tensor in best(other)["state_dict"].items():
+        assert torch.equal(best(run_dir)["state_dict"][name], tensor), name
+
+
+def resume(run_dir: Path, *overrides: str) -> None:
+    tiny_run.train(run_dir, f"resume='{run_dir}/checkpoints/last.ckpt'", *overrides)
+
+
+def test_kill_9_in_mid_epoch_resumed_equals_uninterrupted(uninterrupted: Run, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed, a=b [1] é"
+    command = [sys.executable, str(tiny_run.ROOT / "train.py"), *tiny_run.TINY, f"run_dir={run_dir}"]
+    command += ["+callbacks.kill._target_=tiny_run.kill", "+callbacks.kill.batch=12"]
+    result = subprocess.run(command, cwd=Path(__file__).parent, env=os.environ, capture_output=True, timeout=120)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()[-2000:]
+    assert last(run_dir)["position"]["batches_done"] == 3  # of the second epoch's eight; the fourth was not saved
+    resume(run_dir)
+    assert_same(run_dir, uninterrupted[0])
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [CrashAt(8), CrashAt(9), CrashAt(validation_after=8), CrashAt(validation_after=24)],
+    ids=["last_step_of_epoch", "first_step_of_epoch", "in_validation", "in_the_last_validation"],
+)
+def test_crash_resumed_equals_uninterrupted(crash: CrashAt, uninterrupted: Run, tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        tiny_run.train(tmp_path, callbacks=(crash,))
+    resume(tmp_path)
+    assert_same(tmp_path, uninterrupted[0])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_saves_and_exits_as_shells_expect(
+    signum: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("callbacks.checkpoints.every_n_steps=1000", "trainer.accumulate_grad_batches=3")
+    before = signal.getsignal(signum)
+    with pytest.raises(SystemExit) as stop:
+        tiny_run.train(tmp_path, *options, callbacks=(CrashAt(4, signum=signum),))
+    assert stop.value.code == 128 + signum
+    assert last(tmp_path)["position"] == {
+        "epoch": 0,
+        "batches_done": 6,  # the optimizer's step of batches 4 to 6 was finished
+        "total_batches": 6,
+        "step": 2,
+        "validated": True,
+    }
+    assert "resume=" in capsys.readouterr().out
+    assert signal.getsignal(signum) == before
+
+
+def test_accumulating_run_crashed_between_steps_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    options = ("trainer.accumulate_grad_batches=3", "trainer.max_epochs=2")
+    tiny_run.train(tmp_path / "a", *options)
+    with pytest.raises(Crash):
+        tiny_run.train(tmp_path / "b", *options, callbacks=(CrashAt(13),))
+    assert last(tmp_path / "b")["position"]["batches_done"] == 3
+    resume(tmp_path / "b", *options)
+    assert_same(tmp_path / "b", tmp_path / "a")
+
+
+def test_resumed_in_another_folder_takes_the_best_checkpoint_along(uninterrupted: Run, tmp_path: Path) -> None:
+    old, _ = uninterrupted
+    tiny_run.train(tmp_path, f"resume='{old}/checkpoints/last.ckpt'")
+    assert_same_best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert assert_same_best["best_score"] == best(old)["best_score"]
+    assert (tmp_path / "metrics.json").read_text() == (old / "metrics.json").read_text()
+
+
+def test_resume_another_model_says_what_differs(uninterrupted: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"head\.num_queries: 10 -> 11"):
+        tiny_run.train(tmp_path, f"resume='{uninterrupted[0]}/checkpoints/last.ckpt'", "head.num_queries=11")
+
+
+def test_resume_best_checkpoint_has_no_optimizer_and_says_so(uninterrupted: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no optimizer state; give a last\.ckpt"):
+        tiny_run.train(tmp_path, f"resume='{uninterrupted[0]}/checkpoints/best.ckpt'")
