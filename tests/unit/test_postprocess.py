@@ -190,3 +190,19 @@ def test_chunks_large_image_stay_within_the_byte_budget(monkeypatch):
     assert chunked.rles == whole.rles
     # a product over fewer queries may be summed in another order
     torch.testing.assert_close(chunked.scores, whole.scores, rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_detections_of_the_cpu():
+    outputs, infos = random_outputs(size=(96, 64)), infos_of((96, 50), (131, 67))
+    on_gpu = MaskOutputs(*(tensor.cuda() for tensor in outputs))
+    with torch.autocast("cuda", dtype=torch.float16):
+        found = list(predict_instances(on_gpu, infos))
+        codes = list(encode_instances(on_gpu, infos))
+    for a, b, encoded in zip(found, predict_instances(outputs, infos), codes, strict=True):
+        assert a.masks.is_cuda
+        assert torch.equal(a.labels.cpu(), b.labels)
+        torch.testing.assert_close(a.scores.cpu(), b.scores, rtol=1e-4, atol=1e-5)  # other order of sums
+        assert (a.masks.cpu() != b.masks).float().mean() < 1e-4
+        decoded = np.stack([coco_mask.decode(rle) for rle in encoded.rles])
+        assert np.array_equal(decoded, a.masks.cpu().numpy())

@@ -142,7 +142,7 @@ def _blank_masks(count: int, size: tuple[int, int], device: torch.device) -> Ten
 
 
 def _to_host(masks: list[Tensor]) -> list[np.ndarray]:
-    """Copies of boolean masks on the CPU, in one transfer."""
+    """The masks as arrays; from a GPU in one transfer."""
     if masks[0].device.type == "cpu":
         return [mask.numpy() for mask in masks]
     flat = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
