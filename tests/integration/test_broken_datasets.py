@@ -158,6 +158,7 @@ BROKEN_RECORDS: dict[str, tuple[Breaker, str, str]] = {
     "file name missing": (without("images", "file_name"), "images[1].file_name", "got None"),
     "file name with a null byte": (image(file_name="2.jpg\0"), "images[1].file_name", "file name"),
     "file name with a line break": (image(file_name="2\n.jpg"), "images[1].file_name", "is not in"),
+    "file name with half a character": (image(file_name="\ud800/2.jpg"), "images[1].file_name", "file name"),
     "file name very long": (image(file_name="x" * 100_000), "images[1].file_name", "is not in"),
     "image id duplicate": (lambda d, r: d["images"].append(d["images"][0]), "images[3].id", "used before"),
     "image id is text": (lambda d, r: d["images"].append({**d["images"][1], "id": "two"}), "images[3].id", "'two'"),
@@ -348,7 +349,7 @@ def test_broken_record_is_skipped_and_the_rest_kept(name: str, tmp_path: Path) -
     assert objects.get(3) == 1
     assert sum(objects.values()) == 2 or name in ADDED
     assert len(split.problems) == 1
-    assert "skipped 1 broken record" in split.report()
+    assert "broken records skipped: 1" in split.report()
 
 
 ADDED = (

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from vision_stack.data.annotations import AnnotationTable
 from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
-from vision_stack.data.validation import BrokenField, Findings, show
+from vision_stack.data.validation import BrokenField, Findings, show, whole_number
 from vision_stack.ops import rle
 from vision_stack.ops.masks import MAX_COORDINATE
 
-_MAX_ID = 2**53  # pycocotools keeps ids in float64
 _REDO = "annotate it again, or remove the annotation"
 
 
@@ -106,13 +105,6 @@ def read_annotations(
     return _table(gathered, sorted(frames.values()), findings)
 
 
-def whole_number(value: Any) -> int | None:
-    """An id out of a json file: 7 or 7.0, but no bool, text or fraction."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and abs(value) < _MAX_ID else None
-
-
 def _id(raw: dict[str, Any], field: str) -> int:
     value = whole_number(raw.get(field))
     if value is None:
@@ -130,7 +122,7 @@ def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, l
     if box and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         message = f"expected four numbers x, y, width, height, got {show(box)}"
         raise BrokenField(".bbox", message, "correct it, or leave bbox out to have it computed")
-    area = float(raw["area"]) if _is_number(raw.get("area")) else math.nan
+    area = float(raw["area"]) if _is_number(raw.get("area")) and math.isfinite(raw["area"]) else math.nan
     segmentation = raw.get("segmentation")
     if not segmentation:
         message = "there is no mask, only a box" if box else "there is no mask"

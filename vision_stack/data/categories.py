@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vision_stack.data.validation import DataError, Findings, listing, show
+from vision_stack.data.validation import DataError, Findings, listing, show, whole_number
 from vision_stack.structures import Category
 
 
@@ -90,11 +90,10 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
         if not isinstance(raw, dict):
             findings.problem(where, f"expected a mapping with id and name, got {show(raw)}", "correct the file")
             continue
-        category_id, name = raw.get("id"), raw.get("name")
-        if type(category_id) is not int or abs(category_id) >= 2**62:
-            findings.problem(
-                f"{where}.id", f"expected a whole number, got {show(category_id)}", "number the categories"
-            )
+        category_id, name = whole_number(raw.get("id")), raw.get("name")
+        if category_id is None:
+            message = f"expected a whole number, got {show(raw.get('id'))}"
+            findings.problem(f"{where}.id", message, "number the categories")
         elif not isinstance(name, str) or not name.strip():
             findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
         elif category_id in by_id:

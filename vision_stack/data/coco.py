@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vision_stack.data.annotation_checks import ImageFrame, read_annotations, whole_number
+from vision_stack.data.annotation_checks import ImageFrame, read_annotations
 from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ListedImage, check_files, read_listed
-from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, show
+from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, show, whole_number
 from vision_stack.structures import Category
 
 __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
@@ -93,10 +93,10 @@ class CocoSplit:
         """What was skipped and mended, for printing; empty if nothing was."""
         parts = []
         if self.problems:
-            parts.append(f"{self.annotation_file}: skipped {len(self.problems):,} broken records")
+            parts.append(f"{self.annotation_file}: broken records skipped: {len(self.problems):,}")
             parts.append(listing(self.problems, shown))
         if self.notes:
-            parts.append(f"{self.annotation_file}: {len(self.notes):,} notes")
+            parts.append(f"{self.annotation_file}: harmless, mended: {len(self.notes):,}")
             parts.append(listing(self.notes, shown))
         return "\n".join(parts)
 

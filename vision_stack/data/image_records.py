@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
-from vision_stack.data.annotation_checks import whole_number
 from vision_stack.data.images import ImageSizes, read_sizes
-from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show
+from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.ops.rle import MAX_PIXELS
 
 T = TypeVar("T")
@@ -154,7 +153,7 @@ class _Folder:
 
     def resolve(self, name: Any) -> tuple[str, str]:
         """The checked name, and the path it stands for."""
-        if not isinstance(name, str) or not name.strip() or "\0" in name:
+        if not isinstance(name, str) or not name.strip() or "\0" in name or not _encodable(name):
             raise BrokenField("file_name", f"expected a file name, got {show(name)}", "name the image's file")
         windows = PureWindowsPath(name)
         if PurePosixPath(name).is_absolute() or windows.drive or windows.root:
@@ -182,6 +181,14 @@ class _Folder:
         if os.path.islink(real):
             real = os.path.realpath(real)
         return real.startswith(self.real.rstrip(os.sep) + os.sep)
+
+
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _with_progress(items: Iterable[T], total: int, description: str, delay: float = 2.0) -> Iterator[T]:

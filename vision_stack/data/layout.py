@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-from vision_stack.data.validation import data_error
+from vision_stack.data.validation import DataError, data_error
 
 SplitName = Literal["train", "val"]
 
@@ -30,7 +30,7 @@ class SplitPaths(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The splits of a data set; None for one that is neither there nor required."""
+    """The splits of a data set; None for one that is not to be had and not required."""
 
     train: SplitPaths | None
     val: SplitPaths | None
@@ -65,21 +65,24 @@ def find_splits(
         "train": (train_annotations, train_images),
         "val": (val_annotations, val_images),
     }
-    found = {split: _find(root, split, *given[split], required=split in required) for split in given}
+    found: dict[SplitName, SplitPaths | None] = {}
+    for split, paths in given.items():
+        try:
+            found[split] = _find(root, split, *paths)
+        except DataError:
+            if split in required:
+                raise
+            found[split] = None
     return Layout(found["train"], found["val"])
 
 
-def _find(
-    root: Path, split: SplitName, annotations: str | Path | None, images: str | Path | None, required: bool
-) -> SplitPaths | None:
+def _find(root: Path, split: SplitName, annotations: str | Path | None, images: str | Path | None) -> SplitPaths:
     if annotations is not None:
         annotation_file = _explicit(root, annotations, f"data.{split}_annotations", folder=False)
     else:
         candidates = _annotation_candidates(root, split)
         existing = [path for path in candidates if path.is_file()]
         if not existing:
-            if not required and images is None:
-                return None
             _not_found(root, split, candidates)
         annotation_file = _inside(root, existing[0], f"data.{split}_annotations")
     if images is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHOWN = 20
+_MAX_ID = 2**53  # pycocotools keeps ids in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +78,10 @@ def show(value: Any) -> str:
         return f"a list of {len(value)} values"
     text = repr(value[:61] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def whole_number(value: Any) -> int | None:
+    """An id out of a json file: 7 or 7.0, but no bool, text or fraction."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and abs(value) < _MAX_ID else None

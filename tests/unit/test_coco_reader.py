@@ -1,0 +1,284 @@
+"""The COCO reader on sound data: what it takes, what it mends, and what evaluation gets of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vision_stack.data.coco import CocoSplit, read_coco
+from vision_stack.data.images import read_image
+from vision_stack.data.layout import find_splits
+from vision_stack.data.validation import DataError
+from vision_stack.ops import rle
+from vision_stack.ops.masks import polygons_to_mask
+from vision_stack.structures import Category
+
+SIZE = (24, 32)
+SQUARE = [4, 4, 12, 4, 12, 12, 4, 12]
+
+
+def coco(*annotations: dict[str, Any], categories: Any = (("cat", 3), ("dog", 9)), images: int = 2) -> dict[str, Any]:
+    base = {"image_id": 1, "category_id": 9, "segmentation": [SQUARE], "bbox": [4, 4, 8, 8], "area": 64, "iscrowd": 0}
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 24, "width": 32} for n in range(1, images + 1)],
+        "annotations": [{"id": n, **base, **a} for n, a in enumerate(annotations, 1)],
+        "categories": [{"id": i, "name": n} for n, i in categories],
+    }
+
+
+def read(folder: Path, data: Any, **options: Any) -> CocoSplit:
+    file = folder / "a.json"
+    file.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return read_coco(file, folder, **{"check_images": False, **options})
+
+
+def mask_of(segmentation: Any) -> np.ndarray:
+    return polygons_to_mask(segmentation, *SIZE) if isinstance(segmentation, list) else rle.decode(segmentation)
+
+
+def test_sparse_ids_become_labels_in_order_of_ids(tmp_path: Path) -> None:
+    split = read(tmp_path, coco({}, {"category_id": 70}, categories=(("zebra", 70), ("cat", 3), ("dog", 9))))
+    assert split.categories == (Category(id=3, name="cat"), Category(id=9, name="dog"), Category(id=70, name="zebra"))
+    assert [a.label for a in split.records[0].annotations] == [1, 2]
+    assert [a["category_id"] for a in split.ground_truth()["annotations"]] == [9, 70]
+
+
+def test_polygon_and_both_kinds_of_rle_give_the_same_mask_box_and_area(tmp_path: Path) -> None:
+    code = rle.to_compressed([SQUARE], *SIZE)
+    runs = {"size": list(SIZE), "counts": rle.check_rle(code).tolist()}
+    missing = {"bbox": None, "area": float("inf")}
+    forms = ([SQUARE], SQUARE, rle.to_json(code), runs)
+    split = read(tmp_path, coco(*({"segmentation": form, **missing} for form in forms)))
+    assert not split.report()
+    annotations = split.records[0].annotations
+    for annotation in annotations:
+        np.testing.assert_array_equal(mask_of(annotation.segmentation), mask_of([SQUARE]))
+        assert annotation.area == 64
+        assert annotation.box == (4, 4, 12, 12)
+
+
+def test_annotations_are_grouped_by_image_whatever_their_order(tmp_path: Path) -> None:
+    split = read(
+        tmp_path, coco({"image_id": 2}, {"image_id": 1}, {"image_id": 2, "segmentation": [SQUARE, SQUARE]}, images=3)
+    )
+    ids = {r.image_id: [a.annotation_id for a in r.annotations] for r in split.records}
+    assert ids == {1: [2], 2: [1, 3], 3: []}
+    assert [len(a.segmentation) for a in split.records[1].annotations] == [1, 2]
+
+
+def test_degenerate_polygon_among_good_ones_is_dropped_with_a_note(tmp_path: Path) -> None:
+    split = read(tmp_path, coco({"segmentation": [[1, 1, 2, 2], SQUARE, [5, 5, 9, 9, 7, 7]]}, {}))
+    first, second = split.records[0].annotations
+    assert [polygon.tolist() for polygon in first.segmentation] == [SQUARE]
+    assert [polygon.tolist() for polygon in second.segmentation] == [SQUARE]
+    assert "left out" in split.report()
+    assert split.problems == ()
+
+
+def test_box_that_sticks_out_is_clipped_but_evaluated_as_given(tmp_path: Path) -> None:
+    split = read(tmp_path, coco({"bbox": [-2.5, 4, 50, 8]}))
+    assert split.records[0].annotations[0].box == (0, 4, 32, 12)
+    assert split.ground_truth()["annotations"][0]["bbox"] == [-2.5, 4, 50, 8]
+
+
+def test_crowd_is_kept_as_crowd_also_as_a_polygon(tmp_path: Path) -> None:
+    split = read(tmp_path, coco({"iscrowd": 1}, {}))
+    assert [a.is_crowd for a in split.records[0].annotations] == [True, False]
+    assert [a["iscrowd"] for a in split.ground_truth()["annotations"]] == [1, 0]
+
+
+def test_missing_zero_and_repeated_annotation_ids_are_numbered_anew(tmp_path: Path) -> None:
+    split = read(tmp_path, coco({"id": 5}, {"id": 5}, {"id": None}, {"id": 0}, {"id": "x"}, {"id": 6}))
+    ids = [a.annotation_id for a in split.records[0].annotations]
+    assert ids[0] == 5
+    assert ids[5] == 6
+    assert len(set(ids)) == 6
+    assert min(ids) > 0
+    assert "id 5 is used before" in split.report()
+
+
+def test_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    assert len(read(tmp_path, b"\xef\xbb\xbf" + json.dumps(coco({})).encode()).records) == 2
+
+
+@pytest.mark.parametrize(("used", "names"), [(False, ["helmet", "vest"]), (True, ["gear", "helmet", "vest"])])
+def test_placeholder_category_counts_only_if_used(used: bool, names: list[str], tmp_path: Path) -> None:
+    data = coco({"category_id": 1}, {"category_id": 0 if used else 2})
+    data["categories"] = [
+        {"id": 0, "name": "gear", "supercategory": "none"},
+        {"id": 1, "name": "helmet", "supercategory": "gear"},
+        {"id": 2, "name": "vest", "supercategory": "gear"},
+    ]
+    assert [c.name for c in read(tmp_path, data).categories] == names
+
+
+GIVEN = (Category(id=3, name="cat"), Category(id=9, name="dog"))
+
+
+def test_given_classes_with_other_ids_are_matched_by_name_with_a_note(tmp_path: Path) -> None:
+    data = coco({"category_id": 0}, {"category_id": 1}, categories=(("Dog", 0), ("cat", 1)))
+    split = read(tmp_path, data, categories=GIVEN)
+    assert split.categories == GIVEN
+    assert [a.label for a in split.records[0].annotations] == [1, 0]
+    assert [a["category_id"] for a in split.ground_truth()["annotations"]] == [9, 3]
+    assert "matched by name" in split.report()
+
+
+def test_given_classes_lack_a_used_one_is_one_problem(tmp_path: Path) -> None:
+    data = coco({}, {"category_id": 3}, {"category_id": 3}, categories=(("fox", 3), ("dog", 9), ("unused", 10)))
+    with pytest.raises(
+        DataError, match=r"categories\[0\]\.name: 'fox' \(id 3, 2 annotations\).*id 3 is 'cat'"
+    ) as caught:
+        read(tmp_path, data, categories=GIVEN)
+    assert "\n" not in str(caught.value)
+    split = read(tmp_path, data, categories=GIVEN, on_error="skip", check_images=False)
+    assert len(split.records[0].annotations) == 1
+
+
+def test_exif_is_applied_unless_only_the_stored_size_fits(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(24 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(24, 32, 3)
+    for n in (1, 2):
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png", exif=exif)
+    data = coco({}, {"image_id": 2})
+    data["images"][0] |= {"height": 32, "width": 24}
+    upright, stored = read(tmp_path, data, check_images=True).records
+    assert (upright.apply_exif, stored.apply_exif) == (True, False)
+    assert read_image(upright.path, apply_exif=upright.apply_exif).shape == (32, 24, 3)
+    np.testing.assert_array_equal(read_image(stored.path, apply_exif=stored.apply_exif), pixels)
+
+
+def test_size_that_the_json_lacks_is_taken_from_the_file(tmp_path: Path) -> None:
+    data = coco({}, images=1)
+    del data["images"][0]["height"], data["images"][0]["width"]
+    Image.new("RGB", (32, 24)).save(tmp_path / "1.png")
+    record = read(tmp_path, data, check_images=True).records[0]
+    assert (record.height, record.width) == SIZE
+    with pytest.raises(DataError, match="height: expected pixels"):
+        read(tmp_path, data, check_images=False)
+
+
+def test_file_name_as_seen_from_the_root_or_from_windows_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (32, 24)).save(folder / "1.png")
+    Image.new("RGB", (32, 24)).save(folder / "sub/2.png")
+    data = coco({})
+    data["images"][0]["file_name"] = "train/1.png"
+    data["images"][1]["file_name"] = "sub\\2.png"
+    assert [Path(r.path) for r in read(folder, data, check_images=True).records] == [
+        folder / "1.png",
+        folder / "sub/2.png",
+    ]
+
+
+def test_ground_truth_evaluates_like_the_json_itself(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    annotations, results = [], []
+    for n in range(60):
+        x, y, w, h = generator.integers((0, 0, 3, 3), (12, 12, 15, 15))
+        polygon = [int(v) for v in (x, y, x + w, y, x + w, y + h, x, y + h)]
+        entry = {"image_id": n % 6 + 1, "category_id": (3, 9)[n % 2], "bbox": [int(v) for v in (x, y, w, h)]}
+        annotations.append({**entry, "segmentation": [polygon], "area": int(w * h), "iscrowd": int(n % 15 == 7)})
+        shifted = [polygon[i] + int(generator.integers(-1, 2)) for i in range(8)]
+        code = rle.to_json(rle.to_compressed([shifted], *SIZE))
+        results.append({**entry, "segmentation": code, "score": float(generator.random())})
+    data = coco(*annotations, images=6)
+    split = read(tmp_path, data)
+    stats = []
+    for truth in (data, json.loads(json.dumps(split.ground_truth()))):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ground = COCO()
+            ground.dataset = truth
+            ground.createIndex()
+            evaluation = COCOeval(ground, ground.loadRes([dict(r) for r in results]), "segm")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        stats.append(evaluation.stats)
+    assert 0.05 < stats[0][0] < 0.95  # neither trivially right nor wrong
+    np.testing.assert_array_equal(stats[0], stats[1])
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (("annotations/instances_train2017.json", "train2017"), ("annotations/instances_val2017.json", "val2017")),
+        (
+            ("annotations/instances_train2014.json", "images/train2014"),
+            ("annotations/instances_val2014.json", "images/val2014"),
+        ),
+        (("annotations/instances_train.json", "train"), ("annotations/instances_val.json", "val")),
+        (("annotations/train.json", "images"), ("annotations/val.json", "images")),
+        (("train/_annotations.coco.json", "train"), ("valid/_annotations.coco.json", "valid")),
+        (("train.json", "train"), ("val.json", "val")),
+    ],
+)
+def test_known_layout_is_found(train: tuple[str, str], val: tuple[str, str], tmp_path: Path) -> None:
+    for file, folder in (train, val):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    layout = find_splits(tmp_path)
+    assert layout.train == (tmp_path / train[0], tmp_path / train[1])
+    assert layout.val == (tmp_path / val[0], tmp_path / val[1])
+
+
+def test_explicit_paths_are_taken_relative_to_the_root_or_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "my, data=[é]"
+    (root / "photos").mkdir(parents=True)
+    (root / "labels.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    layout = find_splits(root, "labels.json", "photos", root / "labels.json", f"{root.name}/photos")
+    assert layout.train == (root / "labels.json", root / "photos")
+    assert layout.val == (root / "labels.json", Path(root.name) / "photos")
+
+
+def test_layout_that_does_not_fit_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"instances_train2017\.json.*_annotations\.coco\.json.*data\.train_annotations=FILE"
+    ):
+        find_splits(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        find_splits(tmp_path / "missing")
+    with pytest.raises(DataError, match="no such file"):
+        find_splits(tmp_path, train_annotations="missing.json")
+    (tmp_path / "train.json").write_text("{}")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="val split"):
+        find_splits(tmp_path)
+    assert find_splits(tmp_path, required=("train",)).val is None
+
+
+def test_split_without_its_images_does_not_hinder_the_other(tmp_path: Path) -> None:
+    for folder in ("annotations", "val"):
+        (tmp_path / folder).mkdir()
+    for name in ("train", "val"):
+        (tmp_path / f"annotations/{name}.json").write_text("{}")
+    assert find_splits(tmp_path, required=("val",)) == (None, (tmp_path / "annotations/val.json", tmp_path / "val"))
+    with pytest.raises(DataError, match=r"no folder of train images.*data\.train_images=DIR"):
+        find_splits(tmp_path, required=("train",))
+
+
+def test_fifty_thousand_annotations_are_read_in_seconds(tmp_path: Path) -> None:
+
+    data = coco(images=1000)
+    base = {"category_id": 9, "segmentation": [SQUARE * 4], "bbox": [4, 4, 8, 8], "area": 64, "iscrowd": 0}
+    data["annotations"] = [{"id": n, "image_id": n % 1000 + 1, **base} for n in range(1, 50_001)]
+    start = time.process_time()
+    split = read(tmp_path, data)
+    assert time.process_time() - start < 15  # 1.5 s where this was written; quadratic code would take minutes
+    assert len(split.records[999].annotations) == 50
