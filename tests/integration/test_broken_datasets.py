@@ -411,3 +411,52 @@ def test_root_that_is_a_link_is_read(tmp_path: Path) -> None:
     write(good_dataset(root), root)
     (tmp_path / "link").symlink_to(root)
     assert len(read(tmp_path / "link").records) == 3
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a json a value could be replaced."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**400,
+    NAN,
+    -INF,
+    "",
+    "x",
+    "\x1b[2J\n",
+    [],
+    [[]],
+    [None],
+    {},
+    {"size": 3, "counts": {}},
+)
+
+
+def test_junk_anywhere_in_the_json_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    data = good_dataset(root)
+    data["annotations"][2]["segmentation"] = GOOD_RLE
+    data["annotations"] = data["annotations"][1:]  # one with a polygon, one with an RLE
+    chosen = [place for place in places(data)[1:] if place[:2] not in (("images", 0), ("categories", 0))]
+    refusals: list[str] = []
+    for n, (place, junk) in enumerate((place, junk) for place in chosen for junk in JUNK):
+        changed = json.loads(json.dumps(data))
+        node = changed
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = junk
+        write(changed, root)
+        try:
+            split = read(root, on_error=("raise", "skip")[n % 2], check_images=False)
+            json.dumps([a["bbox"] for a in split.ground_truth()["annotations"]], allow_nan=False)
+        except DataError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 200
+    assert all(line.isprintable() for text in refusals for line in text.splitlines())
