@@ -127,6 +127,13 @@ def test_backbone_mean_is_that_of_its_weights(config, mean):
     assert len(backbone.image_std) == 3
 
 
+def test_timm_model_of_one_image_size_says_so():
+    with torch.device("meta"):
+        backbone = build(TimmBackboneConfig, "convit_tiny")
+        with pytest.raises(ValueError, match=r"convit_tiny takes no images of 64 x 80 pixels \(.*224"):
+            backbone(torch.zeros(1, 3, 64, 80))
+
+
 def test_backbone_describing_and_building_on_meta_draws_no_random_numbers():
     torch.manual_seed(0)
     expected = torch.rand(3)

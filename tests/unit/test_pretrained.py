@@ -164,7 +164,12 @@ def test_load_cached_weights_are_found_without_asking_the_network(no_network, tm
 
 def test_answers_an_address_that_never_does_gives_up_in_time(monkeypatch):
     monkeypatch.setattr(pretrained, "PATIENCE", 0.2)
-    monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: time.sleep(2))
+
+    def never(*_, **__):
+        time.sleep(2)
+        raise OSError
+
+    monkeypatch.setattr(pretrained.urllib.request, "urlopen", never)
     start = time.monotonic()
     assert not pretrained._answers("https://example.invalid")
     assert time.monotonic() - start < 1.5  # not the two seconds that the call takes

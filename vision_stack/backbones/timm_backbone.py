@@ -96,9 +96,18 @@ class TimmBackbone(Backbone):
             self.published = _published(weights)
 
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]."""
+        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)].
+
+        Raises:
+            ValueError: a model that is built for one image size only was given another.
+        """
         height, width = pixel_values.shape[-2:]
-        maps = self.net(pad_to_multiple(pixel_values, self.multiple))
+        try:
+            maps = self.net(pad_to_multiple(pixel_values, self.multiple))
+        except AssertionError as error:  # timm's own check; its line names the size that would do
+            name = self.config.model_name
+            line = f"{name} takes no images of {height} x {width} pixels ({error}); choose a model that takes any size"
+            raise ValueError(line) from None
         if self.is_nhwc:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         maps = crop_to_image(maps, self.out_specs, (height, width))
