@@ -49,45 +49,46 @@ def make_target(count, seed=0, size=(24, 28)):
     }
 
 
-def plain_focal_and_dice(logits, masks, index):
-    target = masks[index].to(logits.dtype)
-    upsampled = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+def plain_focal_and_dice(logits, masks):
+    target = masks[:, None].to(logits.dtype).expand(-1, logits.shape[1], -1, -1)
+    upsampled = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
     prob = upsampled.sigmoid()
     p_t = prob * target + (1 - prob) * (1 - target)
     alpha_t = 0.25 * target + 0.75 * (1 - target)
     focal = alpha_t * (1 - p_t) ** 2 * F.binary_cross_entropy_with_logits(upsampled, target, reduction="none")
-    total = prob.sum((1, 2)) + target.sum((1, 2))
-    return focal.mean((1, 2)), 1 - (2 * (prob * target).sum((1, 2)) + 1) / (total + 1)
+    total = prob.sum((2, 3)) + target.sum((2, 3))
+    return focal.mean((2, 3)), 1 - (2 * (prob * target).sum((2, 3)) + 1) / (total + 1)
 
 
+@pytest.mark.parametrize("tile", [1, 1500, 10**6], ids=["mask by mask", "several masks", "all at once"])
 @pytest.mark.parametrize("size", [(24, 28), (23, 26), (6, 7)], ids=["times four", "odd", "same size"])
-def test_focal_and_dice_equal_plain_formulas_in_value_and_gradient(size, monkeypatch):
-    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda device: 1500)  # several tiles
-    logits = (4 * torch.randn(9, 6, 7, dtype=torch.float64)).requires_grad_()
-    masks, index = torch.rand(4, *size) > 0.5, torch.tensor([0, 0, 1, 1, 3, 3, 3, 2, 0])
-    upstream = torch.rand(2, 9, dtype=torch.float64)
+def test_focal_and_dice_equal_plain_formulas_in_value_and_gradient(size, tile, monkeypatch):
+    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda device: tile)
+    logits, masks = (4 * torch.randn(5, 3, 6, 7, dtype=torch.float64)).requires_grad_(), torch.rand(5, *size) > 0.5
+    upstream = torch.rand(2, 5, 3, dtype=torch.float64)
     results = []
     for function in (focal_and_dice_loss, plain_focal_and_dice):
-        losses = function(logits, masks, index)
+        losses = function(logits, masks)
         results.append((*losses, *torch.autograd.grad((torch.stack(losses) * upstream).sum(), logits)))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)  # the same sums in float64
 
 
 def test_focal_and_dice_of_extreme_logits_stay_finite():
-    logits = torch.tensor([-1e4, -90.0, 0.0, 90.0, 1e4]).view(5, 1, 1).expand(5, 2, 2).clone().requires_grad_()
-    losses = focal_and_dice_loss(logits, torch.ones(1, 8, 8, dtype=torch.bool), torch.zeros(5, dtype=torch.long))
+    logits = torch.tensor([-1e4, -90.0, 0.0, 90.0, 1e4]).view(1, 5, 1, 1).expand(1, 5, 2, 2).clone().requires_grad_()
+    losses = focal_and_dice_loss(logits, torch.ones(1, 8, 8, dtype=torch.bool))
     torch.stack(losses).sum().backward()
     assert torch.stack(losses).isfinite().all()
     assert logits.grad.isfinite().all()
-    assert losses[0][0] > losses[0][1] > losses[0][2] > losses[0][4]
+    focal = losses[0][0]
+    assert focal[0] > focal[1] > focal[2] > focal[4]
 
 
 def test_focal_and_dice_without_gradient_equal_those_with():
-    logits, masks, index = torch.randn(3, 4, 4), torch.rand(2, 16, 16) > 0.5, torch.tensor([1, 0, 1])
+    logits, masks = torch.randn(3, 2, 4, 4), torch.rand(3, 16, 16) > 0.5
     with torch.no_grad():
-        quiet = focal_and_dice_loss(logits.requires_grad_(), masks, index)
-    for one, other in zip(quiet, focal_and_dice_loss(logits, masks, index), strict=True):
+        quiet = focal_and_dice_loss(logits.requires_grad_(), masks)
+    for one, other in zip(quiet, focal_and_dice_loss(logits, masks), strict=True):
         assert torch.equal(one, other)
 
 

@@ -91,7 +91,8 @@ class MaskCriterion(nn.Module):
             labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
             loss_class = classification_loss(logits, labels, config.no_object_weight)
 
-            mask, dice = self._mask_losses(_matched_masks(mask_embed, features, matches), objects, matches)
+            masks = _matched_masks(mask_embed, features, matches)
+            mask, dice = self._mask_losses(masks, objects, matches, num_layers=len(logits))
             num_masks = _mean_num_masks(sum(objects.counts), logits.device)
             zeros = logits.new_zeros(len(logits))
             loss_mask = zeros.index_add(0, matches.layers, mask) / num_masks
@@ -102,11 +103,14 @@ class MaskCriterion(nn.Module):
             loss_dice=config.dice_weight * loss_dice,
         )
 
-    def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches) -> tuple[Tensor, Tensor]:
+    def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches, num_layers: int) -> tuple[Tensor, Tensor]:
         """Mask and dice loss [M] of the matched masks' logits [M, h, w]."""
         config = self.config
         if config.mask_loss == "focal":
-            return focal_and_dice_loss(masks, objects.masks, matches.objects)
+            # Every object has one query in each layer, unless some were dropped.
+            layers, targets = (1, objects.masks[matches.objects]) if matches.dropped else (num_layers, objects.masks)
+            focal, dice = focal_and_dice_loss(masks.unflatten(0, (len(targets), layers)), targets)
+            return focal.flatten(), dice.flatten()
         points = uncertain_points(masks, config.num_points, config.oversample_ratio, config.importance_sample_ratio)
         inside = sample_masks(objects.masks, matches.objects, points)
         return point_cross_entropy_and_dice_loss(sample_maps(masks[:, None], points)[:, 0], inside)

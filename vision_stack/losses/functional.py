@@ -1,6 +1,6 @@
 """Losses and matching costs of mask classification, as functions of tensors.
 
-Legend: M pairs of a predicted mask and its object, N objects of one image, R predicted masks of one image (all queries
+Legend: M pairs of a predicted mask and its object, N objects, R predicted masks of one image (all queries
 of all layers), C channels, h x w pixels of the mask logits, H x W pixels of the target masks, P points.
 
 Two things keep these functions cheap. Sums over pixels are taken tile by tile, so that the dozen elementwise passes of
@@ -9,6 +9,8 @@ gradient is found along with its value and only at the low resolution of the log
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +50,7 @@ def dense_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     focal = mask_embed.new_zeros(rows, len(targets))
     overlap = torch.zeros_like(focal)
     background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
-    step = max(256, tile_elements(mask_embed.device) // max(rows, 1))
-    for start in range(0, pixels, step):
-        tile = slice(start, start + step)
+    for tile in _slices(pixels, max(256, tile_elements(mask_embed.device) // max(rows, 1))):
         logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
         prob, negative = logits.sigmoid(), softplus(logits)
         positive = negative - logits  # -log(p); `negative` is -log(1 - p)
@@ -92,66 +92,91 @@ def _dice(overlap: Tensor, total: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
-def focal_and_dice_loss(logits: Tensor, masks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def focal_and_dice_loss(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Focal and dice loss of masks that are upsampled bilinearly to the targets' size (MaskFormer, Sec. 3.2).
 
-    Equal to interpolating, then writing the two formulas out; memory grows with M * h * w instead of with M * H * W.
+    Equal to interpolating, then writing the two formulas out; memory grows with h * w instead of with H * W.
 
     Args:
-        logits: [M, h, w] float32.
-        masks: [N, H, W] bool, the objects.
-        index: [M] int64, the object of each predicted mask.
+        logits: [N, L, h, w] float32, the masks that L layers predict for each of N objects.
+        masks: [N, H, W] bool.
 
     Returns:
-        focal loss [M] (mean over the H x W pixels) and dice loss [M]. Not twice differentiable.
+        focal loss [N, L] (mean over the H x W pixels) and dice loss [N, L]. Not twice differentiable.
     """
-    return _FocalAndDice.apply(logits, masks, index)
+    return _FocalAndDice.apply(logits, masks)
 
 
 class _FocalAndDice(torch.autograd.Function):
     """Finds the gradients of both losses, at h x w, while the H x W maps of a few masks are in the cache."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, masks: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        differentiate = ctx.needs_input_grad[0]
-        focal, dice = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+    def forward(ctx, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        (num_objects, layers, h, w), (height, width) = logits.shape, masks.shape[-2:]
+        pixels = height * width
+        focal, dice = logits.new_empty(num_objects, layers), logits.new_empty(num_objects, layers)
         d_focal, d_dice = torch.zeros_like(logits), torch.zeros_like(logits)
-        height, width = masks.shape[-2:]
-        rows = _interpolation(logits.shape[-2], height, logits)
-        columns = _interpolation(logits.shape[-1], width, logits)
-        step = max(1, tile_elements(logits.device) // (height * width))
-        for start in range(0, len(logits), step):
-            part = slice(start, start + step)
-            inside = masks[index[part]].to(logits.dtype).flatten(1)  # [m, H * W]
-            sign = inside.mul(-2).add_(1)
-            upsampled = F.interpolate(logits[part, None], size=(height, width), mode="bilinear").flatten(1)
-            # z > 0 where the pixel is wrong: off the mask z is the logit, on it its negative
-            z = upsampled.mul_(sign)
-            wrong, cross_entropy = z.sigmoid(), softplus(z)
-            weight = inside.mul(2 * FOCAL_ALPHA - 1).add_(1 - FOCAL_ALPHA).mul_(wrong).mul_(wrong)
-            focal[part] = torch.mul(weight, cross_entropy, out=z).mean(1)
-            area = inside.sum(1)
-            missed = torch.mul(inside, wrong, out=z).sum(1)
-            overlap, total = area - missed, wrong.sum(1) - 2 * missed + 2 * area  # sum(p) = false positives + overlap
-            dice[part] = _dice(overlap, total)
-            if not differentiate:
-                continue
-            # d focal / d z = weight * (wrong + 2 * (1 - wrong) * cross_entropy)
-            slope = cross_entropy.mul_(wrong.neg().add_(1)).mul_(2).add_(wrong).mul_(weight).mul_(sign)
-            d_focal[part] = (rows.T @ slope.view(-1, height, width) @ columns).div_(height * width)
-            # d dice / d p = (2 * overlap + 1) / (total + 1)^2 - [on the mask] 2 / (total + 1);  d p / d x = p (1 - p)
-            everywhere, on_mask = (2 * overlap + 1) / (total + 1) ** 2, -2 / (total + 1)
-            factor = inside.mul_(on_mask[:, None]).add_(everywhere[:, None])
-            slope = torch.addcmul(wrong, wrong, wrong, value=-1, out=slope).mul_(factor)
-            d_dice[part] = rows.T @ slope.view(-1, height, width) @ columns
-        ctx.save_for_backward(d_focal, d_dice)
+        rows, columns = _interpolation(h, height, logits), _interpolation(w, width, logits)
+        at_once = max(1, tile_elements(logits.device) // pixels)  # masks
+        for objects in _slices(num_objects, max(1, at_once // layers)):
+            inside = masks[objects].to(logits.dtype).flatten(1)[:, None]  # [n, 1, H * W], the same for all layers
+            sign, area = 1 - 2 * inside, inside.sum(2)
+            for some in _slices(layers, at_once):
+                part = (objects, some)
+                maps = logits[part].flatten(0, 1)[:, None]  # as a batch: interpolation is slower over few channels
+                upsampled = F.interpolate(maps, size=(height, width), mode="bilinear").view(len(inside), -1, pixels)
+                focal[part], dice[part], slopes = _on_pixels(upsampled, inside, sign, area)
+                if ctx.needs_input_grad[0]:
+                    d_focal[part], d_dice[part] = (rows.T @ s.unflatten(2, (height, width)) @ columns for s in slopes())
+        ctx.save_for_backward(d_focal.div_(pixels), d_dice)
         return focal, dice
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_focal: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad_focal: Tensor, grad_dice: Tensor) -> tuple[Tensor, None]:
         d_focal, d_dice = ctx.saved_tensors
-        return d_focal * grad_focal[:, None, None] + d_dice * grad_dice[:, None, None], None, None
+        return d_focal * grad_focal[..., None, None] + d_dice * grad_dice[..., None, None], None
+
+
+def _on_pixels(
+    logits: Tensor, inside: Tensor, sign: Tensor, area: Tensor
+) -> tuple[Tensor, Tensor, Callable[[], Iterator[Tensor]]]:
+    """Losses of masks at full size, and what gives their slopes if asked; works in place, in as few buffers as will do.
+
+    Args:
+        logits: [n, l, H * W], overwritten.
+        inside: [n, 1, H * W], 1 on the object.
+        sign: [n, 1, H * W], -1 on the object, else 1.
+        area: [n, 1] pixels of the object.
+
+    Returns:
+        focal loss [n, l], dice loss [n, l]; a function that yields the derivatives of H * W times the focal and of the
+        dice loss with respect to `logits`, each to be used before the next is asked for.
+    """
+    # z > 0 where the pixel is wrong: off the object z is the logit, on it its negative
+    z = logits.mul_(sign)
+    wrong, cross_entropy = z.sigmoid(), softplus(z)
+    alpha = (1 - FOCAL_ALPHA) - (1 - 2 * FOCAL_ALPHA) * inside
+    weight = torch.mul(wrong, wrong, out=z).mul_(alpha)
+    work = weight * cross_entropy
+    focal = work.mean(2)
+    missed = torch.mul(wrong, inside, out=work).sum(2)
+    overlap, total = area - missed, wrong.sum(2) - 2 * missed + 2 * area  # sum(p) = false positives + overlap
+
+    def slopes() -> Iterator[Tensor]:
+        # d focal / d z = weight * (wrong + 2 * (1 - wrong) * cross_entropy)
+        slope = torch.neg(wrong, out=work).add_(1).mul_(cross_entropy).mul_(2).add_(wrong)
+        yield slope.mul_(weight).mul_(sign)
+        # d dice / d p = (2 * overlap + 1) / (total + 1)^2 - [on the object] 2 / (total + 1);  d p / d logit = p (1 - p)
+        everywhere, on_object = (2 * overlap + 1) / (total + 1) ** 2, -2 / (total + 1)
+        factor = torch.addcmul(everywhere[..., None], on_object[..., None], inside, out=cross_entropy)
+        yield torch.addcmul(wrong, wrong, wrong, value=-1, out=work).mul_(factor)
+
+    return focal, _dice(overlap, total), slopes
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
 
 
 def _interpolation(size: int, new_size: int, like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Objects(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """M pairs of a query and its object, of all layers and images, one image after the other."""
+    """M pairs of a query and its object, of all layers and images: object after object, each layer by layer."""
 
     layers: Tensor  # [M] int64, on the outputs' device as all of these
     images: Tensor  # [M]
@@ -122,7 +122,8 @@ def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int,
         for layer, problem in enumerate(problems if count else ()):
             queries, chosen = linear_sum_assignment(problem)
             found[layer] = np.stack([np.full(kept, layer), np.full(kept, image), queries, chosen + first_object], 1)
-        pairs.append(found.reshape(-1, 4))
+        rows = found.reshape(-1, 4)
+        pairs.append(rows[rows[:, 3].argsort(kind="stable")])
         per_image.append(layers * kept)
         dropped += count - kept
         first_object += count
