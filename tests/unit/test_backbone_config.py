@@ -76,9 +76,9 @@ def test_select_stages_wrong_selection_gives_one_line(given, line):
     assert "\n" not in str(caught.value)
 
 
-def test_select_stages_plain_transformer_without_the_stride_names_the_neck_that_makes_a_pyramid():
+def test_select_stages_plain_transformer_without_the_stride_says_that_it_is_no_pyramid():
     assert select_stages(PLAIN, out_strides=[16]).out_features == ["blocks.3"]
-    with pytest.raises(ConfigError, match=r"no stage has stride \[4, 8, 32\].*neck=simple_pyramid"):
+    with pytest.raises(ConfigError, match=r"no stage has stride \[4, 8, 32\].*has \[16\]; there is no pyramid"):
         select_stages(PLAIN, out_strides=[4, 8, 16, 32])
 
 
@@ -169,7 +169,7 @@ def test_config_stage_names_and_features_cover_every_stage():
         ({"type": "timm"}, "backbone.model_name: missing"),
         (
             {"type": "timm", "model_name": "mixer_b16_224", "output_stride": 16},
-            "backbone.output_stride: mixer_b16_224 has",
+            "backbone.output_stride: mixer_b16_224 does",
         ),
         (
             {"type": "timm", "model_name": "resnet18", "out_indices": [9]},
@@ -198,7 +198,7 @@ def test_config_from_dict_bad_value_gives_one_line_with_path(data, line):
 
 
 def test_build_option_the_model_does_not_have_names_the_option():
-    with pytest.raises(ConfigError, match="drop_path_rate: vgg11 has no such option; leave it null"):
+    with pytest.raises(ConfigError, match=r"drop_path_rate: vgg11 does not take 0\.1; leave it null"):
         TimmBackboneConfig("vgg11", drop_path_rate=0.1).build()
     with pytest.raises(ConfigError, match="drop_path_rate: ResNet has no such option; leave it null"):
         TorchvisionBackboneConfig("resnet18", drop_path_rate=0.1).build()

@@ -108,9 +108,8 @@ def _positions_of_strides(stages: Sequence[FeatureSpec], wanted: Sequence[int]) 
         raise ConfigError(f"out_strides: expected a list of strides among {list(deepest)}, got {wanted!r}")
     missing = [stride for stride in wanted if stride not in deepest]
     if missing:
-        plain = len(deepest) == 1
-        remedy = "; leave it null and add neck=simple_pyramid, which makes a pyramid of one stride" if plain else ""
-        raise ConfigError(f"out_strides: no stage has stride {missing}; this backbone has {list(deepest)}{remedy}")
+        remedy = "choose among these" if len(deepest) > 1 else "there is no pyramid to take others from"
+        raise ConfigError(f"out_strides: no stage has stride {missing}; this backbone has {list(deepest)}; {remedy}")
     return _in_order("out_strides", wanted, [deepest[stride] for stride in wanted])
 
 

@@ -182,10 +182,11 @@ def _rounds_down(module: Any) -> bool:
 def _create(model_name: str, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(model_name, pretrained=False, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
+        asserted = isinstance(error, AssertionError)  # some take an output_stride in order to refuse it
         for name in ("output_stride", "drop_path_rate"):
-            if name in options and name in str(error):
-                raise ConfigError(f"{name}: {model_name} has no such option; leave it null") from None
+            if name in options and (name in str(error) or (asserted and name == "output_stride")):
+                raise ConfigError(f"{name}: {model_name} does not take {options[name]}; leave it null") from None
         raise
 
 
