@@ -42,18 +42,18 @@ def resume(run_dir: Path, *overrides: str) -> None:
 def test_kill_9_in_mid_epoch_resumed_equals_uninterrupted(uninterrupted: Run, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed, a=b [1] é"
     command = [sys.executable, str(tiny_run.ROOT / "train.py"), *tiny_run.TINY, f"run_dir={run_dir}"]
-    command += ["+callbacks.kill._target_=tiny_run.kill", "+callbacks.kill.batch=12"]
+    command += ["+callbacks.kill._target_=tiny_run.kill", "+callbacks.kill.batch=7"]
     result = subprocess.run(command, cwd=Path(__file__).parent, env=os.environ, capture_output=True, timeout=120)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()[-2000:]
-    assert last(run_dir)["position"]["batches_done"] == 3  # of the second epoch's eight; the fourth was not saved
+    assert last(run_dir)["position"]["batches_done"] == 2  # of the second epoch's four; the third was not saved
     resume(run_dir)
     assert_same(run_dir, uninterrupted[0])
 
 
 @pytest.mark.parametrize(
     "crash",
-    [CrashAt(8), CrashAt(9), CrashAt(validation_after=8), CrashAt(validation_after=24)],
-    ids=["last_step_of_epoch", "first_step_of_epoch", "in_validation", "in_the_last_validation"],
+    [CrashAt(4), CrashAt(validation_after=4), CrashAt(validation_after=12)],
+    ids=["last_step_of_epoch", "in_validation", "in_the_last_validation"],
 )
 def test_crash_resumed_equals_uninterrupted(crash: CrashAt, uninterrupted: Run, tmp_path: Path) -> None:
     with pytest.raises(Crash):
@@ -66,16 +66,16 @@ def test_crash_resumed_equals_uninterrupted(crash: CrashAt, uninterrupted: Run, 
 def test_signal_finishes_the_step_saves_and_exits_as_shells_expect(
     signum: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("callbacks.checkpoints.every_n_steps=1000", "trainer.accumulate_grad_batches=3")
+    options = ("callbacks.checkpoints.every_n_steps=1000", "trainer.accumulate_grad_batches=2")
     before = signal.getsignal(signum)
     with pytest.raises(SystemExit) as stop:
-        tiny_run.train(tmp_path, *options, callbacks=(CrashAt(4, signum=signum),))
+        tiny_run.train(tmp_path, *options, callbacks=(CrashAt(1, signum=signum),))
     assert stop.value.code == 128 + signum
     assert last(tmp_path)["position"] == {
         "epoch": 0,
-        "batches_done": 6,  # the optimizer's step of batches 4 to 6 was finished
-        "total_batches": 6,
-        "step": 2,
+        "batches_done": 2,  # the optimizer's step of two batches was finished
+        "total_batches": 2,
+        "step": 1,
         "validated": True,
     }
     assert "resume=" in capsys.readouterr().out
@@ -83,11 +83,11 @@ def test_signal_finishes_the_step_saves_and_exits_as_shells_expect(
 
 
 def test_accumulating_run_crashed_between_steps_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    options = ("trainer.accumulate_grad_batches=3", "trainer.max_epochs=2")
+    options = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=2")
     tiny_run.train(tmp_path / "a", *options)
     with pytest.raises(Crash):
-        tiny_run.train(tmp_path / "b", *options, callbacks=(CrashAt(13),))
-    assert last(tmp_path / "b")["position"]["batches_done"] == 3
+        tiny_run.train(tmp_path / "b", *options, callbacks=(CrashAt(7),))
+    assert last(tmp_path / "b")["position"]["batches_done"] == 2
     resume(tmp_path / "b", *options)
     assert_same(tmp_path / "b", tmp_path / "a")
 

@@ -19,7 +19,7 @@ from vision_stack.training.optim import OptimConfig
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run, a=b [1] é")
-    tiny_run.train(run_dir, "trainer.max_epochs=2", "logger=both")
+    tiny_run.train(run_dir, "trainer.max_epochs=2", "logger=both", "num_pictures=2")
     return run_dir
 
 
@@ -36,8 +36,8 @@ def test_run_leaves_checkpoints_metrics_predictions_pictures_and_options(run: Pa
 def test_run_metrics_file_has_a_row_for_each_step_and_the_validations(run: Path) -> None:
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(16))
-    assert [int(r["step"]) for r in rows if r["val/segm_AP"]] == [7, 15]
+    assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(8))
+    assert [int(r["step"]) for r in rows if r["val/segm_AP"]] == [3, 7]
 
 
 def test_run_tensorboard_has_scalars_and_pictures(run: Path) -> None:
@@ -107,7 +107,8 @@ def test_step_seed_differs_between_steps_epochs_and_ranks_and_repeats() -> None:
 def test_script_sweep_of_broken_runs_keeps_them_apart_and_says_each_error_in_one_line(tmp_path: Path) -> None:
     sweep_dir = tmp_path / "sweep, a=b [1] é"
     command = [sys.executable, str(tiny_run.ROOT / "train.py"), "-m", "seed=1,2", f"run_dir={sweep_dir}"]
-    command += ["data=coco", "data.root=/nowhere, at=all"]
+    command += ["data=coco", "data.root=/nowhere, at=all", "plugins=[my_plugin]"]
+    (tmp_path / "my_plugin.py").write_text("print('my plugin was imported')")
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.strip().splitlines()
@@ -115,3 +116,4 @@ def test_script_sweep_of_broken_runs_keeps_them_apart_and_says_each_error_in_one
     assert all(line.startswith("error: /nowhere, at=all: data.root: there is no such folder") for line in lines)
     seeds = [yaml.safe_load((sweep_dir / str(job) / "config.yaml").read_text())["seed"] for job in range(2)]
     assert seeds == [1, 2]
+    assert "my plugin was imported" in result.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,12 @@ class Checkpoints(Checkpoint):
         }
         self._write(trainer, "last.ckpt", contents)
 
+    def save_validated(self, trainer: pl.Trainer, resumed: Mapping[str, Any]) -> None:
+        """Write again the `last.ckpt` that a run was resumed from, whose validation has been done now."""
+        if trainer.is_global_zero:
+            news = {"position": self.position._asdict(), "best_score": self.best_score}
+            self._write(trainer, "last.ckpt", {**resumed, **news})
+
     def _contents(self, module: SegmentationModule) -> dict[str, Any]:
         """Plain values and tensors, which `torch.load(weights_only=True)` takes."""
         return {
@@ -149,6 +156,18 @@ def _validate_at_the_end(trainer: pl.Trainer) -> None:
         trainer.should_stop = True
     if trainer.should_stop and trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
+
+
+def checkpoints_of(trainer: pl.Trainer) -> Checkpoints:
+    """The trainer's callback that writes checkpoints.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Checkpoints):
+            return callback
+    raise ValueError("callbacks.checkpoints: missing; a run cannot do without it")
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -19,8 +19,7 @@ from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results
-from vision_stack.training.run import say, write_config
+from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
 
 PATHS = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
 
@@ -42,7 +41,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     write_config({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories)
     evaluator = CocoEvaluator(data.val_ground_truth(), model.categories, max_detections=config["top_k"])
-    say(f"evaluating {path} on {len(data.val_records):,} images of {data_config.root or data_config.type}")
+    print(f"evaluating {path} on {len(data.val_records):,} images of {data_config.root or data_config.type}")
 
     module = SegmentationModule(model, OptimConfig(), evaluator)
     trainer = make_trainer()
@@ -51,10 +50,10 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     assert results is not None  # one process, no sanity check
     results.write(run_dir)
     Console().print(format_table(results.metrics))
-    say(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
+    print(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
     if config["num_pictures"]:
         draw_validation(run_dir, data.val_records, model.categories, config["num_pictures"])
-        say(f"pictures: {run_dir / 'pictures'}")
+        print(f"pictures: {run_dir / 'pictures'}")
     return results
 
 

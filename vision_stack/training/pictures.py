@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from vision_stack.data.coco import ImageRecord
 from vision_stack.data.images import read_image
@@ -85,11 +84,3 @@ def encoded(results: Iterable[dict[str, Any]], categories: Sequence[Category]) -
         torch.tensor([r["score"] for r in results], dtype=torch.float32),
         rles,
     )
-
-
-def log_pictures(loggers: Iterable[Any], pictures: Sequence[Path], step: int) -> None:
-    """Pictures for TensorBoard."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for path in pictures:
-                logger.experiment.add_image(f"predictions/{path.stem}", read_image(path), step, dataformats="HWC")

@@ -21,8 +21,7 @@ from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.postprocess import encode_instances
 from vision_stack.structures import EncodedInstances, ImageInfo
 from vision_stack.training.pictures import draw_encoded
-from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.run import say, write_config
+from vision_stack.training.results import write_config
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
 
@@ -39,7 +38,6 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: no such checkpoint, or no image at the source; one line.
     """
-    quiet_lightning()
     paths, base = find_images(config["source"])
     device = _device(config["device"])
     model = VisionModel.from_pretrained(config["checkpoint"]).to(device)
@@ -59,13 +57,14 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         draw_encoded(image, found, model.categories, config["threshold"], (pictures / name).with_suffix(".jpg"))
     (run_dir / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
     for line in skipped:
-        say(f"skipped: {line}")
+        print(f"skipped: {line}")
     counted = f"{len(paths) - len(skipped):,} images" + (f", {len(skipped):,} skipped" if skipped else "")
     shown = sum(record["score"] >= config["threshold"] for record in records)
-    say(
+    print(
         f"{counted}; {shown:,} objects with a score of at least {config['threshold']:g}",
         f"pictures: {pictures}",
         f"results:  {run_dir / 'predictions.json'}",
+        sep="\n",
     )
     return records
 

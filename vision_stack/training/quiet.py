@@ -14,6 +14,7 @@ MEANT = (
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # a resumed schedule begins in the middle
     r"`isinstance\(treespec, LeafSpec\)`",
     r".*available but not used",
+    r"It is recommended to use `self.log\('val/",  # every rank has the scores of all
 )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_stack.metrics.coco import CocoEvaluator
 
@@ -50,6 +53,12 @@ class Results:
         """Write `metrics.json` and `predictions.json`; each is replaced as a whole."""
         _write(run_dir / PREDICTIONS_FILE, json.dumps(self.predictions))
         _write(run_dir / METRICS_FILE, json.dumps(self.metrics, indent=2) + "\n")
+
+
+def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
+    """`config.yaml`: all options of the run, resolved."""
+    text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
+    _write(run_dir / "config.yaml", text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from vision_stack.model import load_strictly, model_state, read_checkpoint
-from vision_stack.training.checkpoints import Checkpoints, callbacks_of
+from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.position import Position
 
@@ -69,11 +69,11 @@ def restore(
     load_strictly(module.model, model_state(checkpoint), source)
     position = Position(**checkpoint["position"])
     position.restore(trainer)
+    checkpoints = checkpoints_of(trainer)
+    checkpoints.position, checkpoints.best_score = position, checkpoint["best_score"]
+    _adopt_best(Path(source), Path(trainer.default_root_dir), checkpoint["best_score"])
     for callback in callbacks_of(trainer):
-        if isinstance(callback, Checkpoints):
-            callback.position, callback.best_score = position, checkpoint["best_score"]
-            _adopt_best(Path(source), Path(trainer.default_root_dir), checkpoint["best_score"])
-        elif callback.state_key in checkpoint["callbacks"]:
+        if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
     return position
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
@@ -17,17 +17,18 @@ from vision_stack.backbones.pretrained import load_pretrained
 from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.images import read_image
 from vision_stack.metrics.coco import CocoEvaluator
 from vision_stack.metrics.table import format_table
 from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.checkpoints import Checkpoints, Interrupted, callbacks_of
+from vision_stack.training.checkpoints import Interrupted, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
-from vision_stack.training.pictures import draw_validation, log_pictures
+from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.results import METRICS_FILE
+from vision_stack.training.results import METRICS_FILE, write_config
 from vision_stack.training.summary import describe_data, describe_model, describe_run
 from vision_stack.visualization.curves import plot_curves
 
@@ -51,7 +52,7 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
     data_config: DataConfig = from_dict(config["data"], kind="data")
     parts = {kind: _without_pretrained(config[kind]) for kind in ("backbone", "neck", "head")}
     decoded = {kind: from_dict(options, kind=kind) for kind, options in parts.items()}
-    write_config(config, run_dir)
+    rank_zero_only(write_config)(config, run_dir)
 
     data = build_datamodule(data_config, seed)
     size = data_config.eval_transform
@@ -95,6 +96,7 @@ def _go_on(
     position = resume.restore(trainer, module, checkpoint, path)
     if not position.validated:
         trainer.validate(module, datamodule=data, verbose=False)
+        checkpoints_of(trainer).save_validated(trainer, checkpoint)
     data.set_position(position.epoch, position.batches_done)
 
 
@@ -118,14 +120,6 @@ def stored_data(config: DataConfig) -> dict[str, Any]:
 
 
 @rank_zero_only
-def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
-    """`config.yaml`: all options of the run, resolved."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
-
-
-@rank_zero_only
 def say(*lines: str) -> None:
     """Print, once for all ranks."""
     for line in lines:
@@ -143,7 +137,7 @@ def _warn_about_queries(data: DataModule, num_queries: int | None) -> None:
 @rank_zero_only
 def _finish(trainer: pl.Trainer, data: DataModule, run_dir: Path, num_pictures: int) -> None:
     checkpoints = run_dir / "checkpoints"
-    best = next((c.best_score for c in callbacks_of(trainer) if isinstance(c, Checkpoints)), None)
+    best = checkpoints_of(trainer).best_score
     if best is None:
         say(f"no validation was run; checkpoint: {checkpoints / 'last.ckpt'}")
         return
@@ -151,5 +145,8 @@ def _finish(trainer: pl.Trainer, data: DataModule, run_dir: Path, num_pictures: 
     pictures = draw_validation(run_dir, data.val_records, data.categories, num_pictures)
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / "pictures" / "curves.png")
-    log_pictures(trainer.loggers, pictures, trainer.global_step)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for path in pictures:
+                logger.experiment.add_image(path.stem, read_image(path), trainer.global_step, dataformats="HWC")
     say(f"pictures:   {run_dir / 'pictures'}", f"checkpoint: {checkpoints / 'best.ckpt'} (mask AP {best:.3f})")
