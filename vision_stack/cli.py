@@ -87,8 +87,8 @@ def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") ->
     if resume == "auto":
         checkpoint = run_dir / LAST_CHECKPOINT if run_dir else newest_checkpoint(outputs)
         if checkpoint is None or not checkpoint.is_file():
-            where = f"{run_dir / LAST_CHECKPOINT} is" if run_dir else f"{outputs}/**/{LAST_CHECKPOINT} are"
-            raise ValueError(f"resume=auto: no such file as {where} there; give resume=PATH, or leave it out to start")
+            where = run_dir / LAST_CHECKPOINT if run_dir else f"{outputs}/**/{LAST_CHECKPOINT}"
+            raise ValueError(f"resume=auto: there is no {where}; give resume=PATH, or leave it out to start a new run")
         argv = [f"resume={checkpoint}" if _key(a) == "resume" else a for a in argv]
     else:
         checkpoint = Path(resume)
@@ -181,7 +181,10 @@ def _no_such_choice(match: re.Match[str]) -> str:
 
 
 _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
-    (r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*)", _no_such_choice),
+    (
+        r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*?)(?:Config search path|$)",
+        _no_such_choice,
+    ),
     (
         r"Could not override '(?P<key>[^']+)'\. No match in the defaults list",
         lambda m: f"{m['key']}: there is no such group of options; --help shows them",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 MEANT = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # our loader starts at the very next batch
@@ -19,8 +20,13 @@ MEANT = (
 
 
 def quiet_lightning() -> None:
-    """Leave only Lightning's warnings that a user can do something about."""
+    """Leave only warnings that a user can do something about, each on one line."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _in_one_line
+
+
+def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"

@@ -106,7 +106,7 @@ def _initial_weights(model: VisionModel, config: Mapping[str, Any]) -> str:
         rest = f"; at random: {', '.join(left_out[:4])}{' ...' if len(left_out) > 4 else ''}" if left_out else ""
         return f"{count} tensors of {config['weights']}{rest}"
     report = load_pretrained(model.backbone, model.config.backbone, config["backbone"].get("pretrained", "auto"))
-    return str(report)
+    return f"{report.source} (see the warning)" if report.warning else str(report)
 
 
 def _without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
