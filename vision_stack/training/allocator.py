@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
     """Let the process keep memory that tensors have freed, instead of handing it back and asking for it again.
 
-    By default glibc maps every allocation above 32 MiB afresh, which the kernel then fills with zeros page by page, in
-    each training step again. To be called before the first large tensor. Does nothing where the C library is another.
+    By default glibc maps every allocation above 32 MiB afresh, and the kernel fills it with zeros page by page, in each
+    training step again. To be called before the first large tensor. The price is some fragmentation: a higher peak
+    where tensors come in many sizes. Does nothing where the C library is another, and concerns CPU tensors only.
 
     Returns:
         Whether it has taken effect.
@@ -23,5 +24,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    large = 2**31 - 1
-    return bool(mallopt(_M_MMAP_THRESHOLD, large)) and bool(mallopt(_M_TRIM_THRESHOLD, large))
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
