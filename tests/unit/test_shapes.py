@@ -128,7 +128,7 @@ def test_coverage_lies_where_the_mask_lies(category: str) -> None:
     ratios: list[float] = []
     (outline, *_) = _unit_loops(rng, category)
     for _ in range(40):
-        loops = (_move(outline, 14, rng.uniform(0, 6), *rng.uniform(28, 36, 2)),)
+        loops = (_move(outline, 9, rng.uniform(0, 6), *rng.uniform(28, 36, 2)),)
         mask, drawn = rasterize(loops, 64, 64), np.asarray(coverage(loops, 64, 64)) / 255
         offsets += [(axis * drawn).sum() / drawn.sum() - axis[mask].mean() for axis in np.indices(mask.shape)]
         ratios.append(drawn.sum() / mask.sum())

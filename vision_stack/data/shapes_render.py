@@ -27,10 +27,10 @@ SPLITS = ("train", "val")
 
 EMPTY_FRACTION = 0.03  # of the images, have background and clutter but no shape
 TWIN_FRACTION = 0.22  # of the shapes after the first, are placed against one of the same class and colour
-MIN_VISIBLE_FRACTION = 0.35  # of a shape's whole area, be it hidden by others or cut off by the image's border
+MIN_VISIBLE_FRACTION = 0.5  # of a shape's whole area, be it hidden by others or cut off by the image's border
 MIN_VISIBLE_PIXELS = 20
-CAMOUFLAGED_FRACTION = 0.2  # of the shapes, have a colour of the background and always a texture
-TEXTURED_FRACTION = 0.7  # of the others
+CAMOUFLAGED_FRACTION = 0.15  # of the shapes, have a colour of the background and always a texture
+TEXTURED_FRACTION = 0.85  # of the others
 PLACEMENT_ATTEMPTS = 30
 SUPERSAMPLING = 3  # samples per pixel and axis
 SENSOR_NOISE = 0.018  # standard deviation, of a range of 1
@@ -109,7 +109,7 @@ def _place_shapes(
         return (), label_map
     for _ in range(rng.integers(min_objects, max_objects + 1)):
         partner = int(rng.integers(len(shapes))) if shapes and rng.random() < TWIN_FRACTION else None
-        size = image_size / 128 * rng.triangular(10, 26, 54)
+        size = image_size / 128 * rng.triangular(12, 30, 54)
         for _ in range(PLACEMENT_ATTEMPTS):
             shape = _draw_shape(rng, size, image_size, None if partner is None else shapes[partner])
             candidate = label_map.copy()
@@ -155,17 +155,17 @@ def _draw_color(rng: np.random.Generator) -> int:
 def _unit_loops(rng: np.random.Generator, category: str) -> tuple[Outline, ...]:
     """Contours around the origin, of a size near 1, not yet rotated."""
     if category == "rectangle":
-        return (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [np.sqrt(rng.uniform(1, 2)), 1],)
+        return (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [rng.uniform(1.8, 3), 1],)
     if category == "triangle":
-        corners = np.pi * (1 / 2 + np.array([0, 2 / 3, 4 / 3])) + rng.uniform(-0.3, 0.3, 3)
+        corners = np.pi * (1 / 2 + np.array([0, 2 / 3, 4 / 3])) + rng.uniform(-0.2, 0.2, 3)
         return (np.stack([np.cos(corners), np.sin(corners)], 1),)
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     if category == "ellipse":
-        return (circle * [np.sqrt(rng.uniform(1, 1.9)), 1],)
+        return (circle * [rng.uniform(1, 1.3), 1],)
     assert category == "ring", category
     outer = circle * [rng.uniform(1, 1.25), 1]
-    return outer, outer * rng.uniform(0.45, 0.6)
+    return outer, outer * rng.uniform(0.5, 0.62)
 
 
 def _area(outline: Outline) -> float:
@@ -208,9 +208,9 @@ def _background(rng: np.random.Generator, palette: Array, image_size: int) -> Ar
     if rng.random() < 0.5:
         kind = PATTERNS[rng.integers(2)]  # no dots, which are too much like small ellipses
         pattern = _pattern(rng, kind, image_size, image_size, image_size / 128 * rng.uniform(10, 30))
-        mix = 0.6 * mix + 0.4 * pattern
+        mix = 0.65 * mix + 0.35 * pattern
     mix = np.clip(1.4 * mix - 0.2, 0, 1).astype(np.float32)[..., None]
-    return palette[0] * (1 - mix) + palette[1] * mix
+    return palette[0] + 0.6 * mix * (palette[1] - palette[0])
 
 
 def _add_clutter(rng: np.random.Generator, background: Array, palette: Array) -> Array:
@@ -218,7 +218,7 @@ def _add_clutter(rng: np.random.Generator, background: Array, palette: Array) ->
     size = background.shape[0]
     fine = Image.fromarray(_to_bytes(background)).resize((size * SUPERSAMPLING,) * 2, Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(fine)
-    for _ in range(rng.integers(5, 13)):
+    for _ in range(rng.integers(3, 9)):
         color = _to_bytes(rng.uniform(0.7, 1.1) * palette[rng.integers(NUM_COLORS)])
         _draw_polygon(pen, _distractor(rng, size), tuple(color.tolist()))
     return np.asarray(fine.reduce(SUPERSAMPLING), np.float32) / 255
@@ -267,14 +267,14 @@ def _paint(rng: np.random.Generator, canvas: Array, shape: Shape, palette: Array
     surface = color * shading[..., None]
     if shape.color < NUM_BACKGROUND_COLORS or rng.random() < TEXTURED_FRACTION:
         other = palette[(shape.color + rng.integers(1, NUM_COLORS)) % NUM_COLORS]
-        tint = rng.uniform(0.45, 0.65)
-        darker, lighter, mixed = tint * color, 1 - tint * (1 - color), 0.5 * (color + other)
-        second = (darker, lighter, mixed)[rng.integers(3)]
+        tint = rng.uniform(0.4, 0.6)
+        darker, lighter = tint * color, 1 - tint * (1 - color)
+        second = (darker, lighter, other)[rng.integers(3)]
         kind = PATTERNS[rng.integers(len(PATTERNS))]
-        pattern = _pattern(rng, kind, height, width, scale * rng.uniform(5, 10))
+        pattern = _pattern(rng, kind, height, width, scale * rng.uniform(6, 11))
         surface += pattern[..., None] * (second - color)
     view = canvas[top:bottom, left:right]
-    view *= 1 - rng.uniform(0.25, 0.5) / 255 * shadow
+    view *= 1 - rng.uniform(0.35, 0.6) / 255 * shadow
     view += alpha * (surface - view)
 
 
