@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 from rich.progress import Progress
 
 from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
+from vision_stack.ops import rle
 
 FORMAT_VERSION = 3  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
 CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
@@ -80,14 +80,14 @@ def annotate(scene: Scene) -> list[dict[str, Any]]:
     annotations = []
     for label, shape in enumerate(scene.shapes, start=1):
         mask = scene.label_map == label
-        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-        segmentation = _as_polygon(shape, mask) or {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
         annotations.append(
             {
                 "category_id": CATEGORY_IDS[shape.category],
-                "segmentation": segmentation,
-                "bbox": coco_mask.toBbox(rle).tolist(),
-                "area": int(coco_mask.area(rle)),
+                "segmentation": _as_polygon(shape, mask) or rle.to_json(rle.encode(mask)),
+                "bbox": [float(left), float(top), float(right - left), float(bottom - top)],
+                "area": int(mask.sum()),
                 "iscrowd": 0,
             }
         )

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from pycocotools import mask as coco_mask
+
+from vision_stack.ops.masks import polygons_to_mask
 
 Array = NDArray[Any]  # float32 in [0, 1], [H, W] or [H, W, 3]
 Outline = NDArray[np.float64]  # [P, 2] vertices
@@ -68,9 +69,8 @@ def draw_scene(
 
 def rasterize(loops: tuple[Outline, ...], height: int, width: int) -> NDArray[np.bool_]:
     """Inside of the first loop without the others, bool [height, width], by COCO's own rule for polygons."""
-    rles = coco_mask.frPyObjects([loop.ravel().tolist() for loop in loops], height, width)
-    masks = coco_mask.decode(rles).astype(bool)
-    return masks[..., 0] & ~masks[..., 1:].any(-1)
+    outer, *holes = (loop.ravel() for loop in loops)
+    return polygons_to_mask([outer], height, width) & ~polygons_to_mask(holes, height, width)
 
 
 def coverage(loops: tuple[Outline, ...], height: int, width: int) -> Image.Image:
