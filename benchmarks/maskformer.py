@@ -3,6 +3,7 @@
     python benchmarks/maskformer.py                            # everything
     python benchmarks/maskformer.py --parts train --rounds 9
     python benchmarks/maskformer.py --data DIR                 # a COCO folder; default: ../shared/data/coco_mini
+    python benchmarks/maskformer.py --allocator default        # glibc as it comes, instead of as train.py sets it
 
 Same weights, same 384 x 384 batches of 2, same optimizer, same threads, same allocator, dropout off on both sides so
 that their losses can be compared. transformers supervises its last decoder layer alone; for all six, its own loss is
@@ -120,14 +121,14 @@ def _print_shares(sides: dict[str, Ours | Theirs], batches: list[Batch], times: 
     print("  shares of the step (loss: with the matcher, forward and backward):")
     for name, side in sides.items():
         step = times[name].median
-        convolutions = _convolution_share(lambda side=side: side.train_step(batches[0]))  # type: ignore[misc]
+        convolutions = _convolution_share(lambda side=side: [side.train_step(batch) for batch in batches[:3]])  # type: ignore[misc]
         alone = loss[name].median
         print(f"  {name:28s} convolutions {convolutions:4.0%}   loss {alone / step:4.0%} ({1e3 * alone:.0f} ms)")
 
 
-def _convolution_share(step: Callable[[], object]) -> float:
+def _convolution_share(steps: Callable[[], object]) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step()
+        steps()
     events = profile.key_averages()
     convolutions = sum(e.self_cpu_time_total for e in events if "conv" in e.key.lower())
     return float(convolutions / sum(e.self_cpu_time_total for e in events))

@@ -63,7 +63,7 @@ def plain_focal_and_dice(logits, masks):
 @pytest.mark.parametrize("tile", [1, 1500, 10**6], ids=["mask by mask", "several masks", "all at once"])
 @pytest.mark.parametrize("size", [(24, 28), (23, 26), (6, 7)], ids=["times four", "odd", "same size"])
 def test_focal_and_dice_equal_plain_formulas_in_value_and_gradient(size, tile, monkeypatch):
-    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda device: tile)
+    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda *_: tile)
     logits, masks = (4 * torch.randn(5, 3, 6, 7, dtype=torch.float64)).requires_grad_(), torch.rand(5, *size) > 0.5
     upstream = torch.rand(2, 5, 3, dtype=torch.float64)
     results = []
@@ -185,6 +185,33 @@ def test_criterion_at_points_is_nearly_the_dense_average_over_uniform_points():
     lower_bound = sum(best) / 5  # each object with its best query: what an assignment can at most reach
     assert sampled["loss_mask"] / 20 >= lower_bound[0] - 0.02  # 20,000 points: standard error about 0.005
     assert sampled["loss_dice"] >= lower_bound[1] - 0.02
+
+
+def test_criterion_divides_by_the_objects_of_all_ranks(monkeypatch):
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(0, 2)]
+    criterion = MaskCriterionConfig().build(NUM_CLASSES)
+    alone = criterion(outputs, targets)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(9))  # the other rank has nine
+    together = criterion(outputs, targets)
+    for name in ("loss_mask", "loss_dice_0"):
+        torch.testing.assert_close(together[name], alone[name] * 3 / 6)  # (3 + 9) / 2 objects a rank
+    assert torch.equal(together["loss_class"], alone["loss_class"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask_loss", ["focal", "point"])
+def test_criterion_on_a_gpu_equals_that_on_the_cpu(mask_loss):
+    outputs, targets = make_outputs(size=(16, 20)), [make_target(3, 1, (64, 80)), make_target(2, 2, (64, 80))]
+    # all pixels as matching points, so that nothing but the mask loss's points is random
+    config = MaskCriterionConfig(mask_loss=mask_loss, num_points=12544)
+    on_cpu = config.build(NUM_CLASSES)(outputs, targets)
+    there = [{name: value.cuda() for name, value in target.items()} for target in targets]
+    on_gpu = config.build(NUM_CLASSES)(MaskOutputs(*(x.cuda() for x in outputs)), there)
+    for name, value in on_cpu.items():
+        tolerance = 0.05 if mask_loss == "point" and "class" not in name else 1e-4  # other points; float32 sums
+        torch.testing.assert_close(on_gpu[name].cpu(), value, rtol=tolerance, atol=tolerance)
 
 
 def test_criterion_with_nan_outputs_gives_nan_and_does_not_crash():

@@ -43,7 +43,7 @@ def plain_cost(logits, masks, labels, target):
 
 
 def test_dense_costs_equal_plain_formulas_in_every_tile(monkeypatch):
-    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda device: 1)  # tiles of 256 pixels
+    monkeypatch.setattr("vision_stack.losses.functional.tile_elements", lambda *_: 1)  # tiles of 256 pixels
     embed, features, target = 2 * torch.randn(6, 8), torch.randn(8, 20, 33), (torch.rand(4, 20, 33) > 0.5).float()
     focal, dice = dense_mask_costs(embed, features.flatten(1), target.flatten(1))
     masks = torch.einsum("qc,chw->qhw", embed, features)

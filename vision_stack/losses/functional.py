@@ -21,9 +21,9 @@ FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2  # the formulas below are written out for it
 
 
-def tile_elements(device: torch.device) -> int:
-    """How many floats a temporary may hold: a share of the cache on a CPU, enough to fill an accelerator elsewhere."""
-    return 2**19 if device.type == "cpu" else 2**26
+def tile_elements(device: torch.device, on_cpu: int) -> int:
+    """How many floats a temporary may hold: what measured best for a CPU's cache; enough to fill an accelerator."""
+    return on_cpu if device.type == "cpu" else 2**24
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def dense_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     focal = mask_embed.new_zeros(rows, len(targets))
     overlap = torch.zeros_like(focal)
     background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
-    for tile in _slices(pixels, max(256, tile_elements(mask_embed.device) // max(rows, 1))):
+    for tile in _slices(pixels, max(256, tile_elements(mask_embed.device, 2**18) // max(rows, 1))):
         logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
         prob, negative = logits.sigmoid(), softplus(logits)
         positive = negative - logits  # -log(p); `negative` is -log(1 - p)
@@ -117,7 +117,7 @@ class _FocalAndDice(torch.autograd.Function):
         focal, dice = logits.new_empty(num_objects, layers), logits.new_empty(num_objects, layers)
         d_focal, d_dice = torch.zeros_like(logits), torch.zeros_like(logits)
         rows, columns = _interpolation(h, height, logits), _interpolation(w, width, logits)
-        at_once = max(1, tile_elements(logits.device) // pixels)  # masks
+        at_once = max(1, tile_elements(logits.device, 2**20) // pixels)  # masks
         for objects in _slices(num_objects, max(1, at_once // layers)):
             inside = masks[objects].to(logits.dtype).flatten(1)[:, None]  # [n, 1, H * W], the same for all layers
             sign, area = 1 - 2 * inside, inside.sum(2)
