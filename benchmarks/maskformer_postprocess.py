@@ -79,6 +79,7 @@ def ellipses(kept: int) -> MaskOutputs:
     labels = torch.randint(CLASSES, confident.shape, generator=generator)
     logits[torch.arange(IMAGES)[:, None], confident, labels] += 26
     none = torch.empty(0)
+    features = features.contiguous(memory_format=torch.channels_last)  # as the model gives them
     return MaskOutputs(logits, embed, features, none, none)
 
 

@@ -27,8 +27,8 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: 
     """
     times = {name: Times([], []) for name in contenders}
     for turn in range(-warmup, rounds):
+        gc.collect()  # not in the middle of somebody's turn
         for name in contenders if turn % 2 == 0 else reversed(list(contenders)):
-            gc.collect()  # none pays for another's garbage
             wall, cpu = time.perf_counter(), time.process_time()
             contenders[name]()
             if turn >= 0:
