@@ -32,6 +32,7 @@ from vision_stack.structures import (
     NeckConfig,
 )
 
+SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 Positive = Annotated[float, Range(1e-6)]
 
@@ -148,10 +149,10 @@ class VisionModel(nn.Module):
 
     def _predict_arrays(self, arrays: Sequence[np.ndarray], *, threshold: float, top_k: int) -> Iterator[Instances]:
         size = self.config.input_size
-        targets = [resized_size(*a.shape[:2], size.short_edge, size.long_edge) for a in arrays]
+        targets = [resized_size(a.shape[0], a.shape[1], size.short_edge, size.long_edge) for a in arrays]
         tensors = [resize_image(a, target) for a, target in zip(arrays, targets, strict=True)]
         infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
-        images, padding_mask = pad_batch(tensors)
+        images, padding_mask = pad_batch(tensors, size_divisor=SIZE_DIVISOR)
         images, padding_mask = images.to(self.device), padding_mask.to(self.device)
         outputs = self(self.normalize(images, padding_mask))
         return self.head.predict(outputs, infos, top_k=top_k, score_threshold=threshold)

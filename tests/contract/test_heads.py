@@ -10,7 +10,11 @@ from vision_stack.structures import FeatureSpec, ImageInfo
 
 PIXEL_DECODER = (FeatureSpec("mask_features", 12, 4), FeatureSpec("stage4", 24, 32))
 PYRAMID = tuple(FeatureSpec(f"p{i}", 20, 2**i) for i in range(2, 6))
-SMALL = {"maskformer": {"num_queries": 7, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4, "num_decoder_layers": 3}}
+TINY = {"num_queries": 7, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4}
+SMALL = {  # three supervised predictions each
+    "maskformer": {**TINY, "num_decoder_layers": 3},
+    "mask2former": {**TINY, "num_decoder_layers": 2},
+}
 HEIGHT, WIDTH = 75, 101  # of the padded batch: no multiples of any stride
 
 
@@ -52,10 +56,9 @@ def test_head_outputs_have_the_declared_shapes_in_train_and_eval(name, specs):
         assert head.num_classes == 3
 
 
-@pytest.mark.parametrize("name", registered("head"))
-def test_head_without_deep_supervision_gives_no_aux_and_the_same_last_layer(name):
+def test_maskformer_without_deep_supervision_gives_no_aux_and_the_same_last_layer():
     maps = maps_of(PIXEL_DECODER)
-    with_aux, without = (build(name, PIXEL_DECODER, deep_supervision=on).eval()(maps) for on in (True, False))
+    with_aux, without = (build("maskformer", PIXEL_DECODER, deep_supervision=on).eval()(maps) for on in (True, False))
     assert without.aux_logits.shape == (0, 2, 7, 4)
     assert without.aux_mask_embed.shape[0] == 0
     torch.testing.assert_close(without.pred_logits, with_aux.pred_logits)
@@ -115,6 +118,16 @@ def test_head_without_a_stride_4_map_fails_naming_parts_that_fit(name):
 def test_head_config_survives_the_way_through_a_dict(name):
     config = registered("head")[name]()
     assert from_dict(to_dict(config), "head") == config
+
+
+def test_mask2former_without_a_coarser_map_fails_naming_a_neck():
+    with pytest.raises(ConfigError, match=r"needs maps coarser than stride 4 too, got \(4,\); use neck=fpn"):
+        build("mask2former", PYRAMID[:1])
+
+
+def test_mask2former_reads_the_coarsest_levels_first_and_no_more_than_asked_for():
+    assert build("mask2former", PYRAMID).level_indices == [3, 2, 1]
+    assert build("mask2former", PYRAMID, num_levels=2).level_indices == [3, 2]
 
 
 def test_maskformer_takes_mask_features_by_name_even_beside_another_stride_4_map():

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
 from vision_stack.ops import rle
 
-FORMAT_VERSION = 3  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
+FORMAT_VERSION = 5  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
 CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 JPEG_QUALITY = 95

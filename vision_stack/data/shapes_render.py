@@ -1,7 +1,7 @@
 """Draws one scene of the generated data set: where the shapes lie, and what the camera sees of them.
 
 A scene is a function of (seed, split, index, size) alone. Shapes are placed one after another, each on top of those
-before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class:
+before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class (texture says something, as materials of real things do):
 shapes, clutter and background share one small palette, and shapes are often placed against a twin of their own class
 and colour.
 
@@ -27,15 +27,16 @@ CATEGORIES = ("ellipse", "rectangle", "triangle", "ring")
 SPLITS = ("train", "val")
 
 EMPTY_FRACTION = 0.03  # of the images, have background and clutter but no shape
-TWIN_FRACTION = 0.22  # of the shapes after the first, are placed against one of the same class and colour
-MIN_VISIBLE_FRACTION = 0.5  # of a shape's whole area, be it hidden by others or cut off by the image's border
+TWIN_FRACTION = 0.18  # of the shapes after the first, are placed against one of the same class and colour
+MIN_VISIBLE_FRACTION = 0.6  # of a shape's whole area, be it hidden by others or cut off by the image's border
 MIN_VISIBLE_PIXELS = 20
 CAMOUFLAGED_FRACTION = 0.15  # of the shapes, have a colour of the background and always a texture
-TEXTURED_FRACTION = 0.85  # of the others
+TEXTURED_FRACTION = 1.0  # of the others
 PLACEMENT_ATTEMPTS = 30
 SUPERSAMPLING = 3  # samples per pixel and axis
 SENSOR_NOISE = 0.018  # standard deviation, of a range of 1
-PATTERNS = ("stripes", "checks", "dots", "blotches")
+PATTERNS = ("stripes", "checks", "dots", "blotches")  # the one that each of CATEGORIES has most of the time
+OWN_PATTERN_FRACTION = 0.95  # of the textured shapes; the others have any pattern
 NUM_COLORS = 5  # of a scene's palette; shapes and clutter take any of them
 NUM_BACKGROUND_COLORS = 2  # the first ones
 
@@ -109,7 +110,7 @@ def _place_shapes(
         return (), label_map
     for _ in range(rng.integers(min_objects, max_objects + 1)):
         partner = int(rng.integers(len(shapes))) if shapes and rng.random() < TWIN_FRACTION else None
-        size = image_size / 128 * rng.triangular(12, 30, 54)
+        size = image_size / 128 * rng.triangular(18, 38, 60)
         for _ in range(PLACEMENT_ATTEMPTS):
             shape = _draw_shape(rng, size, image_size, None if partner is None else shapes[partner])
             candidate = label_map.copy()
@@ -270,7 +271,8 @@ def _paint(rng: np.random.Generator, canvas: Array, shape: Shape, palette: Array
         tint = rng.uniform(0.4, 0.6)
         darker, lighter = tint * color, 1 - tint * (1 - color)
         second = (darker, lighter, other)[rng.integers(3)]
-        kind = PATTERNS[rng.integers(len(PATTERNS))]
+        own = rng.random() < OWN_PATTERN_FRACTION
+        kind = PATTERNS[shape.category if own else rng.integers(len(PATTERNS))]
         pattern = _pattern(rng, kind, height, width, scale * rng.uniform(6, 11))
         surface += pattern[..., None] * (second - color)
     view = canvas[top:bottom, left:right]

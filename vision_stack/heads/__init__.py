@@ -1,5 +1,6 @@
 """Heads: from maps to predictions, losses and results. Importing this package registers them."""
 
+from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 
-__all__ = ["MaskFormerHead", "MaskFormerHeadConfig"]
+__all__ = ["Mask2FormerHead", "Mask2FormerHeadConfig", "MaskFormerHead", "MaskFormerHeadConfig"]

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.layers.conv import init_conv
+from vision_stack.heads.mask_features import find_mask_features, mask_projection, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
 from vision_stack.postprocess.instance import predict_instances
 from vision_stack.structures import FeatureSpec, HeadConfig, ImageInfo, Instances, MaskOutputs, Target
-
-MASK_STRIDE = 4
 
 
 @register("head", "maskformer")
@@ -58,12 +56,12 @@ class MaskFormerHead(nn.Module):
         self.num_classes = num_classes
         self.deep_supervision = config.deep_supervision
 
-        self.mask_index = find_mask_features(in_specs)
-        mask_dim, self.mask_projection = _mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
+        self.mask_index = find_mask_features("maskformer", in_specs)
+        mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
 
         self.memory_index = max(range(len(in_specs)), key=lambda i: in_specs[i].stride)
         memory_channels = in_specs[self.memory_index].channels
-        self.input_projection = _projection(memory_channels, dim) if memory_channels != dim else nn.Identity()
+        self.input_projection = projection(memory_channels, dim) if memory_channels != dim else nn.Identity()
 
         self.query_embed = nn.Embedding(config.num_queries, dim)
         self.layers = nn.ModuleList(
@@ -110,36 +108,3 @@ class MaskFormerHead(nn.Module):
     ) -> Iterator[Instances]:
         """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
         return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)
-
-
-def find_mask_features(in_specs: tuple[FeatureSpec, ...]) -> int:
-    """Index of the map named `mask_features`, else of the one at stride 4.
-
-    Raises:
-        ConfigError: no map of stride 4; the line names necks and backbones that give one.
-    """
-    at_stride = [i for i, spec in enumerate(in_specs) if spec.stride == MASK_STRIDE]
-    if not at_stride:
-        raise ConfigError(
-            f"head: maskformer needs a map at stride {MASK_STRIDE}, got {tuple(s.stride for s in in_specs)}; use "
-            "neck=pixel_decoder or neck=fpn with a backbone whose maps start at stride 4 (resnet50, swin_tiny, ...)"
-        )
-    named = [i for i in at_stride if in_specs[i].name == "mask_features"]
-    return (named or at_stride)[0]
-
-
-def _mask_projection(spec: FeatureSpec, mask_dim: int | None, hidden_dim: int) -> tuple[int, nn.Module]:
-    """The mask dimension, and what takes the map to it."""
-    if spec.name != "mask_features":
-        mask_dim = mask_dim or hidden_dim
-        return mask_dim, _projection(spec.channels, mask_dim)
-    if mask_dim not in (None, spec.channels):
-        raise ConfigError(
-            f"head.mask_dim: {mask_dim} differs from the {spec.channels} channels of the neck's mask_features; "
-            "set neck.mask_channels instead and leave head.mask_dim null"
-        )
-    return spec.channels, nn.Identity()
-
-
-def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return init_conv(nn.Conv2d(in_channels, out_channels, kernel_size=1))

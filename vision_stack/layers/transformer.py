@@ -49,3 +49,27 @@ class DetrDecoderLayer(nn.Module):
         x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
         x = self.cross_attn_norm(x + self.dropout(self.cross_attn(x + query_position, memory_key, memory)))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class MaskedDecoderLayer(nn.Module):
+    """Masked cross-attention first, then self-attention and feed-forward (Mask2Former, Sec. 3.2.1); post-norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.cross_attn = MultiHeadAttention(dim, num_heads, dropout)
+        self.cross_attn_norm = nn.LayerNorm(dim)
+        self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, query_position: Tensor, memory: Tensor, memory_key: Tensor, attend: Tensor | None
+    ) -> Tensor:
+        """x [B, Q, C], memory and memory_key (with positions) [B, S, C], attend [B, Q, S] bool -> [B, Q, C]."""
+        mask = None if attend is None else attend[:, None]
+        x = self.cross_attn_norm(x + self.dropout(self.cross_attn(x + query_position, memory_key, memory, mask)))
+        q = k = x + query_position
+        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))

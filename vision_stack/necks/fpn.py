@@ -20,7 +20,7 @@ class FPNConfig(NeckConfig):
     """Top-down pyramid: the same `channels` at every stride of the backbone, named p2 (stride 4), p3 (stride 8), ..."""
 
     channels: Count = 256
-    norm: Norm = "none"  # after every convolution; the paper has none
+    norm: Norm = "group"  # after every convolution; the paper has none
     upsample: Literal["nearest", "bilinear"] = "nearest"
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> FPN:

@@ -1,0 +1,138 @@
+"""Mask2Former's transformer decoder with masked attention (Cheng et al. 2022, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_stack.config import ConfigError, Count, Fraction, register
+from vision_stack.heads.mask_features import find_mask_features, mask_projection, projection
+from vision_stack.layers.mlp import MLP
+from vision_stack.layers.position_encoding import sine_position_encoding
+from vision_stack.layers.transformer import MaskedDecoderLayer
+from vision_stack.losses.criterion import MaskCriterionConfig
+from vision_stack.postprocess.instance import predict_instances
+from vision_stack.structures import FeatureSpec, HeadConfig, ImageInfo, Instances, MaskOutputs, Target
+
+
+def _point_losses() -> MaskCriterionConfig:
+    return MaskCriterionConfig(class_weight=2.0, mask_weight=5.0, dice_weight=5.0, mask_loss="point")
+
+
+@register("head", "mask2former")
+@dataclass(frozen=True, kw_only=True)
+class Mask2FormerHeadConfig(HeadConfig):
+    """Queries read one level after the other, each only inside the mask that it predicted last."""
+
+    num_queries: Count = 100
+    hidden_dim: Count = 256
+    mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
+    num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
+    num_heads: Count = 8
+    ffn_dim: Count = 2048
+    dropout: Fraction = 0.0
+    loss: MaskCriterionConfig = field(default_factory=_point_losses)
+
+    def check(self) -> None:
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ConfigError(
+                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
+            )
+
+    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Mask2FormerHead:
+        """Raises ConfigError unless there are a map at stride 4 and a coarser one."""
+        return Mask2FormerHead(self, in_specs, num_classes)
+
+
+class Mask2FormerHead(nn.Module):
+    """Masked-attention decoder; predicts before the first layer and after each.
+
+    The masks that attention needs are made at the level's own size, from mask features resized once per level:
+    resizing is linear, so that is the resized mask (up to rounding), and full-size masks of the layers are never made.
+    Differs from paper: levels are those that the neck has, at most `num_levels`; with neck=fpn they are not deformable.
+    """
+
+    def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.num_classes = num_classes
+        self.mask_index = find_mask_features("mask2former", in_specs)
+        mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
+
+        finest = in_specs[self.mask_index].stride
+        levels = sorted(
+            (i for i, spec in enumerate(in_specs) if spec.stride > finest), key=lambda i: -in_specs[i].stride
+        )
+        if not levels:
+            strides = tuple(spec.stride for spec in in_specs)
+            raise ConfigError(
+                f"head: mask2former needs maps coarser than stride {finest} too, got {strides}; use neck=fpn"
+            )
+        self.level_indices = levels[: config.num_levels]
+        self.input_projections = nn.ModuleList(projection(in_specs[i].channels, dim) for i in self.level_indices)
+        self.level_embed = nn.Embedding(len(self.level_indices), dim)
+
+        self.query_embed = nn.Embedding(config.num_queries, dim)
+        self.query_feat = nn.Embedding(config.num_queries, dim)
+        self.layers = nn.ModuleList(
+            MaskedDecoderLayer(dim, config.num_heads, config.ffn_dim, config.dropout)
+            for _ in range(config.num_decoder_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
+        self.criterion = config.loss.build(num_classes)
+
+    def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
+        """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
+        mask_features = self.mask_projection(features[self.mask_index])
+        levels = [self._tokens(i, features[index]) for i, index in enumerate(self.level_indices)]
+        resized = [
+            F.interpolate(mask_features.detach(), size=features[i].shape[-2:], mode="bilinear").flatten(2)
+            for i in self.level_indices
+        ]
+        position = self.query_embed.weight
+        x = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        hidden = [self.decoder_norm(x)]
+        for number, layer in enumerate(self.layers):
+            level = number % len(levels)
+            tokens, key = levels[level]
+            x = layer(x, position, tokens, key, self._attend(hidden[-1], resized[level]))
+            hidden.append(self.decoder_norm(x))
+        stacked = torch.stack(hidden)
+        logits, embed = self.class_embed(stacked), self.mask_embed(stacked)
+        return MaskOutputs(
+            pred_logits=logits[-1],
+            mask_embed=embed[-1],
+            mask_features=mask_features,
+            aux_logits=logits[:-1],
+            aux_mask_embed=embed[:-1],
+        )
+
+    def _tokens(self, level: int, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and keys of a level, [B, h * w, C]; the keys have positions."""
+        x = self.input_projections[level](feature_map)
+        _, channels, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+        return tokens, tokens + sine_position_encoding(height, width, channels, x.device, x.dtype)
+
+    @torch.no_grad()
+    def _attend(self, hidden: Tensor, resized: Tensor) -> Tensor:
+        """Where each query may look: inside its mask, or everywhere if that is empty. [B, Q, h * w] bool."""
+        inside = self.mask_embed(hidden) @ resized > 0
+        return inside | ~inside.any(2, keepdim=True)
+
+    def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
+        return self.criterion(outputs, targets)
+
+    def predict(
+        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+    ) -> Iterator[Instances]:
+        """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
+        return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)
