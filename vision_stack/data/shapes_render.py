@@ -1,9 +1,9 @@
 """Draws one scene of the generated data set: where the shapes lie, and what the camera sees of them.
 
 A scene is a function of (seed, split, index, size) alone. Shapes are placed one after another, each on top of those
-before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class (texture says something, as materials of real things do):
-shapes, clutter and background share one small palette, and shapes are often placed against a twin of their own class
-and colour.
+before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class;
+texture says something, as the materials of real things do. Shapes, clutter and background share one small palette, and
+shapes are often placed against a twin of their own class and colour.
 
 Coordinates are (x, y) in pixels; pixel (column c, row r) covers [c, c + 1) x [r, r + 1).
 """

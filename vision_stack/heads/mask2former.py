@@ -65,11 +65,9 @@ class Mask2FormerHead(nn.Module):
         mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
 
         finest = in_specs[self.mask_index].stride
-        levels = sorted(
-            (i for i, spec in enumerate(in_specs) if spec.stride > finest), key=lambda i: -in_specs[i].stride
-        )
+        strides = tuple(spec.stride for spec in in_specs)
+        levels = sorted((i for i, stride in enumerate(strides) if stride > finest), key=lambda i: -strides[i])
         if not levels:
-            strides = tuple(spec.stride for spec in in_specs)
             raise ConfigError(
                 f"head: mask2former needs maps coarser than stride {finest} too, got {strides}; use neck=fpn"
             )

@@ -23,10 +23,8 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
         ValueError: the file has no column `step`, or nothing to draw.
     """
     series = _read(Path(csv_file))
-    last_layer = {
-        name: points for name, points in series.items() if not name[-1].isdigit()
-    }  # loss_mask, not loss_mask_0
-    losses = {name: points for name, points in last_layer.items() if "loss" in name.lower()}
+    # Of the losses the last layer's alone: loss_mask, not loss_mask_0.
+    losses = {name: points for name, points in series.items() if "loss" in name.lower() and not name[-1].isdigit()}
     precisions = {name: points for name, points in series.items() if "AP" in name.replace("/", "_").split("_")}
     panels = [(title, lines) for title, lines in (("loss", losses), ("AP", precisions)) if lines]
     if not panels:
