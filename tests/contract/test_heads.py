@@ -13,7 +13,7 @@ PYRAMID = tuple(FeatureSpec(f"p{i}", 20, 2**i) for i in range(2, 6))
 TINY = {"num_queries": 7, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4}
 SMALL = {  # three supervised predictions each
     "maskformer": {**TINY, "num_decoder_layers": 3},
-    "mask2former": {**TINY, "num_decoder_layers": 2},
+    "mask2former": {**TINY, "num_decoder_layers": 2, "num_levels": 2},
 }
 HEIGHT, WIDTH = 75, 101  # of the padded batch: no multiples of any stride
 
@@ -126,7 +126,7 @@ def test_mask2former_without_a_coarser_map_fails_naming_a_neck():
 
 
 def test_mask2former_reads_the_coarsest_levels_first_and_no_more_than_asked_for():
-    assert build("mask2former", PYRAMID).level_indices == [3, 2, 1]
+    assert build("mask2former", PYRAMID, num_levels=3).level_indices == [3, 2, 1]
     assert build("mask2former", PYRAMID, num_levels=2).level_indices == [3, 2]
 
 
