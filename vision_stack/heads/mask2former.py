@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.heads.mask_features import find_mask_features, mask_projection, projection
+from vision_stack.heads.base import MaskHead, check_dims, find_mask_features, mask_projection, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import MaskedDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.postprocess.instance import predict_instances
-from vision_stack.structures import FeatureSpec, HeadConfig, ImageInfo, Instances, MaskOutputs, Target
+from vision_stack.structures import FeatureSpec, HeadConfig, MaskOutputs
 
 
 def _point_losses() -> MaskCriterionConfig:
@@ -39,17 +37,14 @@ class Mask2FormerHeadConfig(HeadConfig):
     loss: MaskCriterionConfig = field(default_factory=_point_losses)
 
     def check(self) -> None:
-        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ConfigError(
-                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
-            )
+        check_dims(self.hidden_dim, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Mask2FormerHead:
         """Raises ConfigError unless there are a map at stride 4 and a coarser one."""
         return Mask2FormerHead(self, in_specs, num_classes)
 
 
-class Mask2FormerHead(nn.Module):
+class Mask2FormerHead(MaskHead):
     """Masked-attention decoder; predicts before the first layer and after each.
 
     The masks that attention needs are made at the level's own size, from mask features resized once per level:
@@ -58,9 +53,8 @@ class Mask2FormerHead(nn.Module):
     """
 
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
-        super().__init__()
+        super().__init__(config.loss, num_classes)
         dim = config.hidden_dim
-        self.num_classes = num_classes
         self.mask_index = find_mask_features("mask2former", in_specs)
         mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
 
@@ -84,7 +78,6 @@ class Mask2FormerHead(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
-        self.criterion = config.loss.build(num_classes)
 
     def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
@@ -124,13 +117,3 @@ class Mask2FormerHead(nn.Module):
         """Where each query may look: inside its mask, or everywhere if that is empty. [B, Q, h * w] bool."""
         inside = self.mask_embed(hidden) @ resized > 0
         return inside | ~inside.any(2, keepdim=True)
-
-    def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
-        return self.criterion(outputs, targets)
-
-    def predict(
-        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
-    ) -> Iterator[Instances]:
-        """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
-        return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.heads.mask_features import find_mask_features, mask_projection, projection
+from vision_stack.config import Count, Fraction, register
+from vision_stack.heads.base import MaskHead, check_dims, find_mask_features, mask_projection, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.postprocess.instance import predict_instances
-from vision_stack.structures import FeatureSpec, HeadConfig, ImageInfo, Instances, MaskOutputs, Target
+from vision_stack.structures import FeatureSpec, HeadConfig, MaskOutputs
 
 
 @register("head", "maskformer")
@@ -34,26 +32,22 @@ class MaskFormerHeadConfig(HeadConfig):
     loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
 
     def check(self) -> None:
-        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ConfigError(
-                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
-            )
+        check_dims(self.hidden_dim, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskFormerHead:
         """Raises ConfigError unless there is a map at stride 4, with `mask_dim` channels if it is `mask_features`."""
         return MaskFormerHead(self, in_specs, num_classes)
 
 
-class MaskFormerHead(nn.Module):
+class MaskFormerHead(MaskHead):
     """Transformer decoder on the coarsest map, class and mask heads shared by all its layers.
 
     Differs from paper: none. Padding is not masked in attention, as in the published models.
     """
 
     def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
-        super().__init__()
+        super().__init__(config.loss, num_classes)
         dim = config.hidden_dim
-        self.num_classes = num_classes
         self.deep_supervision = config.deep_supervision
 
         self.mask_index = find_mask_features("maskformer", in_specs)
@@ -71,7 +65,6 @@ class MaskFormerHead(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
-        self.criterion = config.loss.build(num_classes)
 
     def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
@@ -98,13 +91,3 @@ class MaskFormerHead(nn.Module):
             hidden.append(x)
         supervised = hidden if self.deep_supervision else hidden[-1:]
         return self.decoder_norm(torch.stack(supervised))
-
-    def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
-        return self.criterion(outputs, targets)
-
-    def predict(
-        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
-    ) -> Iterator[Instances]:
-        """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
-        return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)

@@ -1,14 +1,43 @@
-"""The map that masks are a product with: which one it is, and what takes it to the mask dimension."""
+"""What mask-classification heads share: losses, predictions, and the map that masks are a product with."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 from vision_stack.layers.conv import init_conv
-from vision_stack.structures import FeatureSpec
+from vision_stack.losses.criterion import MaskCriterionConfig
+from vision_stack.postprocess.instance import predict_instances
+from vision_stack.structures import FeatureSpec, ImageInfo, Instances, MaskOutputs, Target
 
 MASK_STRIDE = 4
+
+
+class MaskHead(nn.Module):
+    """Base of heads that give `MaskOutputs`: subclasses add `forward`."""
+
+    def __init__(self, loss: MaskCriterionConfig, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.criterion = loss.build(num_classes)
+
+    def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
+        return self.criterion(outputs, targets)
+
+    def predict(
+        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+    ) -> Iterator[Instances]:
+        """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
+        return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)
+
+
+def check_dims(hidden_dim: int, num_heads: int) -> None:
+    """ConfigError unless attention heads and sine positions fit the width."""
+    if hidden_dim % num_heads or hidden_dim % 4:
+        raise ConfigError(f"hidden_dim: {hidden_dim} must be a multiple of 4 and of num_heads ({num_heads})")
 
 
 def find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
