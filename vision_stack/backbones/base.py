@@ -10,13 +10,13 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, to_dict
 from vision_stack.structures import BackboneConfig, FeatureSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -108,7 +108,7 @@ def _positions_of_strides(stages: Sequence[FeatureSpec], wanted: Sequence[int]) 
         raise ConfigError(f"out_strides: expected a list of strides among {list(deepest)}, got {wanted!r}")
     missing = [stride for stride in wanted if stride not in deepest]
     if missing:
-        remedy = "choose among these" if len(deepest) > 1 else "there is no pyramid to take others from"
+        remedy = "choose among these" if len(deepest) > 1 else "leave out_strides null and add neck=simple_pyramid"
         raise ConfigError(f"out_strides: no stage has stride {missing}; this backbone has {list(deepest)}; {remedy}")
     return _in_order("out_strides", wanted, [deepest[stride] for stride in wanted])
 
@@ -128,7 +128,12 @@ class BackboneConfigMixin(BackboneConfig):
 
     The fields of the selection can be set later, one at a time, and are checked then; all other fields are fixed.
     Where none of the three is given, it is the last stage.
+
+    `initial_weights` is no field, so that nothing ever stores it: what `from_pretrained` and `use_pretrained_backbone`
+    leave for the backbone that is built next (see `vision_stack.backbones.pretrained.load_initial_weights`).
     """
+
+    initial_weights: ClassVar[Any] = False  # on an object: whatever `load_pretrained` takes
 
     out_features: list[str] | None = None
     out_indices: list[int] | None = None
@@ -153,6 +158,29 @@ class BackboneConfigMixin(BackboneConfig):
     def stages(self) -> tuple[FeatureSpec, ...]:
         """Every stage there is to choose from, fine to coarse; index 0 is the stem but for timm's own configs."""
         raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> Self:
+        """The config of a published or saved model, with `options` in place of its own; see `AutoBackbone`.
+
+        The backbone that is built from it starts from the weights of that model.
+        """
+        from vision_stack.backbones.auto import config_from_pretrained  # which knows every config there is
+
+        config = config_from_pretrained(name, **options)
+        if not isinstance(config, cls):
+            raise ConfigError(f"{name} is no {cls.__name__} but a {type(config).__name__}; AutoBackbone takes either")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, `type` among them; `vision_stack.from_dict(..., "backbone")` takes them back."""
+        return to_dict(self)
+
+    def starting_from(self, initial_weights: Any) -> Self:
+        """A copy whose backbone starts from these weights: True, "auto", False, a path or `PublishedWeights`."""
+        twin = copy.deepcopy(self)
+        twin.__dict__["initial_weights"] = initial_weights
+        return twin
 
     def select(
         self,
@@ -193,7 +221,34 @@ class PublishedWeights(NamedTuple):
     filenames: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
 
 
-class Backbone(nn.Module):
+class BackboneMixin:
+    """A backbone's stages in transformers' words, read off its config. What is built stays; choose on the config."""
+
+    config: Any
+
+    @property
+    def stage_names(self) -> list[str]:
+        return self.config.stage_names
+
+    @property
+    def num_features(self) -> list[int]:
+        """Channels of every stage, selected or not."""
+        return self.config.num_features
+
+    @property
+    def out_features(self) -> list[str]:
+        return self.config.out_features
+
+    @property
+    def out_indices(self) -> list[int]:
+        return self.config.out_indices
+
+    @property
+    def out_strides(self) -> list[int]:
+        return self.config.out_strides
+
+
+class Backbone(BackboneMixin, nn.Module):
     """Base of backbone modules: `out_specs` says what `forward` gives, before any tensor exists.
 
     Pixel values are normalised with `image_mean` and `image_std` (of RGB in [0, 1]), which belong to the weights.
@@ -203,6 +258,7 @@ class Backbone(nn.Module):
     image_std: tuple[float, ...] = IMAGENET_STD
     published: PublishedWeights | None = None
     own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
+    norms: OutputNorms | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -216,6 +272,11 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
         """[B, 3, H, W] -> one map per entry of `out_specs`."""
         raise NotImplementedError
+
+    def finish(self, maps: Sequence[Tensor], size: tuple[int, int]) -> BackboneOutput:
+        """End of `forward`: NCHW maps of the padded image, cropped to the image's (height, width) and normalised."""
+        maps = crop_to_image(maps, self.out_specs, size)
+        return BackboneOutput(tuple(maps if self.norms is None else self.norms(maps)))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Published weights -> (weights under this module's own names, names of parts that are not built here).

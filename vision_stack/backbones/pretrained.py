@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import urlparse
 
 import torch
@@ -30,7 +31,8 @@ from vision_stack.backbones.base import Backbone, PublishedWeights
 from vision_stack.config import ConfigError
 from vision_stack.structures import BackboneConfig
 
-Pretrained = Literal["auto"] | bool | str
+Pretrained = Literal["auto"] | bool | str | PublishedWeights
+B = TypeVar("B", bound=Backbone)
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # looked for in a directory
 PATIENCE = 2.0  # seconds to wait for a first sign of life from the network
 
@@ -69,15 +71,34 @@ class LoadReport:
         return "\n".join([f"{'source':<10}  {self.source}", f"{'matched':<10}  {len(self.matched)} tensors", *rows])
 
 
-def load_pretrained(backbone: Backbone, config: BackboneConfig, pretrained: Pretrained) -> LoadReport:
+def load_initial_weights(backbone: B) -> B:
+    """The same backbone, with the weights that its config was given in Python (`config.initial_weights`), if any.
+
+    What was loaded is printed to stderr and kept as `backbone.load_report`.
+
+    Raises:
+        ConfigError: as `load_pretrained`.
+    """
+    wanted = backbone.config.initial_weights
+    if wanted is not False and not any(p.is_meta for p in backbone.parameters()):
+        backbone.load_report = load_pretrained(backbone, backbone.config, wanted, option="use_pretrained_backbone")
+        print(f"{_name(backbone.config)}: {backbone.load_report}", file=sys.stderr)
+    return backbone
+
+
+def load_pretrained(
+    backbone: Backbone, config: BackboneConfig, pretrained: Pretrained, *, option: str = "backbone.pretrained"
+) -> LoadReport:
     """Load initial weights into `backbone`, in place.
 
     Args:
         backbone: what `config.build()` gave.
         config: names the model in messages.
         pretrained: "auto": the published weights, from the caches or the network, or random ones with a
-            `RandomWeightsWarning`. True: the published weights. False: keep the random ones. Else the path of a
-            `.safetensors`, `.pth` or `.bin` file, or of a directory with one, in the layout of the published weights.
+            `RandomWeightsWarning`. True: the published weights. False: keep the random ones. Else where others
+            are published, or the path of a `.safetensors`, `.pth` or `.bin` file, or of a directory with one, in the
+            layout of the published weights.
+        option: what the user calls this choice, for messages.
 
     Raises:
         ConfigError: the weights were asked for and cannot be had, or do not fit; one line that says what would work.
@@ -86,19 +107,25 @@ def load_pretrained(backbone: Backbone, config: BackboneConfig, pretrained: Pret
     if pretrained is False:
         return LoadReport(source="random weights", image_mean=mean, image_std=std)
     try:
-        if pretrained in (True, "auto"):
-            path, source = _published_file(backbone.published)
+        if isinstance(pretrained, PublishedWeights):
+            path, source = _published_file(pretrained, option)
+        elif pretrained in (True, "auto"):
+            path, source = _published_file(backbone.published, option)
         else:
             path = _local_file(str(pretrained))
             source = str(path)
         return _load(backbone, _read(path), source)
     except ConfigError as error:
-        name = getattr(config, "model_name", config.type)
+        name = _name(config)
         if pretrained != "auto":
-            raise ConfigError(f"backbone.pretrained: {name}: {error}") from None
+            raise ConfigError(f"{option}: {name}: {error}") from None
         reason = f"no published weights of {name}: {error}"
         warnings.warn(f"THE BACKBONE STARTS FROM RANDOM WEIGHTS: {reason}", RandomWeightsWarning, stacklevel=2)
         return LoadReport(source="random weights", image_mean=mean, image_std=std, warning=reason)
+
+
+def _name(config: BackboneConfig) -> str:
+    return getattr(config, "model_name", config.type)
 
 
 def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadReport:
@@ -168,18 +195,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _published_file(weights: PublishedWeights | None) -> tuple[Path, str]:
+def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path, str]:
     """The published weights on this disk, downloaded if need be, and where they come from."""
     if weights is None:
-        raise ConfigError("none are published; give backbone.pretrained=<path> or backbone.pretrained=false")
+        raise ConfigError(f"none are published; give {option}=<path> or {option}=false")
     tried: list[str] = []
     for fetch in (_from_hub, _from_address):
         found = fetch(weights, tried)
         if found is not None:
             return found
     raise ConfigError(
-        f"tried {', '.join(tried)}; connect to the network, or give backbone.pretrained=<path> "
-        "(a .safetensors or .pth file) or backbone.pretrained=false"
+        f"tried {', '.join(tried)}; connect to the network, or give {option}=<path> "
+        f"(a .safetensors or .pth file) or {option}=false"
     )
 
 

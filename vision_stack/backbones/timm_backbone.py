@@ -7,13 +7,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
-from timm.layers import Format
+from timm.layers import Format, unfreeze_batch_norm_2d
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ from vision_stack.backbones.base import (
     BackboneOutput,
     OutputNorms,
     PublishedWeights,
-    crop_to_image,
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.config import ConfigError, Fraction, register
 from vision_stack.structures import FeatureSpec
@@ -51,6 +51,10 @@ class TimmBackboneConfig(BackboneConfigMixin):
     """A timm model by name, with a tag or without: `TimmBackboneConfig("resnet50.tv_in1k", out_strides=[4, 8, 16])`.
 
     Stage names and indices are timm's own (a ResNet has five, a ConvNeXt four); strides mean the same everywhere.
+
+    The last three options are for Python, in transformers' words: initial weights (True loads the published ones or
+    fails; also "auto" or a path), which are no part of the config; what `freeze_norm` is; and that only features are
+    given, which is so in any case.
     """
 
     model_name: str = field(kw_only=False)
@@ -58,6 +62,23 @@ class TimmBackboneConfig(BackboneConfigMixin):
     drop_path_rate: Fraction | None = None  # stochastic depth; None: the model's own default
     out_norms: bool = False  # a LayerNorm on each map, as MaskFormer's Swin has
     freeze_norm: bool = False  # batch norms with fixed statistics, scale and shift
+
+    use_pretrained_backbone: InitVar[Pretrained] = False
+    freeze_batch_norm_2d: InitVar[bool] = False
+    features_only: InitVar[bool] = True
+
+    def __post_init__(  # type: ignore[override]
+        self, use_pretrained_backbone: Pretrained, freeze_batch_norm_2d: bool, features_only: bool
+    ) -> None:
+        if features_only is not True:
+            raise ConfigError(
+                f"features_only: {features_only!r} is no choice; a backbone has no classifier"
+            )
+        if freeze_batch_norm_2d:
+            self.freeze_norm = freeze_batch_norm_2d
+        if use_pretrained_backbone is not False:
+            self.__dict__["initial_weights"] = use_pretrained_backbone
+        super().__post_init__()
 
     def check(self) -> None:
         _check_name(self.model_name)
@@ -86,7 +107,7 @@ class TimmBackbone(Backbone):
         )
         self.is_nhwc = Format(getattr(self.net, "output_fmt", "NCHW")) == Format.NHWC  # as declared, never guessed
         if config.freeze_norm:
-            self.net = freeze_batch_norms(self.net)
+            self.freeze_batch_norm_2d()
         self.norms = OutputNorms(self.out_specs) if config.out_norms else None
         coarsest = max(spec.stride for spec in self.out_specs)
         self.multiple = {"none": 1, "patch": facts.stages[0].stride, "coarsest": coarsest}[facts.pads]
@@ -94,6 +115,15 @@ class TimmBackbone(Backbone):
         if weights is not None:
             self.image_mean, self.image_std = tuple(weights.mean), tuple(weights.std)
             self.published = _published(weights)
+        load_initial_weights(self)
+
+    def freeze_batch_norm_2d(self) -> None:
+        """Every batch norm becomes a fixed scale and shift, which `.train()` does not thaw."""
+        self.net = freeze_batch_norms(self.net)
+
+    def unfreeze_batch_norm_2d(self) -> None:
+        """Undo `freeze_batch_norm_2d`: batch norms again, with the same statistics, scale and shift."""
+        self.net = unfreeze_batch_norm_2d(self.net)
 
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)].
@@ -110,8 +140,7 @@ class TimmBackbone(Backbone):
             raise ValueError(line) from None
         if self.is_nhwc:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        maps = crop_to_image(maps, self.out_specs, (height, width))
-        return BackboneOutput(tuple(maps if self.norms is None else self.norms(maps)))
+        return self.finish(maps, (height, width))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """timm's layout -> ours; see `Backbone.convert_weights`."""
