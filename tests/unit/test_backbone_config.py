@@ -76,9 +76,9 @@ def test_select_stages_wrong_selection_gives_one_line(given, line):
     assert "\n" not in str(caught.value)
 
 
-def test_select_stages_plain_transformer_without_the_stride_says_that_it_is_no_pyramid():
+def test_select_stages_plain_transformer_without_the_stride_names_the_neck_that_makes_one():
     assert select_stages(PLAIN, out_strides=[16]).out_features == ["blocks.3"]
-    with pytest.raises(ConfigError, match=r"no stage has stride \[4, 8, 32\].*has \[16\]; there is no pyramid"):
+    with pytest.raises(ConfigError, match=r"no stage has stride \[4, 8, 32\].*has \[16\]; .*neck=simple_pyramid"):
         select_stages(PLAIN, out_strides=[4, 8, 16, 32])
 
 

@@ -19,7 +19,6 @@ from vision_stack.backbones.base import (
     BackboneOutput,
     OutputNorms,
     PublishedWeights,
-    crop_to_image,
     freeze_batch_norms,
     pad_to_multiple,
 )
@@ -93,8 +92,7 @@ class TorchvisionBackbone(Backbone):
                 x = self.net.get_submodule(name)(x)
             if stage.spec in self.out_specs:
                 maps.append(x.permute(0, 3, 1, 2) if self.family.nhwc else x)
-        maps = crop_to_image(maps, self.out_specs, (height, width))
-        return BackboneOutput(tuple(maps if self.norms is None else self.norms(maps)))
+        return self.finish(maps, (height, width))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """torchvision's layout -> ours; see `Backbone.convert_weights`."""
