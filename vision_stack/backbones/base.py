@@ -259,7 +259,6 @@ class Backbone(BackboneMixin, nn.Module):
     published: PublishedWeights | None = None
     own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
     norms: OutputNorms | None = None
-    norms: OutputNorms | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -273,11 +272,6 @@ class Backbone(BackboneMixin, nn.Module):
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
         """[B, 3, H, W] -> one map per entry of `out_specs`."""
         raise NotImplementedError
-
-    def finish(self, maps: Sequence[Tensor], size: tuple[int, int]) -> BackboneOutput:
-        """End of `forward`: NCHW maps of the padded image, cropped to the image's (height, width) and normalised."""
-        maps = crop_to_image(maps, self.out_specs, size)
-        return BackboneOutput(tuple(maps if self.norms is None else self.norms(maps)))
 
     def finish(self, maps: Sequence[Tensor], size: tuple[int, int]) -> BackboneOutput:
         """End of `forward`: NCHW maps of the padded image, cropped to the image's (height, width) and normalised."""
