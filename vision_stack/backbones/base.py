@@ -16,6 +16,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vision_stack.backbones.finetuning import FineTunable
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.structures import BackboneConfig, FeatureSpec
 
@@ -248,7 +249,7 @@ class BackboneMixin:
         return self.config.out_strides
 
 
-class Backbone(BackboneMixin, nn.Module):
+class Backbone(BackboneMixin, FineTunable):
     """Base of backbone modules: `out_specs` says what `forward` gives, before any tensor exists.
 
     Pixel values are normalised with `image_mean` and `image_std` (of RGB in [0, 1]), which belong to the weights.
@@ -257,7 +258,6 @@ class Backbone(BackboneMixin, nn.Module):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     published: PublishedWeights | None = None
-    own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
     norms: OutputNorms | None = None
 
     def __init__(self, config: Any) -> None:
@@ -290,8 +290,8 @@ class Backbone(BackboneMixin, nn.Module):
 class OutputNorms(nn.ModuleList):
     """A LayerNorm over the channels of each map, as detectron2's and transformers' Swin have them."""
 
-    def __init__(self, specs: Sequence[FeatureSpec]) -> None:
-        super().__init__(nn.LayerNorm(spec.channels) for spec in specs)
+    def __init__(self, specs: Sequence[FeatureSpec], eps: float = 1e-5) -> None:
+        super().__init__(nn.LayerNorm(spec.channels, eps=eps) for spec in specs)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self, maps, strict=True)]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import InitVar, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 from timm.layers import Format, unfreeze_batch_norm_2d
-from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, group_parameters
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from torch import Tensor, nn
 
@@ -71,9 +71,7 @@ class TimmBackboneConfig(BackboneConfigMixin):
         self, use_pretrained_backbone: Pretrained, freeze_batch_norm_2d: bool, features_only: bool
     ) -> None:
         if features_only is not True:
-            raise ConfigError(
-                f"features_only: {features_only!r} is no choice; a backbone has no classifier"
-            )
+            raise ConfigError(f"features_only: {features_only!r} is no choice; a backbone has no classifier")
         if freeze_batch_norm_2d:
             self.freeze_norm = freeze_batch_norm_2d
         if use_pretrained_backbone is not False:
@@ -142,25 +140,50 @@ class TimmBackbone(Backbone):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return self.finish(maps, (height, width))
 
-    def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """timm's layout -> ours; see `Backbone.convert_weights`."""
+    def stage_modules(self) -> dict[str, str]:
+        """timm's names of its stages; see `FineTunable.stage_modules`."""
+        names = {name for name, _ in self.named_modules()}
+        places = {spec.name: _place(spec.name, names) for spec in self.config.stages}
+        return {stage: place for stage, place in places.items() if place is not None}
+
+    def layer_groups(self) -> list[list[str]]:
+        """timm's own grouping (`group_matcher`): a stem, then the blocks one by one where timm has them so."""
+        matcher = getattr(self._whole_on_meta(), "group_matcher", None)
+        if matcher is None:
+            return super().layer_groups()
+        own = {name for name, _ in self.named_parameters()}
+        grouped = group_parameters(self._whole_on_meta(), matcher())
+        layers = [[_place(name, own) for name in grouped[i]] for i in sorted(grouped)]
+        return [built for layer in layers if (built := [name for name in layer if name])]
+
+    def _whole_on_meta(self) -> Any:
+        """The whole classifier, without memory: what timm says of its names."""
         facts = _describe(self.config.model_name, self.config.output_stride)
         with torch.device("meta"):
-            whole = _create(self.config.model_name, {**_given(self.config), **facts.options})
+            return _create(self.config.model_name, {**_given(self.config), **facts.options})
+
+    def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """timm's layout -> ours; see `Backbone.convert_weights`."""
+        whole = self._whole_on_meta()
         adapt = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:  # older or foreign layouts of the same model, other position table sizes
             state = adapt(dict(state), whole)
         own, known = set(self.state_dict()), set(whole.state_dict())
         converted, not_built = {}, []
         for key, value in state.items():
-            # timm's extractors keep a name, put it below `model`, or join that of a sequence and its member.
-            places = (f"net.{key}", f"net.model.{key}", f"net.{key.replace('.', '_', 1)}")
-            place = next((place for place in places if place in own), None)
+            place = _place(key, own)
             if place is None and key in known:
                 not_built.append(key)
             else:
                 converted[place or key] = value
         return converted, not_built
+
+
+def _place(name: str, own: Set[str]) -> str | None:
+    """The name here of what has this name in timm's classifier; None if it is not built."""
+    # timm's extractors keep a name, put it below `model`, or join that of a sequence and its member.
+    places = (f"net.{name}", f"net.model.{name}", f"net.{name.replace('.', '_', 1)}")
+    return next((place for place in places if place in own), None)
 
 
 class _Facts(NamedTuple):

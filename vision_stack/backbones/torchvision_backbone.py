@@ -94,6 +94,10 @@ class TorchvisionBackbone(Backbone):
                 maps.append(x.permute(0, 3, 1, 2) if self.family.nhwc else x)
         return self.finish(maps, (height, width))
 
+    def stage_modules(self) -> dict[str, str]:
+        """See `FineTunable.stage_modules`."""
+        return {stage.spec.name: f"net.{stage.modules[-1]}" for stage in self.stages}
+
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """torchvision's layout -> ours; see `Backbone.convert_weights`."""
         with torch.device("meta"):
