@@ -73,7 +73,12 @@ def rename(state: dict[str, Tensor], place: str, module: nn.Module) -> None:
 def build_ours(oracle: Mask2FormerTransformerModule) -> Mask2FormerHead:
     specs = (FeatureSpec("mask_features", DIM, 4), *(FeatureSpec(f"p{s}", DIM, s) for s in STRIDES[1:]))
     config = Mask2FormerHeadConfig(
-        num_queries=QUERIES, hidden_dim=DIM, num_heads=4, ffn_dim=64, num_decoder_layers=LAYERS
+        num_queries=QUERIES,
+        hidden_dim=DIM,
+        num_heads=4,
+        ffn_dim=64,
+        num_decoder_layers=LAYERS,
+        enforce_input_projection=True,
     )
     head = config.build(specs, num_classes=3).eval()
     missing, unexpected = head.load_state_dict(convert(oracle), strict=False)

@@ -29,6 +29,7 @@ class Mask2FormerHeadConfig(HeadConfig):
     num_queries: Count = 100
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
     num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
     num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
     num_heads: Count = 8
@@ -49,7 +50,7 @@ class Mask2FormerHead(MaskHead):
 
     The masks that attention needs are made at the level's own size, from mask features resized once per level:
     resizing is linear, so that is the resized mask (up to rounding), and full-size masks of the layers are never made.
-    Differs from paper: levels are those that the neck has, at most `num_levels`; with neck=fpn they are not deformable.
+    Differs from paper: none with neck=ms_deform; other necks give other levels, at most `num_levels` of them are read.
     """
 
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
@@ -66,7 +67,12 @@ class Mask2FormerHead(MaskHead):
                 f"head: mask2former needs maps coarser than stride {finest} too, got {strides}; use neck=fpn"
             )
         self.level_indices = levels[: config.num_levels]
-        self.input_projections = nn.ModuleList(projection(in_specs[i].channels, dim) for i in self.level_indices)
+        self.input_projections = nn.ModuleList(
+            projection(in_specs[i].channels, dim)
+            if config.enforce_input_projection or in_specs[i].channels != dim
+            else nn.Identity()
+            for i in self.level_indices
+        )
         self.level_embed = nn.Embedding(len(self.level_indices), dim)
 
         self.query_embed = nn.Embedding(config.num_queries, dim)

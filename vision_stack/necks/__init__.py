@@ -1,6 +1,7 @@
 """Necks: between the backbone's maps and what a head reads. Importing this package registers them."""
 
 from vision_stack.necks.fpn import FPN, FPNConfig
+from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
 
-__all__ = ["FPN", "FPNConfig", "PixelDecoder", "PixelDecoderConfig"]
+__all__ = ["FPN", "FPNConfig", "MSDeform", "MSDeformConfig", "PixelDecoder", "PixelDecoderConfig"]

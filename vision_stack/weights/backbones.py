@@ -70,3 +70,24 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif ".attention.self.key." not in key and ".attention.self.value." not in key:
             fused[key] = value
     return fused
+
+
+def convert_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone inside of transformers' MaskFormer or Mask2Former -> that of a `VisionModel`, a `TimmBackbone`.
+
+    It may be transformers' ResNet or Swin (whose norms of the maps become `out_norms`) or one of timm's.
+    """
+    if any(key.startswith("hidden_states_norms.") for key in state):
+        norms = {k: v for k, v in state.items() if k.startswith("hidden_states_norms.")}
+        body = {k.removeprefix("model."): v for k, v in state.items() if k not in norms}
+        converted = {f"net.{k}": v for k, v in convert_swin(body).items()}
+        return {f"backbone.{k}": v for k, v in (converted | rename(norms, _OUT_NORMS)).items()}
+    if any(key.startswith("_backbone.") for key in state):
+        return {f"backbone.net.{k.removeprefix('_backbone.')}": v for k, v in state.items()}
+    return {f"backbone.net.{k}": v for k, v in convert_resnet(state).items()}
+
+
+_OUT_NORMS: Rules = (
+    (r"hidden_states_norms\.(\d+)\.(\w+)", r"norms.\1.\2"),
+    (r"hidden_states_norms\.stage(\d+)\.(\w+)", lambda m: f"norms.{int(m[1]) - 1}.{m[2]}"),
+)

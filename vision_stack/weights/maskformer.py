@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_stack.weights.backbones import convert_resnet, convert_swin
+from vision_stack.weights.backbones import convert_encoder
 from vision_stack.weights.renaming import Rules, rename
 
 ENCODER = "model.pixel_level_module.encoder."
@@ -37,7 +37,7 @@ def convert_maskformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     backbone = {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
     rest = {k: v for k, v in state.items() if not k.startswith(ENCODER)}
     num_levels = len({k.removeprefix(FPN_LAYERS).split(".")[0] for k in rest if k.startswith(FPN_LAYERS)})
-    return _convert_backbone(backbone) | rename(rest, _rules(num_levels))
+    return convert_encoder(backbone) | rename(rest, _rules(num_levels))
 
 
 def _rules(num_levels: int) -> Rules:
@@ -70,17 +70,3 @@ def _rules(num_levels: int) -> Rules:
         (r"mask_embedder\.(\d+)\.0\.(\w+)", r"head.mask_embed.layers.\1.\2"),
         (r"criterion\.empty_weight", None),  # the loss's class weights
     )
-
-
-def _convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if any(key.startswith("hidden_states_norms.") for key in state):
-        norms = {k: v for k, v in state.items() if k.startswith("hidden_states_norms.")}
-        body = {k.removeprefix("model."): v for k, v in state.items() if k not in norms}
-        converted = {f"net.{k}": v for k, v in convert_swin(body).items()}
-        return {f"backbone.{k}": v for k, v in (converted | rename(norms, _OUT_NORMS)).items()}
-    if any(key.startswith("_backbone.") for key in state):
-        return {f"backbone.net.{k.removeprefix('_backbone.')}": v for k, v in state.items()}
-    return {f"backbone.net.{k}": v for k, v in convert_resnet(state).items()}
-
-
-_OUT_NORMS: Rules = ((r"hidden_states_norms\.(\d+)\.(\w+)", r"norms.\1.\2"),)

@@ -1,0 +1,153 @@
+"""Multi-scale deformable attention's sampling (Zhu et al. 2021, Sec. 4.1), in pure PyTorch.
+
+B images, S cells of all maps together, Q queries, H heads, D channels of a head, L maps, P points of a query on a map.
+
+On CPUs the weighted mean of bilinear samples is one weighted sum of rows: every sample is four cells, so each head of
+each query sums 4 * L * P rows of `value`, which `embedding_bag` does in one pass over data that stays in the cache.
+Nothing of size [B, Q, H, L, P, D] is made, which `grid_sample` cannot avoid. Elsewhere, and where a model is exported,
+`grid_sample` does it, which accelerators and export formats know.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples of the maps, for every head of every query.
+
+    Args:
+        value: [B, S, H, D], the cells of all maps, map after map, row by row.
+        shapes: (height, width) of each map; their products sum to S.
+        locations: [B, Q, H, L, P, 2], (x, y) in [0, 1]; (0, 0) is the upper left corner of the upper left cell
+            (`align_corners=False`), and whatever lies outside of a map counts as zero. float32 whatever `value` is.
+        weights: [B, Q, H, L, P].
+
+    Returns:
+        [B, Q, H * D].
+    """
+    assert sum(height * width for height, width in shapes) == value.shape[1], (shapes, value.shape)
+    if value.device.type == "cpu" and not torch.compiler.is_exporting():
+        batch, _, heads, dim = value.shape
+        index, scale = _rows(value, shapes, locations, weights)
+        table = value.reshape(-1, dim).to(scale.dtype)
+        return sum_rows(table, index, scale).view(batch, -1, heads * dim).to(value.dtype)
+    return sample_by_grid(value, shapes, locations, weights)
+
+
+def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`deformable_attention` by `grid_sample`, map by map."""
+    batch, _, heads, dim = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    grid = (2 * locations - 1).to(value.dtype).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B * H, Q, P, 2]
+    scale = weights.to(value.dtype).permute(3, 0, 2, 1, 4).reshape(-1, batch * heads, 1, queries, points)
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=2)
+    out = value.new_zeros(batch * heads, dim, queries)
+    for level, (height, width) in enumerate(shapes):
+        samples = F.grid_sample(maps[level].unflatten(2, (height, width)), grid[level], align_corners=False)
+        out = out + (samples * scale[level]).sum(3)
+    return out.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def _rows(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The four cells of every sample, as rows of `value` seen as [B * S * H, D], and what each counts.
+
+    Returns:
+        index [B * Q * H, 4 * L * P] int32, and weights of the same shape.
+    """
+    batch, cells, heads, _ = value.shape
+    queries, levels, points = locations.shape[1], *locations.shape[3:5]
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32)  # [L, 2]
+    sizes = sizes.T[:, :, None].expand(-1, -1, points).reshape(2, levels * points)
+    starts = torch.tensor([0] + [h * w for h, w in shapes[:-1]]).cumsum(0)
+    starts = starts[:, None].expand(-1, points).reshape(-1).int() * heads
+    coordinates = locations.flatten(3, 4).unbind(-1)  # [B, Q, H, L * P] each
+    (left, near_x), (top, near_y) = (_two_cells(c, size) for c, size in zip(coordinates, sizes, strict=True))
+
+    widths = sizes[0].int() * heads
+    first = torch.arange(batch, dtype=torch.int32)[:, None] * (cells * heads) + torch.arange(heads, dtype=torch.int32)
+    rows = top * widths + (first[:, None, :, None] + starts)
+    columns = left * heads
+    index = rows.new_empty(batch, queries, heads, 4, levels * points)
+    torch.add(rows, columns, out=index[..., 0, :])
+    torch.add(index[..., 0, :], (sizes[0] > 1).int() * heads, out=index[..., 1, :])
+    torch.add(index[..., 0:2, :], ((sizes[1] > 1) * widths).int(), out=index[..., 2:, :])
+    scaled = [near * weights.flatten(3) for near in near_y]
+    corner = torch.stack([x * y for y in scaled for x in near_x], dim=3)
+    return index.view(-1, 4 * levels * points), corner.view(-1, 4 * levels * points)
+
+
+def _two_cells(coordinate: Tensor, size: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The first of two neighbouring cells that lie within the map, and what each of the two counts.
+
+    Args:
+        coordinate: [..., N] in [0, 1].
+        size: [N] of the map, in cells.
+    """
+    position = coordinate * size - 0.5
+    with torch.no_grad():
+        cell = position.floor().int()  # bounded as integers, so that not even NaN leads out of the map
+        cell = cell.clamp_(min=torch.zeros_like(size, dtype=cell.dtype), max=(size.int() - 2).clamp(min=0))
+    # A cell counts 1 - distance, or nothing if that is negative: which leaves out what lies outside, too.
+    distance = position - cell
+    near = (1 - distance.abs()).clamp(min=0)
+    far = (1 - (distance - 1).abs()).clamp(min=0)
+    return cell, (near, far if bool((size > 1).all()) else far * (size > 1))
+
+
+@torch.library.custom_op("vision_stack::sum_rows", mutates_args=())
+def sum_rows(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of a table, on the CPU: [R, D], [N, K] int32, [N, K] -> [N, D]."""
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+
+
+@sum_rows.register_fake
+def _(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    return table.new_empty(len(index), table.shape[1])
+
+
+@torch.library.custom_op("vision_stack::sum_rows_backward", mutates_args=())
+def sum_rows_backward(grad: Tensor, table: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `sum_rows` by table and weights.
+
+    The sums are a sparse matrix times the table, so that one gradient is its transpose times `grad`, the other
+    the product `grad @ table.T` at the entries of the matrix. PyTorch's own backward takes three times as long.
+    """
+    (count, per_row), rows = index.shape, len(table)
+    ends = torch.arange(0, (count + 1) * per_row, per_row, dtype=torch.int32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Ss]parse.*beta", category=UserWarning)
+        pattern = torch.sparse_csr_tensor(
+            ends, index.flatten(), weights.new_zeros(index.numel()), size=(count, rows), check_invariants=False
+        )
+    grad_weights = torch.sparse.sampled_addmm(pattern, grad.contiguous(), table.T).values().view_as(weights)
+    matrix = csr_matrix((weights.flatten().numpy(), index.flatten().numpy(), ends.numpy()), shape=(count, rows)).tocsc()
+    starts, members, scale = (torch.from_numpy(a) for a in (matrix.indptr[:-1], matrix.indices, matrix.data))
+    grad_table = F.embedding_bag(members, grad, starts, mode="sum", per_sample_weights=scale)
+    return grad_table, grad_weights
+
+
+@sum_rows_backward.register_fake
+def _(grad: Tensor, table: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(table), torch.empty_like(weights)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+    grad_table, grad_weights = sum_rows_backward(grad.contiguous(), *ctx.saved_tensors)
+    return grad_table, None, grad_weights
+
+
+sum_rows.register_autograd(_backward, setup_context=_save)
