@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import vision_stack.backbones
 import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
-from vision_stack.config import Config, ConfigError, Count, Range, from_dict, to_dict
+from vision_stack.backbones.pretrained import load_initial_weights
+from vision_stack.config import Config, ConfigError, Count, Fraction, Range, from_dict, to_dict
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.structures import (
@@ -27,9 +28,10 @@ from vision_stack.structures import (
     Category,
     HeadConfig,
     ImageInfo,
-    Instances,
     MaskOutputs,
     NeckConfig,
+    Segmentation,
+    Task,
 )
 
 SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
@@ -47,6 +49,15 @@ class InputSize(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PanopticOptions(Config):
+    """What a segment of a panoptic segmentation needs (MaskFormer, Sec. 3.4)."""
+
+    kind: ClassVar[str] = ""
+    score_threshold: Fraction = 0.8  # class probabilities must be above it
+    overlap_threshold: Fraction = 0.8  # the part of its own mask that a query must keep
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionModelConfig(Config):
     """All that `VisionModel` is built from; what `config.json` and checkpoints hold. No paths, no initial weights."""
 
@@ -55,6 +66,8 @@ class VisionModelConfig(Config):
     neck: NeckConfig
     head: HeadConfig
     categories: tuple[Category, ...]  # label -> the data set's category id and name
+    task: Task = "instance"  # decides post-processing, metrics and what `predict` gives
+    panoptic: PanopticOptions = PanopticOptions()  # read by task panoptic alone
     image_mean: tuple[float, float, float] | None = None  # of RGB in [0, 1]; None: the backbone's own
     image_std: tuple[Positive, Positive, Positive] | None = None
     input_size: InputSize = InputSize()
@@ -80,7 +93,7 @@ class VisionModel(nn.Module):
     def __init__(self, config: VisionModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = config.backbone.build()
+        self.backbone = load_initial_weights(config.backbone.build())
         self.neck = config.neck.build(self.backbone.out_specs)
         self.head = config.head.build(self.neck.out_specs, len(config.categories))
         mean = config.image_mean or self.backbone.image_mean
@@ -119,16 +132,18 @@ class VisionModel(nn.Module):
         self,
         images: Any | Sequence[Any],
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         top_k: int = 100,
         batch_size: int = 1,
-    ) -> list[Instances]:
-        """Objects of each image, best first, in the image's own pixels.
+    ) -> list[Segmentation]:
+        """What the model finds in each image, in the image's own pixels: by its task `Instances` (best first),
+        `PanopticSegmentation` or `SemanticSegmentation`.
 
         Args:
             images: PIL images, uint8 arrays [height, width, 3], or paths; one or a sequence.
-            threshold: the lowest score to keep.
-            top_k: the most objects of one image, before the threshold.
+            threshold: the lowest score to keep; by default 0.5 for instances, and for panoptic segments that of the
+                model's config. Nothing to semantic segmentation, in which every pixel has a class.
+            top_k: the most instances of one image, before the threshold.
             batch_size: images padded together into one forward pass.
 
         Raises:
@@ -139,7 +154,7 @@ class VisionModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            found: list[Instances] = []
+            found: list[Segmentation] = []
             for start in range(0, len(items), batch_size):
                 arrays = [_as_array(item) for item in items[start : start + batch_size]]
                 found.extend(self._predict_arrays(arrays, threshold=threshold, top_k=top_k))
@@ -147,15 +162,33 @@ class VisionModel(nn.Module):
         finally:
             self.train(was_training)
 
-    def _predict_arrays(self, arrays: Sequence[np.ndarray], *, threshold: float, top_k: int) -> Iterator[Instances]:
+    def _predict_arrays(
+        self, arrays: Sequence[np.ndarray], *, threshold: float | None, top_k: int
+    ) -> Iterator[Segmentation]:
         size = self.config.input_size
         targets = [resized_size(a.shape[0], a.shape[1], size.short_edge, size.long_edge) for a in arrays]
         tensors = [resize_image(a, target) for a, target in zip(arrays, targets, strict=True)]
         infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
         images, padding_mask = pad_batch(tensors, size_divisor=SIZE_DIVISOR)
         images, padding_mask = images.to(self.device), padding_mask.to(self.device)
-        outputs = self(self.normalize(images, padding_mask))
-        return self.head.predict(outputs, infos, top_k=top_k, score_threshold=threshold)
+        return self.segment(self(self.normalize(images, padding_mask)), infos, threshold=threshold, top_k=top_k)
+
+    def segment(
+        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, threshold: float | None = None, top_k: int = 100
+    ) -> Iterator[Segmentation]:
+        """Outputs of `forward` -> what the model's task makes of them, one image after the other. As in `predict`."""
+        if self.config.task == "semantic":
+            return self.head.predict_semantic(outputs, infos)
+        if self.config.task == "panoptic":
+            options = self.config.panoptic
+            return self.head.predict_panoptic(
+                outputs,
+                infos,
+                [category.is_thing for category in self.categories],
+                score_threshold=options.score_threshold if threshold is None else threshold,
+                overlap_threshold=options.overlap_threshold,
+            )
+        return self.head.predict(outputs, infos, top_k=top_k, score_threshold=0.5 if threshold is None else threshold)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, which `from_pretrained` reads."""

@@ -7,12 +7,14 @@ decoder layers, H x W pixels of the padded batch. Boxes are (x0, y0, x1, y1) in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from vision_stack.config import Config
+
+Task = Literal["instance", "semantic", "panoptic"]
 
 
 class FeatureSpec(NamedTuple):
@@ -30,6 +32,7 @@ class Category(Config):
     kind: ClassVar[str] = ""
     id: int  # the data set's own category id, which every result file carries
     name: str
+    is_thing: bool = True  # countable objects; False: stuff, such as sky, of which an image has one segment
 
 
 class ImageInfo(NamedTuple):
@@ -42,7 +45,10 @@ class ImageInfo(NamedTuple):
 
 
 class Target(TypedDict):
-    """The objects of one image, in pixels of the resized image; masks are padded to the batch's size."""
+    """The objects of one image, in pixels of the resized image; masks are padded to the batch's size.
+
+    For panoptic segmentation these are its segments, things and stuff; for semantic segmentation one mask per class.
+    """
 
     labels: Tensor  # [N] int64
     masks: Tensor  # [N, H, W] bool (tv_tensors.Mask)
@@ -106,6 +112,23 @@ class Instances:
     def __getitem__(self, index: Tensor | slice) -> Instances:
         """A subset, by boolean mask, indices or slice."""
         return Instances(self.boxes[index], self.labels[index], self.scores[index], self.masks[index])
+
+
+class PanopticSegmentation(NamedTuple):
+    """Things and stuff of one image, in its own pixels; no two segments overlap."""
+
+    segment_map: Tensor  # [height, width] int32: n + 1 where segment n is, 0 where there is none
+    labels: Tensor  # [N] int64, index into the model's `categories`
+    scores: Tensor  # [N] float32 in [0, 1], the query's class probability
+
+
+class SemanticSegmentation(NamedTuple):
+    """The class of every pixel of one image."""
+
+    label_map: Tensor  # [height, width] int32, index into the model's `categories`; -1 where a ground truth says none
+
+
+Segmentation = Instances | PanopticSegmentation | SemanticSegmentation  # what a model gives for an image, by its task
 
 
 class EncodedInstances(NamedTuple):

@@ -10,7 +10,17 @@ from vision_stack.config import ConfigError
 from vision_stack.layers.conv import init_conv
 from vision_stack.losses.criterion import MaskCriterionConfig
 from vision_stack.postprocess.instance import predict_instances
-from vision_stack.structures import FeatureSpec, ImageInfo, Instances, MaskOutputs, Target
+from vision_stack.postprocess.panoptic import predict_panoptic
+from vision_stack.postprocess.semantic import predict_semantic
+from vision_stack.structures import (
+    FeatureSpec,
+    ImageInfo,
+    Instances,
+    MaskOutputs,
+    PanopticSegmentation,
+    SemanticSegmentation,
+    Target,
+)
 
 MASK_STRIDE = 4
 
@@ -32,6 +42,24 @@ class MaskHead(nn.Module):
     ) -> Iterator[Instances]:
         """The objects of one image after the other, in its own pixels. See `vision_stack.postprocess.instance`."""
         return predict_instances(outputs, infos, top_k=top_k, score_threshold=score_threshold)
+
+    def predict_semantic(self, outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[SemanticSegmentation]:
+        """The class of each pixel of one image after the other. See `vision_stack.postprocess.semantic`."""
+        return predict_semantic(outputs, infos)
+
+    def predict_panoptic(
+        self,
+        outputs: MaskOutputs,
+        infos: Sequence[ImageInfo],
+        is_thing: Sequence[bool],
+        *,
+        score_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> Iterator[PanopticSegmentation]:
+        """Things and stuff of one image after the other. See `vision_stack.postprocess.panoptic`."""
+        return predict_panoptic(
+            outputs, infos, is_thing, score_threshold=score_threshold, overlap_threshold=overlap_threshold
+        )
 
 
 def check_dims(hidden_dim: int, num_heads: int) -> None:
