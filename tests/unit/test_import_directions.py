@@ -15,7 +15,7 @@ ALLOWED = {
     "cli": set(),
     "ops": CORE,
     "layers": CORE | {"ops"},
-    "backbones": BASE,
+    "backbones": BASE | {"weights"},
     "necks": BASE,
     "losses": BASE,
     "postprocess": BASE,
@@ -25,6 +25,7 @@ ALLOWED = {
     "metrics": CORE | {"ops"},
     "visualization": CORE | {"ops"},
     "model": BASE | {"backbones", "necks", "heads", "weights", "postprocess", "data"},
+    "compat": BASE | {"backbones", "necks", "heads", "losses", "data", "model"},
     "training": BASE
     | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str] | None], ...]
@@ -32,3 +33,16 @@ def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
             raise ValueError(f"weights: {key!r} and another key both become {new_key!r}")
         renamed[new_key] = value
     return renamed
+
+
+def join_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate the tensors `name#0`, `name#1`, ... along their first axis, under `name`; all others stay."""
+    joined: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for key, value in state.items():
+        name, mark, index = key.partition("#")
+        if mark:
+            parts.setdefault(name, {})[int(index)] = value
+        else:
+            joined[key] = value
+    return joined | {name: torch.cat([found[i] for i in sorted(found)]) for name, found in parts.items()}

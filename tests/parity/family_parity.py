@@ -1,0 +1,122 @@
+"""transformers' own backbones and ours with the same weights, through files: what tests and benchmarks compare.
+
+Every weight, norm, bias and statistic is perturbed, so that no part can be left out or mixed up unseen. The models are
+tiny; what differs between sizes of a family is widths and depths alone.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from vision_stack.backbones import load_pretrained
+from vision_stack.backbones.base import Backbone, pad_to_multiple
+from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+
+Maps = Callable[[nn.Module, Tensor], list[Tensor]]
+
+
+def of_backbone(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
+    return list(theirs(pixel_values).feature_maps)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family: transformers' model, options of its config, image sizes beside the native one."""
+
+    model: type[nn.Module]
+    options: dict[str, Any]
+    sizes: tuple[tuple[int, int], ...]  # the native size first
+    maps: Maps = of_backbone  # every stage of theirs
+    ours: dict[str, Any] = field(default_factory=dict)  # options that transformers' config does not have
+
+
+PYRAMID = {"out_features": ["stem", "stage1", "stage2", "stage3", "stage4"]}
+_SWIN = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4, **PYRAMID}
+
+CASES = {
+    "resnet": Case(
+        transformers.ResNetBackbone,
+        {"embedding_size": 24, "hidden_sizes": [32, 64, 64, 128], "depths": [2, 1, 1, 2], **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "resnet, basic": Case(
+        transformers.ResNetBackbone,
+        {"hidden_sizes": [64, 32, 64, 64], "depths": [1, 2, 1, 1], "layer_type": "basic", **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "resnet, v1": Case(
+        transformers.ResNetBackbone,
+        {"hidden_sizes": [32, 64, 64, 64], "depths": [1, 2, 1, 1], "downsample_in_bottleneck": True, **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "swin": Case(transformers.SwinBackbone, _SWIN, ((224, 224), (250, 333))),
+    "swinv2": Case(
+        transformers.Swinv2Backbone,
+        {**_SWIN, "image_size": 128, "pretrained_window_sizes": [3, 3, 3, 2]},
+        ((128, 128), (250, 333)),
+    ),
+}
+
+
+@torch.no_grad()
+def perturb(model: nn.Module) -> nn.Module:
+    """Random values everywhere; maps keep a spread of about 1 through the layers."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            scale = "norm" in type(module).__name__.lower() and name == "weight"
+            if scale or name in ("lambda1", "gamma", "layer_scale_parameter"):
+                p.uniform_(0.5, 1.5)
+            elif p.ndim == 1 or "position" in name or "token" in name or "GRN" in type(module).__name__:
+                p.normal_(std=0.5)
+            elif name == "logit_scale":
+                p.uniform_(1.0, 3.0)
+            else:  # fan-in scaling keeps the signal's size through all layers
+                p.normal_(std=p[0].numel() ** -0.5)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def pair(name: str) -> tuple[nn.Module, Backbone]:
+    """transformers' model, and ours with the weights that it saved; every stage is selected."""
+    case = CASES[name]
+    theirs = perturb(case.model(case.model.config_class(**case.options)))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        raw = json.loads((Path(folder) / "config.json").read_text())
+        cls = TRANSFORMERS_FAMILIES[raw["model_type"]]
+        config = cls.from_transformers({**raw, **case.ours})
+        config.out_indices = list(range(len(config.stages)))
+        ours = config.build()
+        report = load_pretrained(ours, config, folder)
+    assert not report.missing
+    assert not report.unexpected
+    return theirs, ours.eval()
+
+
+@torch.no_grad()
+def differences(name: str, theirs: nn.Module, ours: Backbone, size: tuple[int, int]) -> dict[str, float]:
+    """Largest difference of each stage's maps, in standard deviations of transformers' map.
+
+    Where ours pads an image, transformers gets the padded one (most of its models drop the rest of an image that
+    their strides do not divide), and its maps are cropped.
+    """
+    pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    maps = ours(pixel_values).feature_maps
+    found = {}
+    expected = CASES[name].maps(theirs, pad_to_multiple(pixel_values, ours.multiple))
+    for spec, x, y in zip(ours.out_specs, maps, expected, strict=True):
+        y = y[:, :, : x.shape[2], : x.shape[3]]
+        assert x.shape == y.shape
+        assert y.std() >= 0.5, f"{name} {spec.name}: a spread of {float(y.std()):.2g} shows nothing"
+        found[spec.name] = float((x - y).abs().max() / y.std())
+    return found

@@ -1,0 +1,159 @@
+"""What the families have in common: architecture fields in transformers' words, modules and names of timm's.
+
+A family is a config with the architecture open, which builds timm's class from it, and a backbone that walks through
+that class stage by stage. Published weights come in transformers' layout or in timm's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, OutputNorms, pad_to_multiple
+from vision_stack.config import ConfigError, Fraction, Range, from_dict
+from vision_stack.structures import FeatureSpec
+
+Layers = Annotated[int, Range(1, 200)]
+Width = Annotated[int, Range(1, 16_384)]
+Pixels = Annotated[int, Range(1, 4096)]  # of a patch, a window or the image that position tables are made for
+Positive = Annotated[float, Range(1e-6)]
+Epsilon = Annotated[float, Range(0.0, 1.0)]
+
+_SQUARES = ("image_size", "patch_size", "window_size")  # transformers also takes (height, width)
+
+
+@dataclass(kw_only=True)
+class FamilyConfig(BackboneConfigMixin):
+    """Base of the families' configs; stages are named "stem", "stage1", ..., and index 0 is the stem.
+
+    Dropout inside of layers, which none of the published models uses, is no option here.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"num_channels": 3}  # what transformers' config has to say, if it does
+
+    image_mean: tuple[float, float, float] | None = None  # of RGB in [0, 1], as the weights want it; None: ImageNet's
+    image_std: tuple[Positive, Positive, Positive] | None = None
+    drop_path_rate: Fraction = 0.0  # stochastic depth of the deepest block, growing linearly from 0
+    out_norms: bool = False  # a LayerNorm on each map
+
+    @classmethod
+    def from_transformers(cls, raw: Mapping[str, Any]) -> Self:
+        """The config that a parsed `config.json` of transformers describes; fields of no concern here are left alone.
+
+        Raises:
+            ConfigError: one line with the field: wrong type, out of range, or an architecture that is not built here.
+        """
+        for name, value in cls.required.items():
+            if raw.get(name, value) != value:
+                raise ConfigError(f"{name}: {raw[name]!r} is not supported by type={cls.type}, only {value!r} is")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return from_dict({name: _plain(name, value) for name, value in raw.items() if name in fields}, cls=cls)
+
+    def make_net(self) -> nn.Module:
+        """timm's module, without classifier."""
+        raise NotImplementedError
+
+    def build(self) -> FamilyBackbone:
+        """The backbone, with random weights."""
+        raise NotImplementedError
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name in _SQUARES and isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        return value[0]
+    return value
+
+
+def pyramid(stem: int, stem_stride: int, widths: tuple[int, ...]) -> tuple[FeatureSpec, ...]:
+    """The stem and the stages of a hierarchical network: stage 1 keeps the stem's stride, each later one doubles it."""
+    stages = (FeatureSpec(f"stage{i + 1}", width, stem_stride * 2**i) for i, width in enumerate(widths))
+    return (FeatureSpec("stem", stem, stem_stride), *stages)
+
+
+def same_length(**lists: tuple[Any, ...]) -> None:
+    """ConfigError unless the options have one entry per stage each, and at least one."""
+    (first, reference), *others = lists.items()
+    if not reference:
+        raise ConfigError(f"{first}: one entry per stage, at least one")
+    for name, values in others:
+        if len(values) != len(reference):
+            raise ConfigError(f"{name}: {list(values)} and {first} {list(reference)} must have one entry per stage")
+
+
+class FamilyBackbone(Backbone):
+    """The stages of a timm model, computed one after the other up to the last selected one."""
+
+    config: FamilyConfig
+    prefix: str  # of names in transformers' layout, where the model is part of another
+    landmark: str  # a name that timm's layout has and transformers' has not
+    unused = r"classifier\.|head\.|pooler\."  # start of names that either layout has beside the backbone's own
+    to_timm: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # from transformers' layout
+    norm_eps = 1e-5  # of the norms of the maps
+
+    def __init__(self, config: FamilyConfig, *, multiple: int) -> None:
+        """`multiple`: images are padded to multiples of it."""
+        super().__init__(config)
+        self.multiple = multiple
+        self.net: Any = config.make_net()
+        names = [stage.name for stage in config.stages]
+        self.num_stages = names.index(self.out_specs[-1].name)  # besides the stem
+        self.keep_stages(self.num_stages)
+        self.norms = OutputNorms(self.out_specs, eps=self.norm_eps) if config.out_norms else None
+
+    def keep_stages(self, count: int) -> None:
+        """Drop the stages after the first `count` from the network, and whatever follows the last."""
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Padded pixels [B, 3, H, W] -> the NCHW map of the stem, of stage 1, ...; each is computed when asked for."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor) -> BackboneOutput:
+        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]."""
+        height, width = pixel_values.shape[-2:]
+        maps = self.maps(pad_to_multiple(pixel_values, self.multiple))
+        stages = zip(self.config.stages[: self.num_stages + 1], maps, strict=False)
+        return self.finish([x for spec, x in stages if spec in self.out_specs], (height, width))
+
+    def layer_groups(self) -> list[list[str]]:
+        """timm's own grouping; see `FineTunable.layer_groups`."""
+        grouped = group_parameters(self.net, self.net.group_matcher())
+        return [[f"net.{name}" for name in grouped[i]] for i in sorted(grouped)]
+
+    def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """transformers' layout or timm's -> ours; see `Backbone.convert_weights`."""
+        with torch.device("meta"):
+            known = set(self.config.make_net().state_dict())
+        own = set(self.state_dict())
+        state = {name.removeprefix(f"{self.prefix}."): value for name, value in state.items()}
+        not_built = [name for name in state if re.match(self.unused, name) and f"net.{name}" not in own]
+        state = {name: value for name, value in state.items() if name not in set(not_built)}
+        norms = {name: state.pop(name) for name in list(state) if name.startswith("hidden_states_norms.")}
+        if self.landmark not in state:
+            state = type(self).to_timm(state)
+        converted = {}
+        for name, value in state.items():
+            if name in known and f"net.{name}" not in own:
+                not_built.append(name)
+            else:
+                converted[f"net.{name}"] = value
+        places = {f"hidden_states_norms.{spec.name}": f"norms.{i}" for i, spec in enumerate(self.out_specs)}
+        for name, value in norms.items():
+            norm, _, part = name.rpartition(".")
+            if self.norms is None or norm not in places:
+                not_built.append(name)
+            else:
+                converted[f"{places[norm]}.{part}"] = value
+        return converted, not_built
+
+
+def to_nchw(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W], without a copy."""
+    return x.permute(0, 3, 1, 2)
