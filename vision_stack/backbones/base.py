@@ -258,12 +258,14 @@ class Backbone(BackboneMixin, FineTunable):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     published: PublishedWeights | None = None
-    norms: OutputNorms | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self.norms: OutputNorms | None = None  # not on the class, where it would hide a subclass's module
         self.config = copy.deepcopy(config)  # setting the caller's stages later does not change what was built
         self.out_specs: tuple[FeatureSpec, ...] = self.config.out_specs
+        self.image_mean = getattr(config, "image_mean", None) or self.image_mean
+        self.image_std = getattr(config, "image_std", None) or self.image_std
 
     @property
     def channels(self) -> list[int]:

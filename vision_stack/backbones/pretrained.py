@@ -79,8 +79,9 @@ def load_initial_weights(backbone: B) -> B:
     Raises:
         ConfigError: as `load_pretrained`.
     """
-    wanted = backbone.config.initial_weights
-    if wanted is not False and not any(p.is_meta for p in backbone.parameters()):
+    wanted = getattr(getattr(backbone, "config", None), "initial_weights", False)
+    loaded = getattr(backbone, "load_report", None) is not None
+    if wanted is not False and not loaded and not any(p.is_meta for p in backbone.parameters()):
         backbone.load_report = load_pretrained(backbone, backbone.config, wanted, option="use_pretrained_backbone")
         print(f"{_name(backbone.config)}: {backbone.load_report}", file=sys.stderr)
     return backbone
@@ -153,7 +154,11 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadR
     return LoadReport(
         source=source,
         matched=tuple(matched),
-        reshaped=tuple(name for name, value in matched.items() if tuple(value.shape) not in shapes),
+        reshaped=tuple(
+            name
+            for name, value in matched.items()
+            if tuple(value.shape) not in shapes and ".qkv." not in name  # query, key and value are joined as they are
+        ),
         not_built=tuple(not_built),
         fresh=fresh,
         image_mean=tuple(backbone.image_mean),
@@ -200,7 +205,7 @@ def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path
     if weights is None:
         raise ConfigError(f"none are published; give {option}=<path> or {option}=false")
     tried: list[str] = []
-    for fetch in (_from_hub, _from_address):
+    for fetch in (fetch_from_hub, _from_address):
         found = fetch(weights, tried)
         if found is not None:
             return found
@@ -210,7 +215,11 @@ def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path
     )
 
 
-def _from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
+def fetch_from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
+    """One of the files of a hub repository, from the cache or the network, and where it comes from.
+
+    None if it cannot be had; what was tried is then appended to `tried`.
+    """
     if weights.repo_id is None:
         return None
     for name in weights.filenames:

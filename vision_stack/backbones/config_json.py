@@ -1,0 +1,126 @@
+"""Reading a published `config.json`, transformers', timm's or ours: plain values in, a checked backbone config out.
+
+Whatever the file says, nothing is imported, executed or opened on its behalf: a name in it chooses among names that are
+known here. What it holds too much of, or of the wrong type, is one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from vision_stack.backbones.base import BackboneConfigMixin
+from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.timm_backbone import TimmBackboneConfig
+from vision_stack.backbones.transformers_backbone import TransformersBackboneConfig
+from vision_stack.config import ConfigError, from_dict
+
+MAX_BYTES = 8_000_000  # the names of 21,841 classes, twice, are 2 MB
+_CODE = ("auto_map", "_target_", "_partial_", "trust_remote_code", "custom_pipelines")  # ask to run code
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a json file.
+
+    Raises:
+        ConfigError: missing, too large, no json, no mapping, or a mapping that names code to run.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a directory that save_pretrained wrote")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are no config; at most {MAX_BYTES:,} are read")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply for a config") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not valid json ({str(error)[:80]})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got a {type(raw).__name__}")
+    for name in _CODE:
+        if raw.get(name):
+            raise ConfigError(f"{path}: {name!r} names code to run, which is never done; take another model")
+    return raw
+
+
+def read_backbone_config(path: Path, processor: Path | None = None) -> BackboneConfigMixin:
+    """The backbone that a config.json describes; ConfigError names the file.
+
+    `processor` is the preprocessor_config.json beside it, which has the mean and std of the weights.
+    """
+    raw = read_json(path)
+    if processor is not None:
+        beside = read_json(processor)
+        raw |= {name: beside[name] for name in ("image_mean", "image_std") if beside.get(name) is not None}
+    try:
+        return decode_backbone(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply for a config") from None
+
+
+def decode_backbone(raw: Mapping[str, Any]) -> Any:
+    """A backbone config from a mapping of ours (`type`), of transformers (`model_type`) or of timm (`architecture`).
+
+    Raises:
+        ConfigError: none of the three, an unknown name, or options that are wrong.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"backbone: expected a mapping of options, got a {type(raw).__name__}")
+    if "type" in raw and "model_type" not in raw:
+        return from_dict(raw, "backbone")
+    name = raw.get("model_type")
+    if isinstance(raw.get("architecture"), str) and name in (None, "timm_wrapper"):
+        return _timm_hub(raw)
+    if name == "timm_backbone":
+        return _timm_backbone(raw)
+    if name is None:
+        raise ConfigError(
+            "model_type: missing; a transformers config has it, ours have `type` (timm, torchvision, ...) in its place"
+        )
+    if not isinstance(name, str):
+        raise ConfigError(f"model_type: expected a name, got {name!r:.60}")
+    if name in TRANSFORMERS_FAMILIES:
+        return TRANSFORMERS_FAMILIES[name].from_transformers(raw)
+    if not name.replace("-", "_").isidentifier() or len(name) > 60:
+        raise ConfigError(f"model_type: {name!r:.60} is no model type; {_known_types()}")
+    if isinstance(raw.get("backbone_config"), Mapping):
+        raise ConfigError(f"model_type: {name} is a whole model, no backbone; its backbone alone is `backbone_config`")
+    try:
+        return TransformersBackboneConfig.from_transformers(raw)
+    except ConfigError as error:
+        if str(error).startswith("model_type"):
+            close = get_close_matches(name, TRANSFORMERS_FAMILIES, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else _known_types()
+            raise ConfigError(f"model_type: no backbone {name!r}; {advice}") from None
+        raise
+
+
+def _known_types() -> str:
+    return f"known are {', '.join(sorted(TRANSFORMERS_FAMILIES))}, and transformers' other backbones with the extra hf"
+
+
+def _timm_backbone(raw: Mapping[str, Any]) -> TimmBackboneConfig:
+    """transformers' `TimmBackboneConfig`."""
+    name = raw.get("backbone")
+    if not isinstance(name, str):
+        raise ConfigError(f"backbone: expected the name of a timm model, got {name!r:.60}")
+    return TimmBackboneConfig(
+        name,
+        out_indices=raw.get("out_indices"),
+        output_stride=raw.get("output_stride"),
+        freeze_norm=raw.get("freeze_batch_norm_2d", False),
+        use_pretrained_backbone=bool(raw.get("use_pretrained_backbone", False)),
+    )
+
+
+def _timm_hub(raw: Mapping[str, Any]) -> TimmBackboneConfig:
+    """The config.json of timm's own hub repositories: a name, a tag, and facts that timm has itself."""
+    published = raw.get("pretrained_cfg")
+    tag = published.get("tag") if isinstance(published, Mapping) else None
+    name = raw["architecture"]
+    return TimmBackboneConfig(f"{name}.{tag}" if isinstance(tag, str) and tag else name)

@@ -1,0 +1,94 @@
+"""Where the name of a backbone leads: a directory, one of our named configs, a timm model, or a hub repository."""
+
+from __future__ import annotations
+
+import functools
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+
+from vision_stack.backbones.base import PublishedWeights
+from vision_stack.backbones.config_json import read_backbone_config
+from vision_stack.backbones.pretrained import fetch_from_hub
+from vision_stack.backbones.timm_backbone import TimmBackboneConfig
+from vision_stack.config import ConfigError, from_dict
+
+CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+_NAMED = Path(__file__).parents[2] / "configs" / "backbone"  # of the checkout; an installed wheel has none
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_SELECTION = ("out_features", "out_indices", "out_strides")
+
+
+@functools.cache
+def named_backbones() -> dict[str, Path]:
+    """The files of configs/backbone by the name that `backbone=` takes, but for those of whole libraries."""
+    generic = {"timm", "torchvision", "transformers"}
+    return {file.stem: file for file in sorted(_NAMED.glob("*.yaml")) if file.stem not in generic}
+
+
+def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
+    """The config that a name means, which remembers the weights of that name as its `initial_weights`.
+
+    Tried in this order: a directory with a config.json; one of ours, as `backbone=NAME` takes it; a timm model, with a
+    tag or without; a hub id (`owner/name`), from the cache or the network. With `use_timm_backbone`, timm alone.
+    The stages are those of the config.json, otherwise the last.
+
+    Raises:
+        ConfigError: the name is none of these; the line says what was tried and what would work.
+    """
+    if not isinstance(name, str | Path) or not 0 < len(str(name)) <= 1000 or "\0" in str(name):
+        raise ConfigError(f"name: expected a directory, a hub id or the name of a model, got {name!r:.60}")
+    text = str(name)
+    if use_timm_backbone:
+        return TimmBackboneConfig(text.removeprefix("timm/")).starting_from(True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        config = read_backbone_config(folder / CONFIG_FILE, companion_file(folder, PROCESSOR_FILE))
+        return config.starting_from(str(folder))
+    if text in named_backbones():
+        return _read_named(named_backbones()[text]).starting_from(True)
+    if timm.is_model(text.partition(".")[0]):
+        return TimmBackboneConfig(text).starting_from(True)
+    if _HUB_ID.fullmatch(text):
+        return _from_hub(text)
+    ours = [*named_backbones(), *timm.list_models()]
+    close = get_close_matches(text, ours, n=3)
+    advice = f"did you mean {', '.join(close)}?" if close else "list_backbones() has the names"
+    raise ConfigError(
+        f"{text[:80]!r} is no directory, no model of ours, no timm model and no hub id (owner/name); {advice}"
+    )
+
+
+def companion_file(name: str | Path, filename: str) -> Path | None:
+    """A file that lies beside the config.json of a name, if there is one; asks the hub no more than once."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    if str(name) in named_backbones() or not _HUB_ID.fullmatch(str(name)):
+        return None
+    found = fetch_from_hub(PublishedWeights(str(name), None, (filename,)), [])
+    return found[0] if found else None
+
+
+def _from_hub(repo_id: str) -> Any:
+    tried: list[str] = []
+    found = fetch_from_hub(PublishedWeights(repo_id, None, (CONFIG_FILE,)), tried)
+    if found is None:
+        close = get_close_matches(repo_id.partition("/")[2].replace("-", "_"), [*named_backbones()], n=1, cutoff=0.4)
+        advice = f", or take {close[0]!r}, which is built in" if close else ""
+        raise ConfigError(
+            f"{repo_id!r} is no directory, no model of ours and no timm model; as a hub id, tried {', '.join(tried)}; "
+            f"connect to the network, or give a directory that holds its {CONFIG_FILE} and weights{advice}"
+        )
+    config = read_backbone_config(found[0], companion_file(repo_id, PROCESSOR_FILE))
+    return config.starting_from(PublishedWeights(repo_id, None))
+
+
+def _read_named(file: Path) -> Any:
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in options.items() if key not in ("pretrained", *_SELECTION)}
+    return from_dict(kept, "backbone")

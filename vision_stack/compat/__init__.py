@@ -1,0 +1,1 @@
+"""What the parts are called in transformers' guide; the work is done elsewhere."""

@@ -1,0 +1,47 @@
+"""`AutoImageProcessor`: the pixels that the weights of a name were trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision_stack.backbones.config_json import read_json
+from vision_stack.backbones.names import PROCESSOR_FILE, companion_file, find_backbone
+from vision_stack.config import ConfigError
+from vision_stack.data.processor import ImageProcessor, decode_processor
+
+
+class AutoImageProcessor:
+    """Gives the image processor that a name means; never made itself."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoImageProcessor is no processor; call AutoImageProcessor.from_pretrained")
+
+    @staticmethod
+    def from_pretrained(name: str | Path, **options: Any) -> ImageProcessor:
+        """The processor of a directory, a hub id, a timm name or one of ours, with `options` in place of its own.
+
+        Where there is no preprocessor_config.json, images keep their size and are normalised with the mean and std that
+        belong to the weights of that name.
+
+        Raises:
+            ConfigError: no such name, or a file that describes no processor; one line.
+        """
+        file = companion_file(name, PROCESSOR_FILE)
+        if file is None:
+            with torch.device("meta"):
+                backbone = find_backbone(name).build()
+            processor = ImageProcessor(image_mean=backbone.image_mean, image_std=backbone.image_std)
+        else:
+            raw = read_json(file)
+            try:
+                processor = decode_processor(raw)
+            except ConfigError as error:
+                raise ConfigError(f"{file}: {error}") from None
+        try:
+            return replace(processor, **options) if options else processor
+        except TypeError:
+            raise ConfigError(f"options: {sorted(options)} are not all fields of {type(processor).__name__}") from None
