@@ -48,7 +48,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_generate_same_parameters_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = hashes(generate_tiny_shapes(tmp_path))
     assert again == hashes(folder)
-    assert len(again) == 8 + 4 + 2
+    assert len(again) == 3 * (8 + 4) + 2 * 2 + 1  # image and two label maps; two jsons a split; the table of classes
 
 
 def test_generate_more_images_keeps_the_first_ones(folder: Path, tmp_path: Path) -> None:

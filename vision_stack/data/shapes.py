@@ -2,7 +2,7 @@
 
 It needs no download, is the same for the same parameters, and goes through the same reader as any other data set:
 polygons where a shape is seen whole, RLE where it is partly hidden or has a hole, sparse category ids, images without
-objects.
+objects. Panoptic and semantic annotations lie beside those of instances.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
+from vision_stack.data.shapes_labels import CATEGORY_IDS, SegmentFiles
 from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
 from vision_stack.ops import rle
 
-FORMAT_VERSION = 5  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
-CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
+FORMAT_VERSION = 6  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 JPEG_QUALITY = 95
 
@@ -42,8 +42,9 @@ def generate_shapes(
 ) -> Path:
     """Write the data set into a folder of its own below `root`, unless it is there already, and give that folder.
 
-    The folder holds `annotations/instances_{train,val}.json`, `train/*.jpg` and `val/*.jpg`; its name tells all the
-    parameters and the format's version. It appears at once and complete, also when several processes write it.
+    The folder holds `annotations/instances_{train,val}.json`, `train/*.jpg` and `val/*.jpg`, and what `SegmentFiles`
+    writes; its name tells all the parameters and the format's version. It appears at once and complete, also when
+    several processes write it.
 
     Args:
         seed: of the scenes; train and val draw from separate streams, and a scene depends on its index alone.
@@ -110,6 +111,7 @@ def _write(folder: Path, counts: dict[str, int], options: dict[str, int]) -> Non
         (folder / split).mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        segments = SegmentFiles(folder, split)
         for index in range(counts[split]):
             scene = draw_scene(split=split, index=index, **options)
             height, width = scene.label_map.shape
@@ -123,15 +125,18 @@ def _write(folder: Path, counts: dict[str, int], options: dict[str, int]) -> Non
             images.append(image)
             for annotation in annotate(scene):
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
+            segments.add(image, scene)
             next(progress)
+        info = {"description": "generated shapes", "version": str(FORMAT_VERSION), "split": split, **options}
         content = {
-            "info": {"description": "generated shapes", "version": str(FORMAT_VERSION), "split": split, **options},
+            "info": info,
             "categories": [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, CATEGORIES, strict=True)],
             "images": images,
             "annotations": annotations,
         }
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+        segments.close(info, images)
     progress.close()
 
 
@@ -158,9 +163,12 @@ def _publish(scratch: Path, folder: Path, counts: dict[str, int]) -> None:
 
 def _is_complete(folder: Path, counts: dict[str, int]) -> bool:
     return all(
-        (folder / "annotations" / f"instances_{split}.json").is_file()
-        and (folder / split).is_dir()
-        and len(os.listdir(folder / split)) == count
+        all((folder / "annotations" / f"{kind}_{split}.json").is_file() for kind in ("instances", "panoptic"))
+        and (folder / "labels" / "classes.json").is_file()
+        and all(
+            part.is_dir() and len(os.listdir(part)) == count
+            for part in (folder / split, folder / "annotations" / f"panoptic_{split}", folder / "labels" / split)
+        )
         for split, count in counts.items()
     )
 

@@ -37,6 +37,7 @@ SUPERSAMPLING = 3  # samples per pixel and axis
 SENSOR_NOISE = 0.018  # standard deviation, of a range of 1
 PATTERNS = ("stripes", "checks", "dots", "blotches")  # the one that each of CATEGORIES has most of the time
 OWN_PATTERN_FRACTION = 0.95  # of the textured shapes; the others have any pattern
+BACKGROUNDS = ("plain ground", "striped ground", "checked ground")  # under the clutter: none or one of PATTERNS
 NUM_COLORS = 5  # of a scene's palette; shapes and clutter take any of them
 NUM_BACKGROUND_COLORS = 2  # the first ones
 
@@ -57,6 +58,7 @@ class Scene:
     image: NDArray[np.uint8]  # [H, W, 3] RGB
     label_map: NDArray[np.int32]  # [H, W], 0 = background, i = shapes[i - 1]; the visible parts, hence disjoint
     shapes: tuple[Shape, ...]  # back to front
+    background: int  # index into BACKGROUNDS
 
 
 def draw_scene(
@@ -65,7 +67,8 @@ def draw_scene(
     """The scene `index` of a split, square. It has none or at least `min_objects` shapes, unless no more fit."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     shapes, label_map = _place_shapes(rng, image_size, min_objects, max_objects)
-    return Scene(_render(rng, shapes, image_size), label_map, shapes)
+    image, background = _render(rng, shapes, image_size)
+    return Scene(image, label_map, shapes, background)
 
 
 def rasterize(loops: tuple[Outline, ...], height: int, width: int) -> NDArray[np.bool_]:
@@ -182,9 +185,11 @@ def _move(outline: Outline, scale: float, angle: float, x: float, y: float) -> O
 # ---------------------------------------------------------------------------------------------------- appearance
 
 
-def _render(rng: np.random.Generator, shapes: tuple[Shape, ...], image_size: int) -> NDArray[np.uint8]:
+def _render(rng: np.random.Generator, shapes: tuple[Shape, ...], image_size: int) -> tuple[NDArray[np.uint8], int]:
+    """The image, and its background as index into BACKGROUNDS."""
     palette = _draw_palette(rng)
-    canvas = _add_clutter(rng, _background(rng, palette, image_size), palette)
+    background, kind = _background(rng, palette, image_size)
+    canvas = _add_clutter(rng, background, palette)
     for shape in shapes:
         _paint(rng, canvas, shape, palette)
 
@@ -193,7 +198,7 @@ def _render(rng: np.random.Generator, shapes: tuple[Shape, ...], image_size: int
     image = Image.fromarray(_to_bytes(canvas)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.4) * image_size / 128))
     canvas = np.asarray(image) / np.float32(255)
     canvas += SENSOR_NOISE * rng.standard_normal(canvas.shape, np.float32)
-    return _to_bytes(canvas)
+    return _to_bytes(canvas), kind
 
 
 def _draw_palette(rng: np.random.Generator) -> Array:
@@ -203,15 +208,16 @@ def _draw_palette(rng: np.random.Generator) -> Array:
     return np.array([colorsys.hsv_to_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True)], np.float32)
 
 
-def _background(rng: np.random.Generator, palette: Array, image_size: int) -> Array:
+def _background(rng: np.random.Generator, palette: Array, image_size: int) -> tuple[Array, int]:
     coarse, fine = _smooth_noise(rng, image_size, int(rng.integers(3, 7))), _smooth_noise(rng, image_size, 20)
     mix: Array = 0.75 * coarse + 0.25 * fine
+    kind = 0
     if rng.random() < 0.5:
-        kind = PATTERNS[rng.integers(2)]  # no dots, which are too much like small ellipses
-        pattern = _pattern(rng, kind, image_size, image_size, image_size / 128 * rng.uniform(10, 30))
+        kind = 1 + int(rng.integers(2))  # no dots, which are too much like small ellipses
+        pattern = _pattern(rng, PATTERNS[kind - 1], image_size, image_size, image_size / 128 * rng.uniform(10, 30))
         mix = 0.65 * mix + 0.35 * pattern
     mix = np.clip(1.4 * mix - 0.2, 0, 1).astype(np.float32)[..., None]
-    return palette[0] + 0.6 * mix * (palette[1] - palette[0])
+    return palette[0] + 0.6 * mix * (palette[1] - palette[0]), kind
 
 
 def _add_clutter(rng: np.random.Generator, background: Array, palette: Array) -> Array:
