@@ -1,0 +1,74 @@
+"""The sampling of deformable attention: rows summed on the CPU against `grid_sample`, values and gradients."""
+
+import pytest
+import torch
+
+from vision_stack.layers.deformable import DeformableAttention
+from vision_stack.ops.deformable_attention import deformable_attention, sample_by_grid
+
+SHAPES = {"three": ((3, 4), (6, 7), (11, 14)), "one cell": ((1, 1), (2, 3)), "one row": ((1, 5), (4, 1))}
+
+
+def make_case(shapes, *, dtype=torch.float32, spread=0.4):
+    """Locations in and, at the borders, out of the maps."""
+    generator = torch.Generator().manual_seed(0)
+    cells, levels = sum(h * w for h, w in shapes), len(shapes)
+    value = torch.randn(2, cells, 3, 8, generator=generator, dtype=dtype)
+    locations = 0.5 + spread * torch.randn(2, 5, 3, levels, 4, 2, generator=generator, dtype=dtype)
+    weights = torch.randn(2, 5, 3, levels, 4, generator=generator, dtype=dtype)
+    return [x.requires_grad_() for x in (value, locations, weights)]
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_deformable_attention_values_and_gradients_equal_grid_sample(shapes):
+    inputs = make_case(shapes)
+    assert ((inputs[1] < 0) | (inputs[1] > 1)).any()
+    results = []
+    for function in (deformable_attention, sample_by_grid):
+        value, locations, weights = inputs
+        out = function(value, shapes, locations, weights)
+        out_grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        results.append([out, *torch.autograd.grad(out, inputs, out_grad)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # float32, values of 1 to 100
+
+
+def test_deformable_attention_gradients_equal_finite_differences():
+    inputs = make_case(SHAPES["three"], dtype=torch.float64, spread=0.2)
+    assert torch.autograd.gradcheck(lambda v, x, w: deformable_attention(v, SHAPES["three"], x, w), inputs)
+
+
+def test_deformable_attention_at_cell_centres_reads_the_cells():
+    value = torch.arange(12.0).view(1, 12, 1, 1)
+    centres = torch.tensor([[0.5 / 4, 0.5 / 3], [3.5 / 4, 2.5 / 3]]).view(1, 1, 1, 1, 2, 2)
+    out = deformable_attention(value, [(3, 4)], centres, torch.tensor([1.0, 10.0]).view(1, 1, 1, 1, 2))
+    assert out.item() == pytest.approx(0 + 10 * 11)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_deformable_attention_of_a_diverged_model_stays_within_memory(bad):
+    value, locations, weights = (x.detach() for x in make_case(SHAPES["three"]))
+    locations[0, 0, 0, 0, 0, 0] = bad
+    out = deformable_attention(value, SHAPES["three"], locations, weights)
+    assert out[0, 1:].isfinite().all()
+    assert out[1].isfinite().all()
+
+
+def test_deformable_attention_bfloat16_values_stay_near_float32():
+    value, locations, weights = (x.detach() for x in make_case(SHAPES["three"]))
+    expected = deformable_attention(value, SHAPES["three"], locations, weights)
+    out = deformable_attention(value.bfloat16(), SHAPES["three"], locations, weights.bfloat16())
+    assert out.dtype == torch.bfloat16
+    # 8 bits each of value, weight and result; sums of 48 terms of size 1
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.05)
+
+
+def test_deformable_attention_starts_as_rings_around_each_cell():
+    attention = DeformableAttention(16, num_heads=4, num_levels=2, num_points=3)
+    shapes = [(5, 6), (10, 12)]
+    locations = attention._locations(torch.randn(1, 150, 16), shapes).view(150, 4, 2, 3, 2)
+    centre = torch.tensor([0.5 / 6, 0.5 / 5])  # of the first cell of the first map
+    step = torch.tensor([1 / 12, 1 / 10])  # a cell of the second map
+    expected = centre + step * torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])  # head 0 looks to the right
+    torch.testing.assert_close(locations[0, 0, 1], expected)
+    torch.testing.assert_close(locations[0, 1, 1], centre + step * torch.tensor([[0.0, 1], [0, 2], [0, 3]]))
