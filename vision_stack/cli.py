@@ -180,6 +180,34 @@ def _no_such_choice(match: re.Match[str]) -> str:
     return f"{group}={name}: there is no such {group or 'config'}; choose one of: {', '.join(names)}"
 
 
+ELSEWHERE = {  # how others call an option, or where one looks for it -> where it is
+    "freeze_stages": "finetune.freeze_stages",
+    "frozen_stages": "finetune.freeze_stages",
+    "freeze_at": "finetune.freeze_stages",
+    "freeze": "finetune.freeze_stages",
+    "freeze_backbone": "finetune.freeze_stages=all",
+    "unfreeze_epochs": "finetune.unfreeze_epochs",
+    "unfreeze_at_epoch": "finetune.unfreeze_epochs",
+    "gradient_checkpointing": "finetune.gradient_checkpointing",
+    "grad_checkpointing": "finetune.gradient_checkpointing",
+    "with_cp": "finetune.gradient_checkpointing",
+    "freeze_norm": "backbone.freeze_norm",
+    "norm_eval": "backbone.freeze_norm",
+    "drop_path": "backbone.drop_path_rate",
+    "lr_multiplier": "optim.backbone_lr_multiplier",
+    "backbone_lr_multiplier": "optim.backbone_lr_multiplier",
+    "lr_mult": "optim.backbone_lr_multiplier",
+    "layer_decay": "optim.layer_decay",
+    "layerwise_decay": "optim.layer_decay",
+}
+
+
+def _no_such_option(match: re.Match[str]) -> str:
+    place = ELSEWHERE.get(match["key"].rpartition(".")[2])
+    advice = f"did you mean {place}?" if place and place != match["key"] else "--cfg=job prints all of them"
+    return f"{match['key']}: there is no such option; {advice}"
+
+
 _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
         r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*?)(?:Config search path|$)",
@@ -191,7 +219,7 @@ _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     ),
     (
         r"Could not override '(?P<key>[^']+)'",
-        lambda m: f"{m['key']}: there is no such option; --cfg=job prints all of them",
+        _no_such_option,
     ),
     (
         r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",

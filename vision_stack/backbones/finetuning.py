@@ -28,6 +28,7 @@ class FineTunable(nn.Module):
 
     config: Any
     own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
+    frozen_stages: int = 0  # see `freeze_stages`
     _frozen_modules: tuple[str, ...] = ()
     _frozen_parameters: tuple[str, ...] = ()
 
@@ -83,6 +84,7 @@ class FineTunable(nn.Module):
         for name in self._frozen_parameters:
             self.get_parameter(name).requires_grad_(True)
         parameters = [name for group in groups[:count] for name in group.parameters]
+        self.frozen_stages = count
         # Those that were never to be trained, such as fixed position tables, are not to be thawed later.
         self._frozen_parameters = tuple(name for name in parameters if self.get_parameter(name).requires_grad)
         self._frozen_modules = tuple(name for group in groups[:count] for name in group.modules)
@@ -106,8 +108,8 @@ class FineTunable(nn.Module):
         Raises:
             ValueError: the backbone does not say what its stages are, or has no blocks.
         """
-        modules = [name for group in self.stage_groups()[1:] for name in group.modules]
-        outermost = sorted(set(modules) - {n for n in modules if n.rpartition(".")[0] in modules}, key=modules.index)
+        modules = dict.fromkeys(name for group in self.stage_groups()[1:] for name in group.modules)
+        outermost = [name for name in modules if name.rpartition(".")[0] not in modules]
         blocks = checkpoint_activations(self, outermost)
         if not blocks:
             raise ValueError(f"finetune.gradient_checkpointing: {type(self).__name__} has no blocks; leave it false")
@@ -145,7 +147,7 @@ def group_by_stage(module: nn.Module, stages: Mapping[str, str], left_out: tuple
     if has_stem:
         stem = set(before_first)
         stage_of = {name: 0 if name in stem else i + 1 for name, i in stage_of.items()}
-        names = ["stem", *names]
+    names = ["stem", *(names if has_stem else names[1:])]
     parameters: list[list[str]] = [[] for _ in names]
     for name, _ in module.named_parameters():
         if not name.startswith(left_out):

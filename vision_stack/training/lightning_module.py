@@ -15,6 +15,7 @@ from vision_stack.metrics.coco import CocoEvaluator
 from vision_stack.model import VisionModel
 from vision_stack.postprocess import encode_instances
 from vision_stack.structures import Batch, ImageInfo
+from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig, build_optimizer, lr_factor
 from vision_stack.training.results import Results
 
@@ -47,6 +48,7 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: the model.
         optim: optimizer and schedule.
+        finetune: which stages of the backbone are frozen in which epoch.
         evaluator: of the validation set.
         seed: of everything random within a step.
         run_config: plain dicts that checkpoints carry along, so that evaluation can rebuild the data.
@@ -58,12 +60,14 @@ class SegmentationModule(pl.LightningModule):
         optim: OptimConfig,
         evaluator: CocoEvaluator,
         *,
+        finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008  frozen
         seed: int = 0,
         run_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
+        self.finetune = finetune
         self.evaluator = evaluator
         self.seed = seed
         self.run_config = run_config or {}
@@ -72,6 +76,16 @@ class SegmentationModule(pl.LightningModule):
         self._unchecked: deque[LateLoss] = deque()
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.finetune.thaw_for_setup(self.model.backbone)
+
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # which Lightning leaves out where a resumed run begins in mid-epoch
+
+    def on_train_epoch_start(self) -> None:
+        self.finetune.apply(self.model.backbone, self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout, sampled points: the same for the same step, whatever came before it in this process.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
 
+from vision_stack.backbones.base import Backbone
 from vision_stack.config import Config, ConfigError, Fraction, NonNegative, Range
 
 # Tables and tokens that position or query something: their size has no meaning that decay could regularise.
@@ -36,6 +37,9 @@ class OptimConfig(Config):
     lr: Annotated[float, Range(1e-12)] = 1e-4
     weight_decay: NonNegative = 0.05
     backbone_lr_multiplier: NonNegative = 0.1  # 0 keeps the backbone's weights as they are
+    layer_decay: Annotated[float, Range(1e-6, 1.0)] = (
+        1.0  # of the backbone's rates from layer to layer, output to input
+    )
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     schedule: Literal["constant", "cosine", "poly", "step"] = "step"
     warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr, linearly
@@ -66,28 +70,47 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Up to four groups: backbone or not, decayed or not. Empty groups and frozen parameters are left out.
+    """Backbone or not, decayed or not; with layer-wise decay the backbone's layers apart. The rest comes last.
 
-    Norms, biases, embeddings and position tables are not decayed (Mask2Former's recipe, and Swin's).
+    Norms, biases, embeddings and position tables are not decayed (Mask2Former's recipe, and Swin's). Empty groups and
+    frozen parameters are left out.
+
+    Layer-wise decay (Clark et al. 2020, as in BEiT and ViTDet): with L layers, the stem being the first, the rate of
+    layer i = 1..L is multiplied by `layer_decay ** (L + 1 - i)`, and by `backbone_lr_multiplier` as all of the
+    backbone. Layers that published weights do not have, such as norms of the maps, count as layer L + 1.
 
     Args:
-        model: has a `backbone`, whose learning rate is multiplied by `config.backbone_lr_multiplier`.
+        model: has a `backbone`, which with layer-wise decay is a `Backbone`.
     """
     undecayed = {id(p) for p in _undecayed_parameters(model)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depths = _depths(model, config)
+    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():  # names a shared parameter once
         if parameter.requires_grad:
-            key = (name.startswith("backbone."), id(parameter) not in undecayed)
+            key = (name.startswith("backbone."), depths.get(name, 0), id(parameter) not in undecayed)
             groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.lr * (config.backbone_lr_multiplier if in_backbone else 1.0),
+            "lr": config.lr * (config.backbone_lr_multiplier * config.layer_decay**depth if in_backbone else 1.0),
             "weight_decay": config.weight_decay if decayed else 0.0,
-            "name": f"{'backbone' if in_backbone else 'rest'}{'' if decayed else '_undecayed'}",
+            "name": ("backbone" if in_backbone else "rest")
+            + (f"_depth{depth}" if depth else "")
+            + ("" if decayed else "_undecayed"),
         }
-        for (in_backbone, decayed), parameters in sorted(groups.items(), reverse=True)
+        for (in_backbone, depth, decayed), parameters in sorted(groups.items(), reverse=True)
     ]
+
+
+def _depths(model: nn.Module, config: OptimConfig) -> dict[str, int]:
+    """Name of each parameter in a layer of the backbone -> layers from there to the backbone's end, its own included.
+
+    Empty without layer-wise decay.
+    """
+    if config.layer_decay == 1.0:
+        return {}
+    layers = cast(Backbone, model.backbone).layer_groups()
+    return {f"backbone.{name}": len(layers) - i for i, layer in enumerate(layers) for name in layer}
 
 
 def _undecayed_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -24,12 +24,13 @@ from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
+from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, write_config
-from vision_stack.training.summary import describe_data, describe_model, describe_run
+from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
 from vision_stack.visualization.curves import plot_curves
 
 
@@ -49,6 +50,7 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
     seed = config["seed"]
     pl.seed_everything(seed, verbose=False)
     optim = from_dict(config["optim"], cls=OptimConfig, path="optim")
+    finetune = from_dict(config["finetune"], cls=FinetuneConfig, path="finetune")
     data_config: DataConfig = from_dict(config["data"], kind="data")
     parts = {kind: _without_pretrained(config[kind]) for kind in ("backbone", "neck", "head")}
     decoded = {kind: from_dict(options, kind=kind) for kind, options in parts.items()}
@@ -61,18 +63,26 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
         categories=data.categories,
         input_size=InputSize(short_edge=size.short_edge, long_edge=size.long_edge),
     )
-    run_config = {"data": stored_data(data_config), "optim": to_dict(optim), "seed": seed}
+    run_config = {
+        "data": stored_data(data_config),
+        "optim": to_dict(optim),
+        "finetune": to_dict(finetune),
+        "seed": seed,
+    }
     checkpoint = resume.read_last_checkpoint(config["resume"]) if config["resume"] else None
     if checkpoint is not None:
         resume.check_same_model(checkpoint, to_dict(model_config))
 
     model = VisionModel(model_config)
+    if finetune.gradient_checkpointing:
+        model.backbone.enable_gradient_checkpointing()
+    finetune.apply(model.backbone, epoch=0)
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config)
     evaluator = CocoEvaluator(data.val_ground_truth(), data.categories, max_detections=config["top_k"])
-    module = SegmentationModule(model, optim, evaluator, seed=seed, run_config=run_config)
+    module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
 
-    say(*describe_model(model, weights))
+    say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
     _warn_about_queries(data, config["head"].get("num_queries"))
     say(*describe_run(run_dir, str(config["resume"]) if checkpoint else ""))

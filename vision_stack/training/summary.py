@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from vision_stack.model import VisionModel
 from vision_stack.structures import Category, FeatureSpec
+from vision_stack.training.finetune import FinetuneConfig
+from vision_stack.training.optim import OptimConfig, parameter_groups
 
 SHOWN_CLASSES = 8
 
@@ -23,6 +26,32 @@ def describe_model(model: VisionModel, weights: str) -> list[str]:
         _row("neck", f"{config.neck.type}, {_parameters(model.neck)}, {_strides(model.neck.out_specs)}"),
         _row("head", f"{config.head.type}, {_parameters(model.head)}"),
     ]
+
+
+def describe_training(model: VisionModel, optim: OptimConfig, finetune: FinetuneConfig) -> list[str]:
+    """One line for each learning rate of the beginning, and what is frozen, of a model that is frozen as at epoch 0."""
+    backbone = model.backbone
+    rows = []
+    if finetune.freeze_stages:
+        names = ", ".join(group.name for group in backbone.stage_groups()[: backbone.frozen_stages])
+        thawing = f", thawing at epoch {', '.join(map(str, finetune.unfreeze_epochs))}"
+        rows.append(_row("frozen", f"{names}{thawing if finetune.unfreeze_epochs else ''}"))
+    by_part: dict[str, list[dict[str, Any]]] = {}
+    finetune.thaw_for_setup(backbone)
+    for group in parameter_groups(model, optim):
+        by_part.setdefault(group["name"].partition("_")[0], []).append(group)
+    finetune.apply(backbone, epoch=0)
+    for i, (part, groups) in enumerate(by_part.items()):
+        rates = sorted({group["lr"] for group in groups})
+        decayed = sum(p.numel() for group in groups for p in group["params"] if group["weight_decay"])
+        count = sum(p.numel() for group in groups for p in group["params"])
+        layers = f" in {len(rates)} steps from the input on" if len(rates) > 1 else ""
+        rate = " to ".join(f"{rate:.2g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+        text = f"{part}: {_short(count)} parameters at rate {rate}{layers}; {_short(decayed)} with weight decay"
+        rows.append(_row("" if i else "optimizer", text))
+    if finetune.gradient_checkpointing:
+        rows.append(_row("memory", "activations of the backbone's blocks are recomputed (gradient checkpointing)"))
+    return rows
 
 
 def describe_data(categories: Sequence[Category], num_train: int, num_val: int, num_problems: int) -> list[str]:
