@@ -173,15 +173,15 @@ def test_chunks_large_image_stay_within_the_byte_budget(monkeypatch):
     outputs = random_outputs(batch=1, queries=40, classes=2)
     size = (400, 600)
     held, calls = [], []
-    original = instance.positive_boxes
+    original = instance.resize_masks
 
-    def spy(logits):
+    def spy(logits, *axes):
         held.append(len(logits) * (4 * logits[0].numel() + size[0] * size[1]))
         calls.append(len(logits))
-        return original(logits)
+        return original(logits, *axes)
 
     monkeypatch.setattr(instance, "CHUNK_BYTES", 2**20)
-    monkeypatch.setattr(instance, "positive_boxes", spy)
+    monkeypatch.setattr(instance, "resize_masks", spy)
     (chunked,) = encode_instances(outputs, infos_of((64, 96), size, batch=1), top_k=80)
     assert max(held) <= 2**20
     assert sum(calls) == 40  # each query once, though most are kept for two classes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vision_stack.postprocess.crop_rle import encode_crop
-from vision_stack.postprocess.mask_resize import MaskCrop, positive_boxes, resize_axis, resize_mask
+from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_axis, resize_masks
 from vision_stack.structures import EncodedInstances, ImageInfo, Instances, MaskOutputs
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
@@ -97,10 +97,10 @@ def _detect(
     kept, slot = queries.unique(return_inverse=True)  # [U], [N]
     boxes, qualities = [probabilities.new_zeros(0, 4)], [probabilities.new_zeros(0)]
     masks: list[Any] = []
-    for crops in _mask_crops(outputs, image, kept, info):
-        boxes.append(torch.stack([crop.box for crop in crops]))
-        qualities.append(torch.stack([crop.quality for crop in crops]))
-        masks += pack(crops)
+    for resized in _resized_masks(outputs, image, kept, info):
+        boxes.append(resized.boxes)
+        qualities.append(resized.qualities)
+        masks += pack(resized.crops)
     quality = torch.cat(qualities)[slot]
     scores = probabilities * quality
     order = scores.argsort(descending=True, stable=True)
@@ -119,7 +119,7 @@ def _candidates(class_logits: Tensor, top_k: int, threshold: float) -> tuple[Ten
     return best, flat % num_classes, flat // num_classes
 
 
-def _mask_crops(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[list[MaskCrop]]:
+def _resized_masks(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
     """Masks of the chosen queries of one image, a bounded chunk at a time."""
     features = outputs.mask_features[image].float()  # [C, h, w]
     embed = outputs.mask_embed[image, queries].float()  # [U, C]
@@ -130,8 +130,7 @@ def _mask_crops(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageIn
     chunk = max(1, CHUNK_BYTES // (4 * h * w + height * width))
     for start in range(0, len(embed), chunk):
         logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)
-        boxes = positive_boxes(logits)
-        yield [resize_mask(mask, box, rows, columns) for mask, box in zip(logits, boxes, strict=True)]
+        yield resize_masks(logits, rows, columns)
 
 
 def _blank_masks(count: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -39,8 +39,14 @@ class MaskCrop(NamedTuple):
     top: int
     left: int
     mask: Tensor  # [h, w] bool; [0, 0] where no pixel of the image can be positive
-    box: Tensor  # [4] float32, (x0, y0, x1, y1) tight around the mask, in pixels of the image
-    quality: Tensor  # [] float32, mean sigmoid inside the mask; 0 where the mask is empty
+
+
+class ResizedMasks(NamedTuple):
+    """The masks of M queries in the image's own pixels."""
+
+    crops: list[MaskCrop]
+    boxes: Tensor  # [M, 4] float32, (x0, y0, x1, y1) tight around the masks; zeros where a mask is empty
+    qualities: Tensor  # [M] float32, mean sigmoid inside the mask; 0 where it is empty
 
 
 @functools.lru_cache(maxsize=4)  # a batch's images, and those of one data set, mostly share their sizes
@@ -62,34 +68,50 @@ def positive_boxes(logits: Tensor) -> list[list[int]]:
     return edges.tolist()
 
 
-def resize_mask(logits: Tensor, box: list[int], rows: Axis, columns: Axis) -> MaskCrop:
-    """Logits [h, w] of one query to its mask in the image.
+def resize_masks(logits: Tensor, rows: Axis, columns: Axis) -> ResizedMasks:
+    """Mask logits [M, h, w] to masks in the image, one device-to-host copy for all; `rows`, `columns`: `resize_axis`.
 
-    Args:
-        box: of the positive logits, from `positive_boxes`.
-        rows, columns: from `resize_axis`.
+    Masks are small and differ in size, so what dominates on a CPU is the number of operations, not of pixels: what can
+    be done once for all masks is left until the end.
     """
-    top, bottom = rows.outputs_of(box[0], box[1])
-    left, right = columns.outputs_of(box[2], box[3])
-    if box[0] >= box[1] or top >= bottom or left >= right:  # nothing positive, or in the padding only
-        return MaskCrop(0, 0, logits.new_empty(0, 0, dtype=torch.bool), logits.new_zeros(4), logits.new_zeros(()))
-    needed = rows.inputs_of(top, bottom)
-    wide = logits.new_empty(needed.stop - needed.start, right - left)
+    count = len(logits)
+    crops = []
+    marked_rows = torch.zeros(count, len(rows.first), dtype=torch.uint8, device=logits.device)
+    marked_columns = torch.zeros(count, len(columns.first), dtype=torch.uint8, device=logits.device)
+    sums, areas, owners = [logits.new_zeros(())], [torch.zeros((), dtype=torch.long, device=logits.device)], [0]
+    for n, box in enumerate(positive_boxes(logits)):
+        top, bottom = rows.outputs_of(box[0], box[1])
+        left, right = columns.outputs_of(box[2], box[3])
+        if box[0] >= box[1] or top >= bottom or left >= right:  # nothing positive, or in the padding only
+            crops.append(MaskCrop(0, 0, logits.new_empty(0, 0, dtype=torch.bool)))
+            continue
+        needed = rows.inputs_of(top, bottom)
+        wide = _product_of_columns(logits[n, needed], columns, left, right)
+        mask = torch.empty(bottom - top, right - left, dtype=torch.bool, device=logits.device)
+        for start, stop in _blocks(top, bottom, logits.device):
+            band = rows.inputs_of(start, stop)
+            block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
+            areas.append(torch.gt(block, 0, out=mask[start - top : stop - top]).count_nonzero())
+            sums.append(F.threshold(block.sigmoid_(), 0.5, 0.0, inplace=True).sum())
+            owners.append(n)
+        bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
+        torch.amax(bits, 1, out=marked_rows[n, top:bottom])
+        torch.amax(bits, 0, out=marked_columns[n, left:right])
+        crops.append(MaskCrop(top, left, mask))
+    (y0, y1), (x0, x1) = _extent(marked_rows), _extent(marked_columns)
+    owner = torch.tensor(owners, device=logits.device)
+    total = logits.new_zeros(count).index_add_(0, owner, torch.stack(sums))
+    area = logits.new_zeros(count).index_add_(0, owner, torch.stack(areas).to(logits.dtype))
+    return ResizedMasks(crops, torch.stack([x0, y0, x1, y1], 1).float(), total / area.clamp(min=1))
+
+
+def _product_of_columns(logits: Tensor, columns: Axis, left: int, right: int) -> Tensor:
+    """Logits [h, w] resized along their width, the outputs left..right - 1 of it: [h, right - left]."""
+    parts = []
     for start, stop in _blocks(left, right, logits.device):
         band = columns.inputs_of(start, stop)
-        wide[:, start - left : stop - left] = logits[needed, band] @ columns.weights[start:stop, band].T
-    mask = torch.empty(bottom - top, right - left, dtype=torch.bool, device=logits.device)
-    total, area = logits.new_zeros(()), logits.new_zeros(())
-    for start, stop in _blocks(top, bottom, logits.device):
-        band = rows.inputs_of(start, stop)
-        block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
-        inside = torch.gt(block, 0, out=mask[start - top : stop - top])
-        area += inside.count_nonzero()
-        total += F.threshold(block.sigmoid_(), 0.5, 0.0, inplace=True).sum()
-    bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
-    (y0, y1), (x0, x1) = _extent(bits.amax(1)), _extent(bits.amax(0))
-    tight = torch.stack([x0 + left, y0 + top, x1 + left, y1 + top]).float()
-    return MaskCrop(top, left, mask, tight, total / area.clamp(min=1))
+        parts.append(logits[:, band] @ columns.weights[start:stop, band].T)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _extent(marks: Tensor) -> tuple[Tensor, Tensor]:
