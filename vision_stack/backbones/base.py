@@ -271,14 +271,23 @@ class Backbone(BackboneMixin, FineTunable):
     def channels(self) -> list[int]:
         return [spec.channels for spec in self.out_specs]
 
-    def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """[B, 3, H, W] -> one map per entry of `out_specs`."""
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+        """[B, 3, H, W] -> one map per entry of `out_specs`.
+
+        On request also, as `hidden_states`, the map of every stage up to the last selected one, before output norms.
+        """
         raise NotImplementedError
 
-    def finish(self, maps: Sequence[Tensor], size: tuple[int, int]) -> BackboneOutput:
+    def finish(
+        self, maps: Sequence[Tensor], size: tuple[int, int], hidden_states: Sequence[Tensor] | None = None
+    ) -> BackboneOutput:
         """End of `forward`: NCHW maps of the padded image, cropped to the image's (height, width) and normalised."""
         maps = crop_to_image(maps, self.out_specs, size)
-        return BackboneOutput(tuple(maps if self.norms is None else self.norms(maps)))
+        maps = maps if self.norms is None else self.norms(maps)
+        if hidden_states is None:
+            return BackboneOutput(tuple(maps))
+        every = self.config.stages[: len(hidden_states)]
+        return BackboneOutput(tuple(maps), tuple(crop_to_image(hidden_states, every, size)))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Published weights -> (weights under this module's own names, names of parts that are not built here).

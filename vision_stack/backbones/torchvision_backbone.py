@@ -82,17 +82,20 @@ class TorchvisionBackbone(Backbone):
         self.image_mean, self.image_std = tuple(recipe.mean), tuple(recipe.std)
         self.published = PublishedWeights(None, weights.url)
 
-    def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]."""
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
         height, width = pixel_values.shape[-2:]
         x = pad_to_multiple(pixel_values, self.multiple)
         maps = []
         for stage in self.stages:
             for name in stage.modules:
                 x = self.net.get_submodule(name)(x)
-            if stage.spec in self.out_specs:
+            if output_hidden_states or stage.spec in self.out_specs:
                 maps.append(x.permute(0, 3, 1, 2) if self.family.nhwc else x)
-        return self.finish(maps, (height, width))
+        if not output_hidden_states:
+            return self.finish(maps, (height, width))
+        selected = [x for stage, x in zip(self.stages, maps, strict=True) if stage.spec in self.out_specs]
+        return self.finish(selected, (height, width), maps)
 
     def stage_modules(self) -> dict[str, str]:
         """See `FineTunable.stage_modules`."""

@@ -102,22 +102,26 @@ class TransformersBackbone(Backbone):
         self.multiple = math.lcm(*(spec.stride for spec in config.stages))
         load_initial_weights(self)
 
-    def forward(self, pixel_values: Tensor) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)].
+
+        Hidden states are transformers' own, which differ from family to family in number and layout.
 
         Raises:
             ValueError: a model that is built for one image size only was given another.
         """
         height, width = pixel_values.shape[-2:]
         try:
-            maps = self.net(pixel_values=pad_to_multiple(pixel_values, self.multiple)).feature_maps
+            padded = pad_to_multiple(pixel_values, self.multiple)
+            outputs = self.net(pixel_values=padded, output_hidden_states=output_hidden_states)
         except (ValueError, RuntimeError) as error:  # transformers' own check, or shapes that do not go together
             if isinstance(error, RuntimeError) and "must match" not in str(error):
                 raise
             name, reason = self.config.model_type, str(error).split("\n")[0]
             line = f"{name} takes no images of {height} x {width} pixels ({reason}); choose a model that takes any size"
             raise ValueError(line) from None
-        return self.finish(list(maps), (height, width))
+        maps = self.finish(list(outputs.feature_maps), (height, width)).feature_maps
+        return BackboneOutput(maps, outputs.hidden_states if output_hidden_states else None)
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """transformers' layout -> ours; whatever this module has no place for is reported as not used."""
