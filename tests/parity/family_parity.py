@@ -26,6 +26,22 @@ def of_backbone(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     return list(theirs(pixel_values).feature_maps)
 
 
+def of_vit(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
+    """Hidden states, of which transformers makes no maps: without class token, row by row."""
+    states = theirs(pixel_values, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+    patch = theirs.config.patch_size
+    size = [n // patch for n in pixel_values.shape[2:]]
+    return [x[:, 1:].unflatten(1, size).permute(0, 3, 1, 2) for x in states]
+
+
+def of_dinov3_convnext(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
+    """With the output of the stem first, where transformers has the image itself."""
+    stem = pixel_values
+    for layer in theirs.model.stages[0].downsample_layers:
+        stem = layer(stem)
+    return [stem, *of_backbone(theirs, pixel_values)]
+
+
 @dataclass(frozen=True)
 class Case:
     """A family: transformers' model, options of its config, image sizes beside the native one."""
@@ -38,6 +54,12 @@ class Case:
 
 
 PYRAMID = {"out_features": ["stem", "stage1", "stage2", "stage3", "stage4"]}
+_STAGES = {"out_features": PYRAMID["out_features"][1:]}
+_CONVNEXT = {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 2, 1, 1], "layer_scale_init_value": 1.0}
+_PLAIN = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
+_LAYERS = {"out_features": ["stem", "stage1", "stage2", "stage3"]}
+_DINOV2 = {**_PLAIN, **_LAYERS, "image_size": 70, "patch_size": 14}
+_DINOV3 = {**_PLAIN, **_LAYERS, "intermediate_size": 96}
 _SWIN = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4, **PYRAMID}
 
 CASES = {
@@ -61,6 +83,44 @@ CASES = {
         transformers.Swinv2Backbone,
         {**_SWIN, "image_size": 128, "pretrained_window_sizes": [3, 3, 3, 2]},
         ((128, 128), (250, 333)),
+    ),
+    "convnext": Case(transformers.ConvNextBackbone, {**_CONVNEXT, **PYRAMID}, ((64, 64), (65, 98))),
+    "convnextv2": Case(
+        transformers.ConvNextV2Backbone,
+        {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 2, 1, 1], **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "vit": Case(
+        transformers.ViTModel,
+        {**_PLAIN, "intermediate_size": 80, "image_size": 64},
+        ((64, 64), (65, 98), (96, 32)),
+        maps=of_vit,
+    ),
+    "dinov2": Case(transformers.Dinov2Backbone, _DINOV2, ((70, 70), (65, 98), (140, 42))),
+    "dinov2, raw maps": Case(transformers.Dinov2Backbone, {**_DINOV2, "apply_layernorm": False}, ((70, 70), (65, 98))),
+    "dinov2, giant": Case(transformers.Dinov2Backbone, {**_DINOV2, "use_swiglu_ffn": True}, ((70, 70), (65, 98))),
+    "dinov2_with_registers": Case(
+        transformers.Dinov2WithRegistersBackbone,
+        {**_DINOV2, "num_register_tokens": 4},
+        ((70, 70), (65, 98), (140, 42)),
+    ),
+    "dinov3_vit": Case(
+        transformers.DINOv3ViTBackbone, {**_DINOV3, "num_register_tokens": 4}, ((64, 64), (65, 98), (96, 32))
+    ),
+    "dinov3_vit, gated, raw maps": Case(
+        transformers.DINOv3ViTBackbone,
+        {
+            **_DINOV3,
+            "use_gated_mlp": True,
+            "hidden_act": "silu",
+            "apply_layernorm": False,
+            "value_bias": False,
+            "query_bias": False,
+        },
+        ((64, 64), (65, 98)),
+    ),
+    "dinov3_convnext": Case(
+        transformers.DINOv3ConvNextBackbone, {**_CONVNEXT, **_STAGES}, ((64, 64), (65, 98)), maps=of_dinov3_convnext
     ),
 }
 

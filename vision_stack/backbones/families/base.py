@@ -111,16 +111,30 @@ class FamilyBackbone(Backbone):
         """Drop the stages after the first `count` from the network, and whatever follows the last."""
         raise NotImplementedError
 
-    def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """Padded pixels [B, 3, H, W] -> the NCHW map of the stem, of stage 1, ...; each is computed when asked for."""
+    def run(self, x: Tensor) -> Iterator[Tensor]:
+        """Padded pixels [B, 3, H, W] -> outputs of the stem, of stage 1, ...; each is computed when asked for."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]."""
+    def final_norm(self, x: Tensor, spec: FeatureSpec) -> Tensor:
+        """A stage's output -> the same with the network's own last norm, where that is applied to every map."""
+        return x
+
+    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """A stage's output -> its NCHW map; size: height and width of the padded image."""
+        return x
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
         height, width = pixel_values.shape[-2:]
-        maps = self.maps(pad_to_multiple(pixel_values, self.multiple))
-        stages = zip(self.config.stages[: self.num_stages + 1], maps, strict=False)
-        return self.finish([x for spec, x in stages if spec in self.out_specs], (height, width))
+        padded = pad_to_multiple(pixel_values, self.multiple)
+        size = (padded.shape[-2], padded.shape[-1])
+        maps, hidden_states = [], []
+        for spec, x in zip(self.config.stages[: self.num_stages + 1], self.run(padded), strict=False):
+            if spec in self.out_specs:
+                maps.append(self.to_map(self.final_norm(x, spec), size))
+            if output_hidden_states:
+                hidden_states.append(self.to_map(x, size))
+        return self.finish(maps, (height, width), hidden_states if output_hidden_states else None)
 
     def layer_groups(self) -> list[list[str]]:
         """timm's own grouping; see `FineTunable.layer_groups`."""
@@ -152,8 +166,3 @@ class FamilyBackbone(Backbone):
             else:
                 converted[f"{places[norm]}.{part}"] = value
         return converted, not_built
-
-
-def to_nchw(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, C, H, W], without a copy."""
-    return x.permute(0, 3, 1, 2)

@@ -92,7 +92,7 @@ class ResNetBackbone(FamilyBackbone):
         for stage in range(count + 1, len(self.config.depths) + 1):
             delattr(self.net, f"layer{stage}")
 
-    def maps(self, x: Tensor) -> Iterator[Tensor]:
+    def run(self, x: Tensor) -> Iterator[Tensor]:
         net = self.net
         x = net.maxpool(net.act1(net.bn1(net.conv1(x))))
         yield x

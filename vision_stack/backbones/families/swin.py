@@ -19,7 +19,6 @@ from vision_stack.backbones.families.base import (
     Width,
     pyramid,
     same_length,
-    to_nchw,
 )
 from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.config import ConfigError, Fraction, NonNegative, Range, register
@@ -121,12 +120,15 @@ class SwinBackbone(FamilyBackbone):
         self.net.layers = self.net.layers[:count]
         self.net.norm = self.net.head = nn.Identity()
 
-    def maps(self, x: Tensor) -> Iterator[Tensor]:
+    def run(self, x: Tensor) -> Iterator[Tensor]:
         x = self.net.patch_embed(x)  # [B, H, W, C] from here on
-        yield to_nchw(x)
+        yield x
         for stage in self.net.layers:
             x = stage(x)
-            yield to_nchw(x)
+            yield x
+
+    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return x.permute(0, 3, 1, 2)
 
     def stage_modules(self) -> dict[str, str]:
         """See `FineTunable.stage_modules`."""
