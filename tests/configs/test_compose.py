@@ -12,6 +12,7 @@ import vision_stack.data.configs
 import vision_stack.model  # noqa: F401  these two register what yamls name
 from vision_stack import cli
 from vision_stack.config import from_dict, registered, to_dict
+from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -94,6 +95,28 @@ def test_unknown_option_is_one_line_with_its_name() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         options("train", "neck.chanels=3")
     assert cli.one_line(error.value).startswith("neck.chanels: there is no such option")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("backbone.freeze_stages=2", "finetune.freeze_stages"),
+        ("freeze_stages=2", "finetune.freeze_stages"),
+        ("backbone.gradient_checkpointing=true", "finetune.gradient_checkpointing"),
+        ("backbone.drop_path=0.2", "backbone.drop_path_rate"),
+        ("backbone.lr_multiplier=0.1", "optim.backbone_lr_multiplier"),
+        ("backbone.layer_decay=0.8", "optim.layer_decay"),
+    ],
+)
+def test_fine_tuning_option_in_another_place_says_where_it_is(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigCompositionException) as error:
+        options("train", typed)
+    assert cli.one_line(error.value) == f"{typed.partition('=')[0]}: there is no such option; did you mean {meant}?"
+    options("train", f"{meant}={typed.partition('=')[2]}")
+
+
+def test_finetune_options_are_listed_with_their_defaults() -> None:
+    assert from_dict(options("train", "experiment=debug")["finetune"], cls=FinetuneConfig) == FinetuneConfig()
 
 
 def test_paths_with_odd_characters_reach_the_options_as_typed() -> None:
