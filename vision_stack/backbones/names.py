@@ -40,12 +40,10 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     Raises:
         ConfigError: the name is none of these; the line says what was tried and what would work.
     """
-    if not isinstance(name, str | Path) or not 0 < len(str(name)) <= 1000 or "\0" in str(name):
-        raise ConfigError(f"name: expected a directory, a hub id or the name of a model, got {name!r:.60}")
-    text = str(name)
+    text = _checked(name)
     if use_timm_backbone:
         return TimmBackboneConfig(text.removeprefix("timm/")).starting_from(True)
-    folder = Path(name).expanduser()
+    folder = Path(text).expanduser()
     if folder.is_dir():
         config = read_backbone_config(folder / CONFIG_FILE, companion_file(folder, PROCESSOR_FILE))
         return config.starting_from(str(folder))
@@ -55,8 +53,7 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
         return TimmBackboneConfig(text).starting_from(True)
     if _HUB_ID.fullmatch(text):
         return _from_hub(text)
-    ours = [*named_backbones(), *timm.list_models()]
-    close = get_close_matches(text, ours, n=3)
+    close = get_close_matches(text, {*named_backbones(), *timm.list_models()}, n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "list_backbones() has the names"
     raise ConfigError(
         f"{text[:80]!r} is no directory, no model of ours, no timm model and no hub id (owner/name); {advice}"
@@ -65,13 +62,20 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
 
 def companion_file(name: str | Path, filename: str) -> Path | None:
     """A file that lies beside the config.json of a name, if there is one; asks the hub no more than once."""
-    folder = Path(name).expanduser()
+    text = _checked(name)
+    folder = Path(text).expanduser()
     if folder.is_dir():
         return folder / filename if (folder / filename).is_file() else None
-    if str(name) in named_backbones() or not _HUB_ID.fullmatch(str(name)):
+    if text in named_backbones() or not _HUB_ID.fullmatch(text):
         return None
-    found = fetch_from_hub(PublishedWeights(str(name), None, (filename,)), [])
+    found = fetch_from_hub(PublishedWeights(text, None, (filename,)), [])
     return found[0] if found else None
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str | Path) or not 0 < len(str(name)) <= 1000 or "\0" in str(name):
+        raise ConfigError(f"name: expected a directory, a hub id or the name of a model, got {name!r:.60}")
+    return str(name)
 
 
 def _from_hub(repo_id: str) -> Any:

@@ -148,8 +148,12 @@ def choose_stages(config: Any) -> Any:
     chosen = copy.deepcopy(config)
     try:
         chosen.select(out_strides=STRIDES)
-    except ConfigError as error:
-        raise ConfigError(f"backbone_config: MaskFormer needs maps at strides {list(STRIDES)}; {error}") from None
+    except ConfigError:
+        remedy = "take one that has; for a plain ViT there is VisionModel with neck=simple_pyramid"
+        found = sorted({stage.stride for stage in config.stages})
+        raise ConfigError(
+            f"backbone_config: MaskFormer needs maps at strides {list(STRIDES)}, this backbone has {found}; {remedy}"
+        ) from None
     print(
         f"MaskFormer needs maps at strides {list(STRIDES)}: taking {chosen.out_features} in place of "
         f"{config.out_features}",
