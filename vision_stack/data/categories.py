@@ -23,6 +23,7 @@ class _Listed(NamedTuple):
     id: int
     name: str
     supercategory: str
+    is_thing: bool
 
 
 def read_categories(
@@ -45,7 +46,8 @@ def read_categories(
     if given is None:
         placeholder = _placeholder(own, used)
         kept = sorted((c for c in own if c is not placeholder), key=lambda c: c.id)
-        return tuple(Category(id=c.id, name=c.name) for c in kept), {c.id: label for label, c in enumerate(kept)}
+        classes = tuple(Category(id=c.id, name=c.name, is_thing=c.is_thing) for c in kept)
+        return classes, {c.id: label for label, c in enumerate(kept)}
 
     label_of_name = {category.name: label for label, category in enumerate(given)}
     folded = Counter(_folded(category.name) for category in given)
@@ -91,11 +93,15 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
             findings.problem(where, f"expected a mapping with id and name, got {show(raw)}", "correct the file")
             continue
         category_id, name = whole_number(raw.get("id")), raw.get("name")
+        is_thing = raw.get("isthing", 1)
         if category_id is None:
             message = f"expected a whole number, got {show(raw.get('id'))}"
             findings.problem(f"{where}.id", message, "number the categories")
         elif not isinstance(name, str) or not name.strip():
             findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
+        elif is_thing not in (0, 1):
+            message = f"expected 1 for things or 0 for stuff, got {show(is_thing)}"
+            findings.problem(f"{where}.isthing", message, "correct it")
         elif category_id in by_id:
             other = by_id[category_id]
             if other.name == name:
@@ -106,7 +112,7 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
             message = f"{show(name)} has two ids, {by_name[name].id} and {category_id}"
             findings.problem(f"{where}.name", message, "rename one, or merge the two")
         else:
-            category = _Listed(index, category_id, name, str(raw.get("supercategory", "")))
+            category = _Listed(index, category_id, name, str(raw.get("supercategory", "")), bool(is_thing))
             by_id[category_id] = by_name[name] = category
             own.append(category)
     if findings.problems:

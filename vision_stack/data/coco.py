@@ -7,9 +7,7 @@ rasterised last, after the transforms.
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision_stack.data.annotation_checks import ImageFrame, read_annotations
 from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ListedImage, check_files, read_listed
-from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, show, whole_number
+from vision_stack.data.json_file import load_coco_json, refusal
+from vision_stack.data.transforms import Affine
+from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, whole_number
 from vision_stack.structures import Category
 
 __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
@@ -45,6 +46,16 @@ class ImageRecord:
     def annotations(self) -> tuple[Annotation, ...]:
         """Made from the table on each access."""
         return tuple(self.table.annotation(row, self.height, self.width) for row in self.rows)
+
+    @property
+    def num_objects(self) -> int:
+        """Objects to be found, that is without crowds."""
+        return int(np.count_nonzero(~self.table.crowd[self.rows.start : self.rows.stop]))
+
+    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
+        """Labels and masks [*affine.size] of the objects, rasterised where the affine has moved them; no crowds."""
+        objects = [annotation for annotation in self.annotations if not annotation.is_crowd]
+        return [a.label for a in objects], [affine.segmentation(a.segmentation) for a in objects]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +135,7 @@ def read_coco(
             its categories are ambiguous; or, with "raise", any record is broken.
     """
     file = str(annotation_file)
-    data = _load(file)
+    data = load_coco_json(file)
     if not os.path.isdir(image_dir):
         raise data_error(image_dir, "image folder", "there is no such folder", "name the folder that holds the images")
     findings = Findings(file)
@@ -144,7 +155,7 @@ def read_coco(
     table, image_rows = read_annotations(data["annotations"], frames, label_of, listed_ids, findings)
 
     if findings.problems and on_error == "raise":
-        raise DataError(_refusal(file, findings.problems))
+        raise DataError(refusal(file, findings.problems))
     if not images or not len(image_rows):
         what = "image" if not images else "annotation"
         first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
@@ -167,54 +178,3 @@ def _records(images: list[ListedImage], table: AnnotationTable, image_rows: Any)
 def _category_ids(annotations: list[Any]) -> list[int]:
     ids = (whole_number(raw.get("category_id")) for raw in annotations if isinstance(raw, dict))
     return [category_id for category_id in ids if category_id is not None]
-
-
-def _refusal(file: str, problems: list[Problem]) -> str:
-    if len(problems) == 1:
-        return f"{problems[0]} (or leave the record out with data.on_error=skip)"
-    head = f"{file}: {len(problems):,} problems; mend them, or leave the broken records out with data.on_error=skip"
-    return f"{head}\n{listing(problems)}"
-
-
-def _load(file: str) -> dict[str, Any]:
-    """The json, as far as its outermost structure is what COCO's is."""
-    data = _parse(file)
-    if not isinstance(data, dict):
-        hint = " (COCO results, not annotations?)" if isinstance(data, list) else ""
-        message = f"expected a mapping with images, annotations and categories, got {show(data)}{hint}"
-        raise data_error(file, "top level", message, "give a COCO instance json")
-    for key in ("images", "annotations", "categories"):
-        if key not in data:
-            raise data_error(file, key, "missing", "give a COCO instance json")
-        if not isinstance(data[key], list):
-            raise data_error(file, key, f"expected a list, got {show(data[key])}", "give a COCO instance json")
-        if not data[key]:
-            raise data_error(file, key, f"there are no {key}", "check that the export is complete")
-    return data
-
-
-def _parse(file: str) -> Any:
-    remedy = "give a COCO instance json"
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise data_error(file, "file", "not a regular file", remedy)
-        if not status.st_size:
-            raise data_error(file, "file", "the file is empty", "export or download it again")
-        with open(file, encoding="utf-8-sig") as stream:
-            return json.load(stream)
-    except FileNotFoundError:
-        raise data_error(file, "file", "there is no such file", "check the path") from None
-    except UnicodeDecodeError:
-        raise data_error(file, "file", "not text in UTF-8", remedy) from None
-    except json.JSONDecodeError as error:
-        message = f"not valid json: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise data_error(file, "file", message, "export or download it again") from None
-    except RecursionError:
-        raise data_error(file, "file", "nested too deeply to be read", remedy) from None
-    except OSError as error:
-        raise data_error(file, "file", f"cannot be read ({error.strerror})", "check its permissions") from None
-    except DataError:
-        raise
-    except ValueError as error:  # a number of thousands of digits
-        raise data_error(file, "file", f"cannot be read ({str(error)[:80]})", remedy) from None

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from vision_stack.config import Config, ConfigError, Count, Range, register
-from vision_stack.data.layout import SplitName, SplitPaths, find_splits
+from vision_stack.config import Config, ConfigError, Count, Range, register, registered
+from vision_stack.data.coco import CocoSplit, read_coco
+from vision_stack.data.coco_panoptic import read_coco_panoptic
+from vision_stack.data.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
+from vision_stack.data.segments import LabelMapSplit
+from vision_stack.data.semantic import SemanticFolders, read_semantic
 from vision_stack.data.shapes import generate_shapes
 from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.structures import Category, Task
+
+Split = CocoSplit | LabelMapSplit
+Categories = Sequence[Category] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What all data sets share. A subclass says where its COCO-style files are."""
+    """What all data sets share. A subclass says where its files are, and reads them."""
 
     kind: ClassVar[str] = "data"
+    tasks: ClassVar[tuple[Task, ...]] = ("instance",)  # that there are annotations for
     root: str | None = None  # folder of the data set
     batch_size: Count = 4  # images of one training step on one device
     eval_batch_size: Count = 1
@@ -31,9 +41,32 @@ class DataConfig(Config):
     max_train_images: Count | None = None  # the first so many only
     max_val_images: Count | None = None
 
-    def split_paths(self, split: SplitName) -> SplitPaths:
-        """The annotation file and image folder of a split. Raises DataError if they are not there."""
+    def read(self, split: SplitName, task: Task, categories: Categories = None) -> Split:
+        """The checked records of a split for a task; `categories` are the classes to use, if known already.
+
+        Raises:
+            ConfigError: it has no annotations for this task.
+            DataError: files are missing or broken.
+        """
+        if task not in self.tasks:
+            fitting = ", ".join(f"data={name}" for name, tasks in _tasks_by_type().items() if task in tasks)
+            raise ConfigError(
+                f"task: data={self.type} has no annotations for {task}; "
+                f"say task={' or task='.join(self.tasks)}, or use {fitting}"
+            )
+        return self._read(split, task, categories)
+
+    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
         raise NotImplementedError
+
+    def _existing_root(self) -> str:
+        if self.root is None:
+            raise ConfigError("data.root: missing; give the folder of the data set, data.root=DIR")
+        return self.root
+
+
+def _tasks_by_type() -> dict[str, tuple[Task, ...]]:
+    return {name: cls.tasks for name, cls in registered("data").items() if issubclass(cls, DataConfig)}
 
 
 @register("data", "coco")
@@ -46,20 +79,69 @@ class CocoDataConfig(DataConfig):
     val_annotations: str | None = None
     val_images: str | None = None
 
+    annotation_kind: ClassVar[Literal["instances", "panoptic"]] = "instances"
+
     def split_paths(self, split: SplitName) -> SplitPaths:
-        if self.root is None:
-            raise ConfigError("data.root: missing; give the folder of the data set, data.root=DIR")
+        """The annotation file and image folder of a split. Raises DataError if they are not there."""
         layout = find_splits(
-            self.root,
+            self._existing_root(),
             self.train_annotations,
             self.train_images,
             self.val_annotations,
             self.val_images,
             required=(split,),
+            kind=self.annotation_kind,
         )
         paths = layout.train if split == "train" else layout.val
         assert paths is not None  # required
         return paths
+
+    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+        return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
+
+
+@register("data", "coco_panoptic")
+@dataclass(frozen=True, kw_only=True)
+class CocoPanopticDataConfig(CocoDataConfig):
+    """COCO panoptic json files, folders of PNGs with segment ids, and folders of images."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("panoptic",)
+    annotation_kind: ClassVar[Literal["instances", "panoptic"]] = "panoptic"
+    train_labels: str | None = None
+    val_labels: str | None = None
+
+    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+        paths = self.split_paths(split)
+        labels = self.train_labels if split == "train" else self.val_labels
+        label_dir = find_label_dir(self._existing_root(), split, paths.annotation_file, labels)
+        return read_coco_panoptic(*paths, label_dir, on_error=self.on_error, categories=categories)
+
+
+@register("data", "semantic")
+@dataclass(frozen=True, kw_only=True)
+class SemanticDataConfig(DataConfig):
+    """Folders of images, folders of label maps with the same names, and a table of classes."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("semantic",)
+    train_images: str | None = None
+    train_labels: str | None = None
+    val_images: str | None = None
+    val_labels: str | None = None
+    classes: str | None = None  # json list of {id, name}, or text with an `id name` a line
+    ignore_labels: tuple[Annotated[int, Range(0, 65535)], ...] = (255,)  # values of pixels that say nothing
+    image_suffix: str | None = None  # "_leftImg8bit.png": what image names end in; null: any image
+    label_suffix: str = ".png"  # what takes its place in the names of label maps
+
+    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+        given = (self.train_images, self.train_labels) if split == "train" else (self.val_images, self.val_labels)
+        paths = find_semantic(self._existing_root(), split, *given, self.classes)
+        folders = SemanticFolders(
+            **paths._asdict(),
+            ignore_labels=self.ignore_labels,
+            image_suffix=self.image_suffix,
+            label_suffix=self.label_suffix,
+        )
+        return read_semantic(folders, on_error=self.on_error, categories=categories)
 
 
 @register("data", "shapes")
@@ -67,6 +149,7 @@ class CocoDataConfig(DataConfig):
 class ShapesDataConfig(DataConfig):
     """Generated scenes, written as a COCO folder below `root` (the cache folder by default) when first asked for."""
 
+    tasks: ClassVar[tuple[Task, ...]] = ("instance", "semantic", "panoptic")
     batch_size: Count = 16
     eval_batch_size: Count = 16
     num_workers: Annotated[int, Range(0, 256)] = 0  # images of this size are decoded faster than they are passed on
@@ -88,8 +171,9 @@ class ShapesDataConfig(DataConfig):
         if self.min_objects > self.max_objects:
             raise ConfigError(f"min_objects: {self.min_objects} is more than max_objects, {self.max_objects}")
 
-    def split_paths(self, split: SplitName) -> SplitPaths:
-        folder = generate_shapes(
+    def folder(self) -> Path:
+        """The folder of the data set, generated if it is not there."""
+        return generate_shapes(
             Path(self.root).expanduser() if self.root else cache_folder() / "shapes",
             seed=self.seed,
             image_size=self.image_size,
@@ -98,7 +182,23 @@ class ShapesDataConfig(DataConfig):
             min_objects=self.min_objects,
             max_objects=self.max_objects,
         )
+
+    def split_paths(self, split: SplitName) -> SplitPaths:
+        """The instances' annotation file and the image folder of a split."""
+        folder = self.folder()
         return SplitPaths(folder / "annotations" / f"instances_{split}.json", folder / split)
+
+    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+        folder, images = self.folder(), self.folder() / split
+        if task == "instance":
+            return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
+        if task == "panoptic":
+            file = folder / "annotations" / f"panoptic_{split}.json"
+            return read_coco_panoptic(file, images, file.with_suffix(""), on_error=self.on_error, categories=categories)
+        folders = SemanticFolders(
+            image_dir=images, label_dir=folder / "labels" / split, classes=folder / "labels" / "classes.json"
+        )
+        return read_semantic(folders, on_error=self.on_error, categories=categories)
 
 
 def cache_folder() -> Path:

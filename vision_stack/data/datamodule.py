@@ -7,28 +7,29 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 
-from vision_stack.data.coco import CocoSplit, ImageRecord, read_coco
-from vision_stack.data.configs import DataConfig
-from vision_stack.data.dataset import InstanceDataset
+from vision_stack.data.configs import DataConfig, Split
+from vision_stack.data.dataset import Record, SegmentationDataset
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
 from vision_stack.data.transforms import TransformConfig
 from vision_stack.data.validation import Problem, data_error
-from vision_stack.structures import Category
+from vision_stack.structures import Category, Task
 
 
-def build_datamodule(config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None) -> DataModule:
+def build_datamodule(
+    config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None, task: Task = "instance"
+) -> DataModule:
     """The data that a config describes. Files are read when they are first asked for.
 
     Args:
         config: of kind "data".
         seed: of order and augmentation, with epoch and index.
         categories: the classes of a trained model; by default those of the training split.
+        task: which annotations are read.
     """
-    return DataModule(config, seed, categories)
+    return DataModule(config, seed, categories, task)
 
 
 class DataModule(pl.LightningDataModule):
@@ -39,8 +40,11 @@ class DataModule(pl.LightningDataModule):
     over the train loader is one epoch. Sharding over ranks is done here: `Trainer(use_distributed_sampler=False)`.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None, task: Task = "instance"
+    ) -> None:
         super().__init__()
+        self.task = task
         self.config = config
         self.seed = seed
         self._categories = None if categories is None else tuple(categories)
@@ -54,14 +58,12 @@ class DataModule(pl.LightningDataModule):
         return self.train_split.categories if self._categories is None else self._categories
 
     @cached_property
-    def train_split(self) -> CocoSplit:
-        paths = self.config.split_paths("train")
-        return read_coco(*paths, on_error=self.config.on_error, categories=self._categories)
+    def train_split(self) -> Split:
+        return self.config.read("train", self.task, self._categories)
 
     @cached_property
-    def val_split(self) -> CocoSplit:
-        paths = self.config.split_paths("val")
-        split = read_coco(*paths, on_error=self.config.on_error, categories=self.categories)
+    def val_split(self) -> Split:
+        split = self.config.read("val", self.task, self.categories)
         return dataclasses.replace(split, records=split.records[: self.config.max_val_images])
 
     @property
@@ -70,31 +72,38 @@ class DataModule(pl.LightningDataModule):
         return [*self.train_split.problems, *self.val_split.problems]
 
     @cached_property
-    def train_records(self) -> list[ImageRecord]:
+    def train_records(self) -> list[Record]:
         """Those trained on.
 
         Raises:
             DataError: there are none.
         """
-        records = [r for r in self.train_split.records if not self.config.filter_empty or _num_objects(r)]
+        records: list[Any] = self.train_split.records
+        if self.config.filter_empty and self.task != "semantic":  # of these, every label map would have to be read
+            records = [record for record in records if record.num_objects]
         if not records:
-            file = self.config.split_paths("train").annotation_file
+            file = self.train_split.annotation_file
             raise data_error(
                 file, "annotations", "no training image has an object", "annotate some, or give another file"
             )
         return records[: self.config.max_train_images]
 
     @property
-    def val_records(self) -> list[ImageRecord]:
+    def val_records(self) -> list[Record]:
         return list(self.val_split.records)
 
-    def val_ground_truth(self) -> dict[str, Any]:
-        """COCO's format for `pycocotools`, of just the images that `val_dataloader` gives, crowds included."""
+    def val_ground_truth(self) -> Any:
+        """What the task's evaluator takes, of just the images that `val_dataloader` gives, crowds included.
+
+        For instances COCO's format for `pycocotools`, otherwise the annotation of each image by its id.
+        """
         return self.val_split.ground_truth()
 
     def num_train_images_with_more_objects_than(self, limit: int) -> int:
-        """How many training images have more objects than a head with `limit` queries can find."""
-        return sum(_num_objects(record) > limit for record in self.train_records)
+        """How many training images have more objects (segments, classes) than a head with `limit` queries can find."""
+        if self.task == "semantic" and len(self.categories) <= limit:
+            return 0  # without reading the label maps
+        return sum(record.num_objects > limit for record in self.train_records)
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
         """Training begins in this epoch, after `batches_done` of each rank's batches. To be called before `fit`."""
@@ -109,18 +118,14 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.val_records, self.config.eval_transform, self.config.eval_batch_size, train=False)
 
     def _loader(
-        self, records: Sequence[ImageRecord], transform: TransformConfig, batch_size: int, *, train: bool
+        self, records: Sequence[Record], transform: TransformConfig, batch_size: int, *, train: bool
     ) -> BatchLoader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return make_loader(
-            InstanceDataset(records, transform, seed=self.seed, cache=self.config.cache),
+            SegmentationDataset(records, transform, seed=self.seed, cache=self.config.cache),
             EpochSampler(
                 len(records), batch_size, seed=self.seed, shuffle=train, even=train, rank=rank, world_size=world_size
             ),
             size_divisor=self.config.size_divisor,
             num_workers=self.config.num_workers,
         )
-
-
-def _num_objects(record: ImageRecord) -> int:
-    return int(np.count_nonzero(~record.table.crowd[record.rows.start : record.rows.stop]))

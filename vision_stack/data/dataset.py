@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,20 +11,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vision_stack.data.coco import ImageRecord
 from vision_stack.data.images import read_image
 from vision_stack.data.sampler import Key, sample_rng
-from vision_stack.data.transforms import TransformConfig, make_target, wrap_target
+from vision_stack.data.transforms import Affine, TransformConfig, make_target, wrap_target
 from vision_stack.data.validation import data_error
 from vision_stack.ops.image import pad_batch, to_float, to_tensor
 from vision_stack.structures import Batch, ImageInfo, Sample
 
 
-class InstanceDataset(Dataset[Sample]):
-    """Images and their objects, transformed.
+class Record(Protocol):
+    """One image and its annotation, whatever kind that is."""
 
-    Polygons and RLE stay what they are until the affine is known; crowd regions never become targets. An item is asked
-    for by (epoch, index), and is the same however often and in whatever process it is made.
+    @property
+    def image_id(self) -> int: ...
+    @property
+    def file_name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def apply_exif(self) -> bool: ...
+    @property
+    def num_objects(self) -> int:
+        """Objects, segments or classes to be found."""
+
+    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
+        """Labels and masks [*affine.size] of these, where the affine has moved them."""
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Images and their objects (segments, classes), transformed.
+
+    Polygons, RLE and label maps stay what they are until the affine is known; crowd regions never become targets. An
+    item is asked for by (epoch, index), and is the same however often and in whatever process it is made.
 
     Args:
         records: one per image.
@@ -38,7 +60,7 @@ class InstanceDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        records: Sequence[ImageRecord],
+        records: Sequence[Record],
         transform: TransformConfig,
         *,
         seed: int = 0,
@@ -58,13 +80,7 @@ class InstanceDataset(Dataset[Sample]):
         rng = sample_rng(self.seed, epoch, index)
         affine = self.transform.affine(record.height, record.width, rng)
         image = self.transform.photometric(affine.image(to_tensor(self._read(index))), rng)
-        objects = [a for a in record.annotations if not a.is_crowd]
-        target = make_target(
-            [a.label for a in objects],
-            [affine.segmentation(a.segmentation) for a in objects],
-            affine.size,
-            self.transform.min_pixels,
-        )
+        target = make_target(*record.masks(affine), affine.size, self.transform.min_pixels)
         info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), affine.size)
         return Sample(to_float(image), target, info)
 

@@ -47,7 +47,7 @@ def read_listed(
     listed: list[Any], image_dir: str, findings: Findings, *, size_needed: bool
 ) -> tuple[list[ListedImage], set[int]]:
     """The good entries of `images`, and the ids of the others as far as they have one."""
-    folder = _Folder(image_dir)
+    folder = ImageFolder(image_dir)
     good: dict[int, ListedImage] = {}
     bad: set[int] = set()
     for position, raw in enumerate(listed):
@@ -105,7 +105,7 @@ def check_files(
     with ThreadPoolExecutor(_THREADS) as pool:
         batches = (present[i : i + _BATCH] for i in range(0, len(present), _BATCH))
         found = ((image, size) for batch in batches for image, size in zip(batch, pool.map(sizes, batch), strict=True))
-        for image, size in _with_progress(found, len(present), f"checking images of {os.path.basename(findings.file)}"):
+        for image, size in with_progress(found, len(present), f"checking images of {os.path.basename(findings.file)}"):
             if isinstance(size, Problem):
                 findings.problems.append(size)
                 continue
@@ -142,8 +142,8 @@ def _size(raw: dict[str, Any], needed: bool) -> tuple[int, int]:
     return height, width
 
 
-class _Folder:
-    """Turns file names into paths inside the image folder."""
+class ImageFolder:
+    """Turns file names into paths inside a folder."""
 
     def __init__(self, image_dir: str) -> None:
         self.path = image_dir
@@ -191,7 +191,7 @@ def _encodable(name: str) -> bool:
     return True
 
 
-def _with_progress(items: Iterable[T], total: int, description: str, delay: float = 2.0) -> Iterator[T]:
+def with_progress(items: Iterable[T], total: int, description: str, delay: float = 2.0) -> Iterator[T]:
     """Passes items on, with a progress bar in a terminal once it has taken longer than `delay` seconds."""
     start = time.monotonic()
     progress: Progress | None = None

@@ -5,7 +5,10 @@ Known layouts, for each split by its usual names (train; val, valid, validation)
 * COCO: `annotations/instances_train2017.json` with `train2017/` or `images/train2017/`, with any year or none, with or
   without `instances_`;
 * Roboflow: `train/_annotations.coco.json` beside its images;
-* `train.json` in the root.
+* `train.json` in the root;
+* COCO panoptic: `annotations/panoptic_train2017.json`, its label maps in the folder of the same name beside it;
+* semantic: `images/train/` or `images/training/` with `labels/` or `annotations/` of the same names, and
+  `classes.json` or `classes.txt` in the root or in `labels/`.
 
 Anything else is named explicitly. What is found by itself must lie inside the root, symbolic links resolved (the root
 itself may be one); what is named explicitly may lie anywhere, since its user says so.
@@ -20,6 +23,8 @@ from typing import Literal, NamedTuple, NoReturn
 from vision_stack.data.validation import DataError, data_error
 
 SplitName = Literal["train", "val"]
+
+AnnotationKind = Literal["instances", "panoptic"]
 
 _NAMES: dict[SplitName, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
 
@@ -44,6 +49,7 @@ def find_splits(
     val_images: str | Path | None = None,
     *,
     required: tuple[SplitName, ...] = ("train", "val"),
+    kind: AnnotationKind = "instances",
 ) -> Layout:
     """Find the annotation file and image folder of each split.
 
@@ -51,16 +57,13 @@ def find_splits(
         root: the data set's folder.
         train_annotations, ...: explicit paths, absolute, or relative to the root or else to the working directory.
         required: the splits that must be there.
+        kind: of json.
 
     Raises:
         DataError: no such root; a required split is not found (with what was looked for); an explicit path does not
             exist; a file or folder found inside the root is a link that leads out of it.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise data_error(
-            root, "data.root", "there is no such folder", "give the folder that holds annotations and images"
-        )
+    root = _checked_root(root)
     given: dict[SplitName, tuple[str | Path | None, str | Path | None]] = {
         "train": (train_annotations, train_images),
         "val": (val_annotations, val_images),
@@ -68,7 +71,7 @@ def find_splits(
     found: dict[SplitName, SplitPaths | None] = {}
     for split, paths in given.items():
         try:
-            found[split] = _find(root, split, *paths)
+            found[split] = _find(root, split, kind, *paths)
         except DataError:
             if split in required:
                 raise
@@ -76,11 +79,81 @@ def find_splits(
     return Layout(found["train"], found["val"])
 
 
-def _find(root: Path, split: SplitName, annotations: str | Path | None, images: str | Path | None) -> SplitPaths:
+def find_label_dir(root: str | Path, split: SplitName, annotation_file: Path, labels: str | Path | None = None) -> Path:
+    """The folder of a panoptic json's PNGs: named as the json and beside it, unless it is given explicitly.
+
+    Raises:
+        DataError: there is no such folder, or it is a link that leads out of the root.
+    """
+    option = f"data.{split}_labels"
+    if labels is not None:
+        return _explicit(_checked_root(root), labels, option, folder=True)
+    beside = annotation_file.with_suffix("")
+    if not beside.is_dir():
+        message = "there is no such folder, which would hold the label maps"
+        raise data_error(beside, option, message, f"unpack them there, or name their folder with {option}=DIR")
+    root = _checked_root(root)
+    return _inside(root, beside, option) if annotation_file.is_relative_to(root) else beside
+
+
+class SemanticPaths(NamedTuple):
+    image_dir: Path
+    label_dir: Path
+    classes: Path
+
+
+def find_semantic(
+    root: str | Path,
+    split: SplitName,
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    classes: str | Path | None = None,
+) -> SemanticPaths:
+    """The folders of a semantic split and the table of classes; what is given explicitly is as in `find_splits`.
+
+    Raises:
+        DataError: as `find_splits`.
+    """
+    root = _checked_root(root)
+    names = [name for plain in _NAMES[split] for name in (plain, f"{plain}ing")]
+    folders = {
+        f"data.{split}_images": (images, [root / place / name for place in ("images", ".") for name in names]),
+        f"data.{split}_labels": (labels, [root / p / name for p in ("labels", "annotations") for name in names]),
+    }
+    image_dir, label_dir = (
+        _explicit(root, given, option, folder=True) if given is not None else _first(root, option, choices, "folder")
+        for option, (given, choices) in folders.items()
+    )
+    if classes is not None:
+        return SemanticPaths(image_dir, label_dir, _explicit(root, classes, "data.classes", folder=False))
+    tables = [root / place / f"classes{suffix}" for place in (".", "labels") for suffix in (".json", ".txt")]
+    return SemanticPaths(image_dir, label_dir, _first(root, "data.classes", tables, "table of classes"))
+
+
+def _first(root: Path, option: str, choices: list[Path], what: str) -> Path:
+    for path in choices:
+        if path.exists():
+            return _inside(root, path, option)
+    tried = ", ".join(_relative(root, path) for path in choices)
+    raise data_error(root, option, f"there is no {what} (looked for {tried})", f"name it with {option}=PATH")
+
+
+def _checked_root(root: str | Path) -> Path:
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise data_error(
+            root, "data.root", "there is no such folder", "give the folder that holds annotations and images"
+        )
+    return root
+
+
+def _find(
+    root: Path, split: SplitName, kind: AnnotationKind, annotations: str | Path | None, images: str | Path | None
+) -> SplitPaths:
     if annotations is not None:
         annotation_file = _explicit(root, annotations, f"data.{split}_annotations", folder=False)
     else:
-        candidates = _annotation_candidates(root, split)
+        candidates = _annotation_candidates(root, split, kind)
         existing = [path for path in candidates if path.is_file()]
         if not existing:
             _not_found(root, split, candidates)
@@ -97,24 +170,24 @@ def _find(root: Path, split: SplitName, annotations: str | Path | None, images: 
     raise data_error(root, f"data.{split}_images", message, f"name it with data.{split}_images=DIR")
 
 
-def _annotation_candidates(root: Path, split: SplitName) -> list[Path]:
+def _annotation_candidates(root: Path, split: SplitName, kind: AnnotationKind) -> list[Path]:
     """In order of preference, COCO's 2017 first, other years from the latest on."""
-    plain: list[Path] = []
+    found: list[Path] = []
     for name in _NAMES[split]:
-        year = re.compile(rf"instances_{name}\d{{4}}\.json")
+        year = re.compile(rf"{kind}_{name}\d{{4}}\.json")
         years = sorted(
-            (p for p in root.glob(f"annotations/instances_{name}*.json") if year.fullmatch(p.name)), reverse=True
+            (p for p in root.glob(f"annotations/{kind}_{name}*.json") if year.fullmatch(p.name)), reverse=True
         )
-        plain += [root / f"annotations/instances_{name}2017.json", *years]
-        plain += [root / f"annotations/instances_{name}.json", root / f"annotations/{name}.json"]
-        plain += [root / f"{name}/_annotations.coco.json", root / f"{name}.json"]
-    return list(dict.fromkeys(plain))
+        found += [root / f"annotations/{kind}_{name}2017.json", *years, root / f"annotations/{kind}_{name}.json"]
+        if kind == "instances":
+            found += [root / f"annotations/{name}.json", root / f"{name}/_annotations.coco.json", root / f"{name}.json"]
+    return list(dict.fromkeys(found))
 
 
 def _image_candidates(root: Path, split: SplitName, annotation_file: Path) -> list[Path]:
     if annotation_file.name == "_annotations.coco.json":
         return [annotation_file.parent]
-    stem = annotation_file.stem.removeprefix("instances_")
+    stem = annotation_file.stem.removeprefix("instances_").removeprefix("panoptic_")
     names = dict.fromkeys((stem, *_NAMES[split]))
     folders = [folder for name in names for folder in (root / name, root / "images" / name)]
     beside = annotation_file.parent

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from vision_stack.data.dataset import InstanceDataset, collate
+from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.data.sampler import EpochSampler
 from vision_stack.data.validation import DataError
 from vision_stack.structures import Batch
@@ -30,7 +30,9 @@ class BatchLoader(DataLoader[Any]):
         return _one_line_errors(batches)
 
 
-def make_loader(dataset: InstanceDataset, sampler: EpochSampler, *, size_divisor: int, num_workers: int) -> BatchLoader:
+def make_loader(
+    dataset: SegmentationDataset, sampler: EpochSampler, *, size_divisor: int, num_workers: int
+) -> BatchLoader:
     """The loader of a data set. PyTorch limits each worker to one thread by itself."""
     return BatchLoader(
         dataset,

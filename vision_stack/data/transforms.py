@@ -62,6 +62,14 @@ class Affine:
             return self.image(torch.from_numpy(mask)[None])[0].numpy()
         return (self.image(torch.from_numpy(mask.view(np.uint8)).mul(255)[None])[0] >= 128).numpy()
 
+    def label_map(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Labels [H, W] -> [*size], each pixel the source's nearest, since labels have no values in between."""
+        x0, y0, x1, y1 = self.box
+        height, width = self.size
+        rows = y0 + ((np.arange(height) + 0.5) * ((y1 - y0) / height)).astype(np.int64)
+        columns = x0 + ((np.arange(width) + 0.5) * ((x1 - x0) / width)).astype(np.int64)
+        return labels[rows[:, None], columns[::-1] if self.flip else columns]
+
     def segmentation(self, segmentation: Any) -> NDArray[np.bool_]:
         """An object's checked polygons, or checked RLE of the source image's size -> its mask, bool [*size]."""
         if isinstance(segmentation, Mapping):

@@ -1,0 +1,110 @@
+"""Label maps in image files: reading them, and checking many before training.
+
+A file must be of a lossless format and of the image's size. Segment ids take three channels (COCO's panoptic format),
+class ids one; a palette's indices are the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vision_stack.data.image_records import with_progress
+from vision_stack.data.images import open_image
+from vision_stack.data.validation import DataError, Problem, data_error
+from vision_stack.ops.label_maps import rgb_to_ids
+
+CHECKED_AT_START = 2000  # maps of a split; what is wrong with the export is wrong with the first ones
+_THREADS = 8
+_LOSSLESS = ("PNG", "BMP", "TIFF")
+_ONE_CHANNEL = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
+
+
+def read_segment_map(path: str, height: int, width: int) -> NDArray[np.int32]:
+    """Segment ids [height, width] of a COCO panoptic PNG.
+
+    Raises:
+        DataError: unreadable, of another size or kind of pixel; one line that names the file.
+    """
+    with open_image(path) as image:
+        _check_kind(image, path, height, width)
+        if image.mode not in ("RGB", "RGBA"):
+            message = f"has pixels of kind {image.mode}; segment ids take three channels, R + 256 G + 65536 B"
+            raise data_error(path, "pixels", message, "give panoptic PNGs, or use data=semantic for maps of class ids")
+        return rgb_to_ids(np.asarray(image)[..., :3])
+
+
+def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
+    """Class ids [height, width] of a file with one channel, not negative.
+
+    Raises:
+        DataError: as `read_segment_map`.
+    """
+    with open_image(path) as image:
+        _check_kind(image, path, height, width)
+        if image.mode not in _ONE_CHANNEL:
+            message = f"has pixels of kind {image.mode}; class ids take one channel"
+            raise data_error(path, "pixels", message, "export maps of class ids, not of colours")
+        return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8, copy=False)
+
+
+def _check_kind(image: Image.Image, path: str, height: int, width: int) -> None:
+    if image.format not in _LOSSLESS:
+        message = f"is a {image.format}, which changes pixels in storing them"
+        raise data_error(path, "pixels", message, "export the label maps as PNG")
+    if (image.height, image.width) != (height, width):
+        message = f"is {image.width} x {image.height}, its image is {width} x {height}"
+        raise data_error(path, "pixels", message, "export the label map at the image's size")
+
+
+class LabelledRecord(Protocol):
+    """An image with a label map."""
+
+    @property
+    def map_path(self) -> str: ...
+
+    def check_map(self) -> None:
+        """DataError where the map cannot be used."""
+
+
+R = TypeVar("R", bound=LabelledRecord)
+
+
+def check_maps(records: list[R], source: str, *, every: bool) -> tuple[list[R], list[Problem]]:
+    """The records without those whose label map is missing or broken, and what is wrong with these.
+
+    Args:
+        source: what to call the split in a terminal.
+        every: decode all maps; otherwise the first `CHECKED_AT_START`, and the others must only be there.
+    """
+
+    def fault(record: R) -> Problem | None:
+        try:
+            record.check_map()
+        except DataError as error:
+            return error.problem or Problem(record.map_path, "pixels", str(error), "export it again")
+        return None
+
+    def absence(record: R) -> Problem | None:
+        if Path(record.map_path).is_file():
+            return None
+        return Problem(record.map_path, "file", "there is no such label map", "add it, or remove its image")
+
+    decoded, listed = (records, []) if every else (records[:CHECKED_AT_START], records[CHECKED_AT_START:])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found: Iterable[Problem | None] = pool.map(fault, decoded)
+        problems = list(with_progress(found, len(decoded), f"checking label maps of {source}"))
+    problems += map(absence, listed)
+    good = [record for record, problem in zip(records, problems, strict=True) if problem is None]
+    return good, [problem for problem in problems if problem is not None]
+
+
+def masks_of(values: NDArray[np.integer], wanted: Iterable[int]) -> list[NDArray[np.bool_]]:
+    """One mask [H, W] for each wanted value."""
+    return [values == value for value in wanted]

@@ -1,0 +1,192 @@
+"""Images whose annotation is a label map: segments (panoptic) or classes (semantic).
+
+A map becomes one mask per segment or class once the image's affine has moved it, so that losses and matcher see the
+same targets as for instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vision_stack.data.label_files import masks_of, read_class_map, read_segment_map
+from vision_stack.data.transforms import Affine
+from vision_stack.data.validation import Problem, data_error, listing
+from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
+
+IGNORE, UNKNOWN = -1, -2  # labels of pixels that say nothing, and of values that no class has
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegmentTable:
+    """The segments of a whole data set as flat arrays, those of one image next to each other."""
+
+    ids: NDArray[np.int32]  # [S] as in the PNG
+    labels: NDArray[np.int64]  # [S]
+    crowd: NDArray[np.bool_]  # [S]
+
+
+class PanopticTruth(NamedTuple):
+    segmentation: PanopticSegmentation  # scores of 1
+    is_crowd: NDArray[np.bool_]  # [N] a group that is neither to be found nor false to find
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanopticRecord:
+    """One image and its segments. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+
+    image_id: int
+    file_name: str  # as in the json
+    path: str
+    height: int
+    width: int
+    apply_exif: bool
+    map_path: str  # PNG of segment ids
+    table: SegmentTable
+    rows: range  # of the table
+
+    @property
+    def num_objects(self) -> int:
+        """Segments to be found, that is without crowds."""
+        return int(np.count_nonzero(~self._crowd))
+
+    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
+        """Labels and masks [*affine.size] of the segments where the affine has moved them; no crowds."""
+        masks = self._masks(affine.label_map(self._read()))
+        wanted = ~self._crowd
+        return self._labels[wanted].tolist(), [mask for mask, keep in zip(masks, wanted, strict=True) if keep]
+
+    def truth(self) -> PanopticTruth:
+        """The whole annotation, crowds included, as evaluation and pictures take it."""
+        segment_map = np.zeros((self.height, self.width), np.int32)
+        for number, mask in enumerate(self._masks(self._read()), start=1):
+            segment_map[mask] = number
+        labels = torch.from_numpy(self._labels.copy())
+        segmentation = PanopticSegmentation(torch.from_numpy(segment_map), labels, torch.ones(len(labels)))
+        return PanopticTruth(segmentation, self._crowd.copy())
+
+    def check_map(self) -> None:
+        """DataError unless the PNG is there, fits the image, and holds exactly the segments that the json lists."""
+        found = set(np.unique(self._read()).tolist()) - {0}
+        listed = set(self._ids.tolist())
+        if found - listed:
+            self._unlisted(min(found - listed))
+        if listed - found:
+            message = f"has no pixel of segment {min(listed - found)}, which the json lists for it"
+            raise data_error(self.map_path, "pixels", message, "export PNG and json together, or remove the segment")
+
+    def _read(self) -> NDArray[np.int32]:
+        return read_segment_map(self.map_path, self.height, self.width)
+
+    def _masks(self, values: NDArray[np.int32]) -> list[NDArray[np.bool_]]:
+        """One mask for each segment, crowds included; DataError if there are others in the map."""
+        nothing, *masks = masks_of(values, [0, *self._ids.tolist()])
+        if sum(map(np.count_nonzero, masks), np.count_nonzero(nothing)) < values.size:
+            self._unlisted(min(set(np.unique(values).tolist()) - {0, *self._ids.tolist()}))
+        return masks
+
+    def _unlisted(self, segment: int) -> None:
+        message = f"holds segment {segment}, which the json's segments_info does not list"
+        raise data_error(self.map_path, "pixels", message, "export PNG and json together")
+
+    @property
+    def _ids(self) -> NDArray[np.int32]:
+        return self.table.ids[self.rows.start : self.rows.stop]
+
+    @property
+    def _labels(self) -> NDArray[np.int64]:
+        return self.table.labels[self.rows.start : self.rows.stop]
+
+    @property
+    def _crowd(self) -> NDArray[np.bool_]:
+        return self.table.crowd[self.rows.start : self.rows.stop]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SemanticRecord:
+    """One image and its map of classes. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+
+    image_id: int
+    file_name: str  # below the image folder
+    path: str
+    height: int
+    width: int
+    apply_exif: bool
+    map_path: str
+    label_of: NDArray[np.int16]  # [65536] label of each value of the map; IGNORE or UNKNOWN
+
+    @property
+    def num_objects(self) -> int:
+        """Classes in the image. Reads the label map."""
+        return len(self._present(self._read()))
+
+    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
+        """The classes that are left, each with its mask [*affine.size], where the affine has moved them."""
+        moved = affine.label_map(self._read())
+        labels = self._present(moved)
+        return labels, masks_of(moved, labels)
+
+    def truth(self) -> SemanticSegmentation:
+        """The whole annotation, as evaluation and pictures take it."""
+        return SemanticSegmentation(torch.from_numpy(self._read().astype(np.int32)))
+
+    def check_map(self) -> None:
+        """DataError unless the map is there, fits the image, and holds known classes alone."""
+        self._read()
+
+    def _read(self) -> NDArray[np.int16]:
+        values = read_class_map(self.map_path, self.height, self.width)
+        labels = self.label_of[values]
+        if labels.min() == UNKNOWN:
+            value = int(values[labels == UNKNOWN][0])
+            message = f"holds the value {value}, which no class has"
+            raise data_error(self.map_path, "pixels", message, "add the class to the table, or say data.ignore_labels")
+        return labels
+
+    @staticmethod
+    def _present(labels: NDArray[np.int16]) -> list[int]:
+        return np.flatnonzero(np.bincount(labels.ravel() - IGNORE)[1:]).tolist()
+
+
+class TruthByImage(Mapping[int, Any]):
+    """image id -> its annotation, read when it is asked for."""
+
+    def __init__(self, records: list[Any]) -> None:
+        self._records = {record.image_id: record for record in records}
+
+    def __getitem__(self, image_id: int) -> Any:
+        return self._records[image_id].truth()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMapSplit:
+    """A split of a data set: all that is good of it, and what was found to be wrong."""
+
+    annotation_file: str  # the json or the class table
+    records: list[Any]  # PanopticRecord or SemanticRecord
+    categories: tuple[Category, ...]  # by label
+    problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
+    notes: tuple[Problem, ...] = field(default=())  # harmless things that were mended
+
+    def ground_truth(self) -> TruthByImage:
+        """The annotations of the records by image id, read when they are asked for."""
+        return TruthByImage(self.records)
+
+    def report(self, shown: int = 20) -> str:
+        """What was skipped and mended, for printing; empty if nothing was."""
+        parts = []
+        for title, found in (("broken images skipped", self.problems), ("harmless, mended", self.notes)):
+            if found:
+                parts += [f"{self.annotation_file}: {title}: {len(found):,}", listing(found, shown)]
+        return "\n".join(parts)

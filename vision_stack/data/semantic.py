@@ -1,0 +1,149 @@
+"""Reads semantic segmentation data: a folder of images, one of label maps beside it, and a table of classes.
+
+The label map of `city/a.jpg` is `city/a.png` in its own folder, or `city/a` with another suffix. The table is a json
+list of `{"id": value in the maps, "name": ...}`, or of names, whose values are 0, 1, ...; or a text file with one
+`id name`, or one name, a line. Everything broken is found before training starts, as far as
+`label_files.CHECKED_AT_START` goes; with "skip", images with anything broken are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_stack.data.categories import read_categories
+from vision_stack.data.image_records import ImageFolder, check_files, read_listed
+from vision_stack.data.json_file import parse_json, refusal
+from vision_stack.data.label_files import check_maps
+from vision_stack.data.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
+from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show
+from vision_stack.structures import Category
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
+_VALUES = 2**16  # of a map with 16 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticFolders:
+    """Where a split is, and how its files belong together."""
+
+    image_dir: Path
+    label_dir: Path
+    classes: Path
+    ignore_labels: tuple[int, ...] = (255,)  # values of pixels that say nothing
+    image_suffix: str | None = None  # what image names end in; None: any image
+    label_suffix: str = ".png"  # what takes its place in the label maps' names
+
+
+def read_semantic(
+    folders: SemanticFolders,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    categories: Sequence[Category] | None = None,
+) -> LabelMapSplit:
+    """Read and check one split; images are numbered 1, 2, ... in the order of their names.
+
+    Args:
+        on_error: "raise" stops at broken files, all of them listed; "skip" leaves their images out.
+        categories: the classes to use (of a checkpoint), matched by name; by default those of the table.
+
+    Raises:
+        DataError: no images, no table of classes or an ambiguous one, or, with "raise", any file is broken.
+    """
+    table = str(folders.classes)
+    listed = read_class_table(table)
+    findings = Findings(table)
+    classes, label_by_id = read_categories(listed, Counter(), findings, categories)
+    label_of = _label_by_value(table, label_by_id, folders.ignore_labels)
+
+    source = str(folders.image_dir)
+    names = _image_names(folders)
+    files = Findings(source)
+    entries = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
+    images, _ = read_listed(entries, source, files, size_needed=False)
+    labels = ImageFolder(str(folders.label_dir))
+    records = []
+    for i in check_files(images, source, files, decode=on_error == "skip"):
+        try:
+            _, path = labels.resolve(_map_name(folders, i.file_name))
+        except BrokenField as error:
+            files.problem(f"label map of {i.file_name}", error.message, error.remedy)
+        else:
+            records.append(
+                SemanticRecord(i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif, path, label_of)
+            )
+    records, faults = check_maps(records, folders.image_dir.name, every=on_error == "skip")
+    problems = [*findings.problems, *files.problems, *faults]
+    if problems and on_error == "raise":
+        raise DataError(refusal(source, problems))
+    if not records:
+        raise data_error(
+            source, "images", "no good image is left", f"mend the files; the first problem is {problems[0]}"
+        )
+    return LabelMapSplit(table, records, classes, tuple(problems), tuple([*findings.notes, *files.notes]))
+
+
+def read_class_table(file: str) -> list[dict[str, Any]]:
+    """The entries of a class table, as `read_categories` takes them.
+
+    Raises:
+        DataError: missing, unreadable or empty, or of another structure.
+    """
+    remedy = 'give a json list of {"id": ..., "name": ...}, or a text file with one `id name` a line'
+    if file.endswith(".json"):
+        data = parse_json(file, remedy)
+        if not isinstance(data, list) or not data:
+            raise data_error(file, "top level", f"expected a list of classes, got {show(data)}", remedy)
+        named = all(isinstance(item, str) for item in data)
+        return [{"id": index, "name": name} for index, name in enumerate(data)] if named else data
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise data_error(file, "file", f"cannot be read ({type(error).__name__})", remedy) from None
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise data_error(file, "file", "there are no classes", remedy)
+    if all(len(words) == 2 and words[0].isdecimal() for words in lines):
+        return [{"id": int(value), "name": name.strip()} for value, name in lines]
+    return [{"id": index, "name": " ".join(words).strip()} for index, words in enumerate(lines)]
+
+
+def _label_by_value(table: str, label_by_id: dict[int, int], ignore_labels: Sequence[int]) -> NDArray[np.int16]:
+    label_of = np.full(_VALUES, UNKNOWN, np.int16)
+    for value, label in label_by_id.items():
+        if not 0 <= value < _VALUES:
+            raise data_error(table, "id", f"{value} is no pixel's value", f"use ids from 0 to {_VALUES - 1}")
+        label_of[value] = label
+    for value in ignore_labels:
+        if label_of[value] >= 0:
+            message = f"{value} is a class and is to be ignored, too"
+            raise data_error(table, "id", message, "correct data.ignore_labels, or take the class out of the table")
+        label_of[value] = IGNORE
+    return label_of
+
+
+def _image_names(folders: SemanticFolders) -> list[str]:
+    """Below the image folder, sorted."""
+    root = folders.image_dir
+    names = []
+    for folder, _, files in os.walk(root):
+        for file in files:
+            wanted = Path(file).suffix.lower() in _SUFFIXES
+            if file.endswith(folders.image_suffix) if folders.image_suffix else wanted:
+                names.append(Path(folder, file).relative_to(root).as_posix())
+    if not names:
+        ending = f" whose name ends in {folders.image_suffix}" if folders.image_suffix else ""
+        raise data_error(root, "image folder", f"there is no image{ending}", "name the folder that holds the images")
+    return sorted(names)
+
+
+def _map_name(folders: SemanticFolders, name: str) -> str:
+    stem = name.removesuffix(folders.image_suffix) if folders.image_suffix else os.path.splitext(name)[0]
+    return f"{stem}{folders.label_suffix}"
