@@ -15,7 +15,7 @@ from typing import Any
 from vision_stack.backbones.base import BackboneConfigMixin
 from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
-from vision_stack.backbones.transformers_backbone import TransformersBackboneConfig
+from vision_stack.backbones.transformers_backbone import MAX_ENTRIES, TransformersBackboneConfig
 from vision_stack.config import ConfigError, from_dict
 
 MAX_BYTES = 8_000_000  # the names of 21,841 classes, twice, are 2 MB
@@ -71,6 +71,11 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"backbone: expected a mapping of options, got a {type(raw).__name__}")
+    for key, value in raw.items():
+        if isinstance(value, list) and len(value) > MAX_ENTRIES:
+            raise ConfigError(
+                f"{key!s:.60}: {len(value)} entries are more than any backbone needs, at most {MAX_ENTRIES}"
+            )
     if "type" in raw and "model_type" not in raw:
         return from_dict(raw, "backbone")
     name = raw.get("model_type")

@@ -26,7 +26,7 @@ from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 
 Positive = Annotated[float, Range(1e-6)]
-MAX_NUMBER, MAX_LAYERS, MAX_ENTRIES = 1_000_000, 200, 1_000  # far beyond any published backbone
+MAX_NUMBER, MAX_LAYERS, MAX_ENTRIES = 1_000_000, 200, 256  # far beyond any published backbone
 _NOT_BACKBONES = {"timm_backbone", "timm_wrapper"}  # timm's own models, which `type: timm` takes
 _LAYER_COUNT = re.compile(r"(^|_)(num_)?(hidden_)?(layers|depths?|blocks)$")
 _EVERYWHERE = {"model_type", "out_features", "out_indices", "stage_names", "architectures", "transformers_version"}
