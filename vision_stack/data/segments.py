@@ -162,6 +162,9 @@ class TruthByImage(Mapping[int, Any]):
     def __getitem__(self, image_id: int) -> Any:
         return self._records[image_id].truth()
 
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._records
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._records)
 

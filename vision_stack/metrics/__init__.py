@@ -1,6 +1,16 @@
-"""Evaluation as COCO does it."""
+"""Evaluation as COCO does it, panoptic quality, mean IoU."""
 
+from vision_stack.metrics.base import Evaluator
 from vision_stack.metrics.coco import CocoEvaluator, coco_results
+from vision_stack.metrics.panoptic import PanopticEvaluator
+from vision_stack.metrics.semantic import SemanticEvaluator
 from vision_stack.metrics.table import format_table
 
-__all__ = ["CocoEvaluator", "coco_results", "format_table"]
+__all__ = [
+    "CocoEvaluator",
+    "Evaluator",
+    "PanopticEvaluator",
+    "SemanticEvaluator",
+    "coco_results",
+    "format_table",
+]

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from rich.console import RenderableType
 
+from vision_stack.metrics.base import Evaluator, three_digits
+from vision_stack.metrics.boundary import BoundaryEval
+from vision_stack.metrics.table import format_table
 from vision_stack.structures import Category, EncodedInstances
 
-IouType = Literal["segm", "bbox"]
-State = list[tuple[int, list[dict[str, Any]]]]  # per image: its id and its records
+IouType = Literal["segm", "bbox", "boundary"]
 
 
 def coco_results(
@@ -46,18 +49,21 @@ def coco_results(
     return records
 
 
-class CocoEvaluator:
+class CocoEvaluator(Evaluator):
     """COCO's mask and box AP over a data set, fed image by image. Holds run-length codes, never masks.
 
     Args:
         ground_truth: the content of a COCO json: images, annotations, categories. It is not changed.
         categories: of the model, by label.
-        iou_types: "segm", "bbox" or both. Boxes of results are those around their masks.
+        iou_types: of "segm", "bbox" and "boundary". Boxes of results are those around their masks; boundary AP (Cheng
+            et al. 2021) counts the lesser of mask and boundary IoU.
         max_detections: at most so many of an image count, best first.
 
     Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
     because pycocotools counts a detection that matches the annotation with id 0 as a false one.
     """
+
+    score_name = "mask AP"
 
     def __init__(
         self,
@@ -66,14 +72,14 @@ class CocoEvaluator:
         iou_types: Sequence[IouType] = ("segm", "bbox"),
         max_detections: int = 100,
     ) -> None:
+        super().__init__()
         self.categories = tuple(categories)
         self.iou_types = tuple(iou_types)
         self.max_detections = max_detections
         self._ground_truth = _index(_complete(ground_truth))
-        self._records: dict[int, list[dict[str, Any]]] = {}
 
     def update(self, image_id: int, instances: EncodedInstances) -> None:
-        """Add the detections of an image, or replace them (a distributed sampler repeats images).
+        """Add the detections of an image.
 
         Raises:
             ValueError: the ground truth has no such image.
@@ -81,24 +87,11 @@ class CocoEvaluator:
         if image_id not in self._ground_truth.imgs:
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
         records = coco_results(image_id, instances, self.categories)
-        self._records[image_id] = sorted(records, key=lambda record: -record["score"])[: self.max_detections]
-
-    def reset(self) -> None:
-        """Forget all detections."""
-        self._records.clear()
-
-    def state(self) -> State:
-        """What another rank's `merge` takes: plain lists."""
-        return list(self._records.items())
-
-    def merge(self, states: Iterable[State]) -> None:
-        """Add the detections that other ranks found."""
-        for state in states:
-            self._records.update(state)
+        self._kept[image_id] = sorted(records, key=lambda record: -record["score"])[: self.max_detections]
 
     def results(self) -> list[dict[str, Any]]:
         """All detections in COCO's results format, images by id, detections of an image best first."""
-        return [record for image_id in sorted(self._records) for record in self._records[image_id]]
+        return [record for image_id in sorted(self._kept) for record in self._kept[image_id]]
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """Evaluate: {"segm": {"AP", "AP50", ...}, "bbox": {...}, "per_class": {name: {"segm": AP, "bbox": AP}}}.
@@ -108,7 +101,7 @@ class CocoEvaluator:
         Args:
             only_updated: leave out images that have not been fed. Otherwise their objects count as missed.
         """
-        image_ids = sorted(self._records if only_updated and self._records else self._ground_truth.imgs)
+        image_ids = sorted(self._kept if only_updated and self._kept else self._ground_truth.imgs)
         detections = [_measured(record, number) for number, record in enumerate(self.results(), start=1)]
         found = _index({**self._ground_truth.dataset, "annotations": detections})
         names = self._class_names()
@@ -121,6 +114,17 @@ class CocoEvaluator:
                 precision = evaluation.eval["precision"][:, :, position, 0, -1]
                 per_class[names[category_id]][iou_type] = _mean(precision)
         return {**metrics, "per_class": per_class}
+
+    def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+        return {f"{kind}_{name}": value for kind in self.iou_types for name, value in metrics[kind].items()}
+
+    def one_line(self, metrics: Mapping[str, Any]) -> str:
+        names = {"segm": "mask AP", "boundary": "boundary AP", "bbox": "box AP"}
+        parts = [f"{title} {three_digits(metrics[kind]['AP'])}" for kind, title in names.items() if kind in metrics]
+        return ", ".join([parts[0], f"AP50 {three_digits(metrics[self.iou_types[0]]['AP50'])}", *parts[1:]])
+
+    def table(self, metrics: Mapping[str, Any]) -> RenderableType:
+        return format_table(metrics)
 
     def write_results(self, path: str | Path) -> None:
         """`results()` as json: what `pycocotools.coco.COCO.loadRes` takes."""
@@ -141,7 +145,8 @@ class CocoEvaluator:
 
     def _evaluate(self, found: COCO, iou_type: IouType, image_ids: list[int]) -> COCOeval:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            evaluation = COCOeval(self._ground_truth, found, iou_type)
+            kind = BoundaryEval if iou_type == "boundary" else COCOeval
+            evaluation = kind(self._ground_truth, found, "bbox" if iou_type == "bbox" else "segm")
             evaluation.params.imgIds = image_ids
             evaluation.params.catIds = sorted(self._ground_truth.cats)
             evaluation.params.maxDets = [1, 10, max(100, self.max_detections)]

@@ -1,20 +1,20 @@
-"""COCO metrics for the terminal, within 80 columns."""
+"""Metrics for the terminal, within 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-_TITLES = {"segm": "masks", "bbox": "boxes"}
+_TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "outlines"}
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def format_table(metrics: Mapping[str, Any]) -> Group:
-    """Twelve numbers for masks and for boxes side by side, then AP by class, best first. Numbers are per cent.
+    """Twelve numbers for masks, boxes and outlines side by side, then AP by class, best first. Numbers are per cent.
 
     Args:
         metrics: from `CocoEvaluator.compute`.
@@ -25,10 +25,34 @@ def format_table(metrics: Mapping[str, Any]) -> Group:
     if per_class:
         parts += [Text("AP by class", style="bold"), _class_table(per_class, kinds)]
     missing = [name for name, values in per_class.items() if all(values.get(kind) is None for kind in kinds)]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        parts.append(Text(f"{len(missing)} of {len(per_class)} classes have no objects here: {shown}", style="dim"))
-    return Group(*parts)
+    return Group(*parts, *_missing(missing, len(per_class)))
+
+
+def score_table(
+    summary: Mapping[str, Mapping[str, Any]], per_class: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
+) -> Group:
+    """A row for each mean, then one for each class that occurs, best first. Numbers are per cent.
+
+    Args:
+        summary: {"all": {"PQ": ...}, ...}.
+        per_class: {name: {"PQ": ...}}; None for classes that do not occur.
+        columns: which metrics, the first one to sort by.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", *columns):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in summary.items():
+        table.add_row(name, *(_percent(values[column]) for column in columns))
+    parts: list[Any] = [table, Text(f"{columns[0]} by class", style="bold"), _class_table(per_class, list(columns))]
+    missing = [name for name, values in per_class.items() if values[columns[0]] is None]
+    return Group(*parts, *_missing(missing, len(per_class)))
+
+
+def _missing(missing: Sequence[str], total: int) -> list[Text]:
+    if not missing:
+        return []
+    shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return [Text(f"{len(missing)} of {total} classes have no objects here: {shown}", style="dim")]
 
 
 def _summary_table(metrics: Mapping[str, Any], kinds: list[str]) -> Table:
@@ -53,7 +77,7 @@ def _class_table(per_class: Mapping[str, Mapping[str, float | None]], kinds: lis
     for _ in range(columns):
         table.add_column("class", max_width=22, no_wrap=True, overflow="ellipsis")
         for kind in kinds:
-            table.add_column(_TITLES[kind], justify="right")
+            table.add_column(_TITLES.get(kind, kind), justify="right")
     for first in range(height):
         cells: list[Text | str] = []
         for name, values in rows[first::height]:

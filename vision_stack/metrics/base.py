@@ -1,0 +1,85 @@
+"""What every task's evaluation has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from rich.console import RenderableType
+
+State = list[tuple[int, Any]]  # per image: its id and what is kept of it
+
+
+class Evaluator(ABC):
+    """Metrics over a data set, fed image by image; what it keeps of an image is small, and found by the image's id.
+
+    Attributes:
+        score_name: the metric by which the best checkpoint is chosen.
+    """
+
+    score_name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Any] = {}
+
+    @abstractmethod
+    def update(self, image_id: int, prediction: Any) -> None:
+        """Add what was found in an image, or replace it (a distributed sampler repeats images)."""
+
+    @abstractmethod
+    def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
+        """The metrics as plain values, in [0, 1] or None where there is nothing to measure.
+
+        Args:
+            only_updated: leave out images that have not been fed. Otherwise what is in them counts as missed.
+        """
+
+    @abstractmethod
+    def results(self) -> list[dict[str, Any]]:
+        """What `predictions.json` gets, images by id, with the data set's own category ids."""
+
+    def files(self) -> dict[str, bytes]:
+        """Contents of the files beside `predictions.json`, by name."""
+        return {}
+
+    @abstractmethod
+    def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+        """What loggers get of the metrics; the first is the score."""
+
+    @abstractmethod
+    def one_line(self, metrics: Mapping[str, Any]) -> str:
+        """The most important metrics in words."""
+
+    @abstractmethod
+    def table(self, metrics: Mapping[str, Any]) -> RenderableType:
+        """The metrics for a terminal, within 80 columns."""
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """By which the best checkpoint is chosen; -1 where there is nothing to find."""
+        value = next(iter(self.scalars(metrics).values()))
+        return -1.0 if value is None else float(value)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._kept.clear()
+
+    def state(self) -> State:
+        """What another rank's `merge` takes: plain values."""
+        return list(self._kept.items())
+
+    def merge(self, states: Iterable[State]) -> None:
+        """Add what other ranks found."""
+        for state in states:
+            self._kept.update(state)
+
+
+def class_names(names: Iterable[str], ids: Iterable[int]) -> list[str]:
+    """Names as keys; two classes of one name are told apart by their ids."""
+    known = list(names)
+    return [n if known.count(n) == 1 else f"{n} ({i})" for n, i in zip(known, ids, strict=True)]
+
+
+def three_digits(value: float | None) -> str:
+    """A metric in a line of text."""
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,121 @@
+"""Mean IoU and accuracies of semantic segmentation, from one confusion matrix (Long et al. 2015, Sec. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
+
+from vision_stack.metrics.base import Evaluator, class_names, three_digits
+from vision_stack.metrics.panoptic import png_name
+from vision_stack.metrics.table import score_table
+from vision_stack.ops.label_maps import class_png
+from vision_stack.structures import Category, SemanticSegmentation
+
+
+class _Image(NamedTuple):
+    """What is kept of an image."""
+
+    confusion: NDArray[np.int64]  # [K, K]
+    png: bytes  # of category ids
+
+
+def confusion_matrix(truth: NDArray[np.integer], found: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
+    """Pixels by true (rows) and found class: label maps [H, W] -> [K, K]. Where the truth is negative nothing counts.
+
+    Raises:
+        ValueError: the two maps differ in size.
+    """
+    if truth.shape != found.shape:
+        raise ValueError(f"the label map's size is {found.shape}, the truth's is {truth.shape}")
+    known = truth >= 0
+    pairs = truth[known].astype(np.int64) * num_classes + found[known]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+class SemanticEvaluator(Evaluator):
+    """mIoU, accuracies and IoU by class over a data set.
+
+    Args:
+        ground_truth: the label map of each image by its id, negative where it says nothing; read when the image is fed.
+        categories: of the model, by label.
+    """
+
+    score_name = "mIoU"
+
+    def __init__(self, ground_truth: Mapping[int, SemanticSegmentation], categories: Sequence[Category]) -> None:
+        super().__init__()
+        self.ground_truth = ground_truth
+        self.categories = tuple(categories)
+        self._png_ids = png_values(self.categories)
+
+    def update(self, image_id: int, prediction: SemanticSegmentation) -> None:
+        """Add the label map of an image.
+
+        Raises:
+            ValueError: the ground truth has no such image, or of another size.
+        """
+        if image_id not in self.ground_truth:
+            raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
+        truth = self.ground_truth[image_id].label_map.numpy()
+        found = prediction.label_map.cpu().numpy()
+        confusion = confusion_matrix(truth, found, len(self.categories))
+        self._kept[image_id] = _Image(confusion, class_png(self._png_ids[found]))
+
+    def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
+        """{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class": {name: {"IoU", "accuracy"}}}.
+
+        Means are over the classes that the truth has. Images that have not been fed count for nothing either way.
+        """
+        count = len(self.categories)
+        total = sum((kept.confusion for kept in self._kept.values()), np.zeros((count, count), np.int64))
+        hits, true, union = np.diag(total), total.sum(1), total.sum(0) + total.sum(1) - np.diag(total)
+        iou = [h / u if t else None for h, u, t in zip(*(x.tolist() for x in (hits, union, true)), strict=True)]
+        accuracy = [h / t if t else None for h, t in zip(hits.tolist(), true.tolist(), strict=True)]
+        names = class_names([c.name for c in self.categories], [c.id for c in self.categories])
+        return {
+            "mIoU": _mean(iou),
+            "pixel_accuracy": float(hits.sum() / total.sum()) if total.sum() else None,
+            "mean_accuracy": _mean(accuracy),
+            "per_class": {name: {"IoU": i, "accuracy": a} for name, i, a in zip(names, iou, accuracy, strict=True)},
+        }
+
+    def results(self) -> list[dict[str, Any]]:
+        """Image ids and the names of their PNGs."""
+        return [{"image_id": image_id, "file_name": png_name(image_id)} for image_id in sorted(self._kept)]
+
+    def files(self) -> dict[str, bytes]:
+        return {png_name(image_id): kept.png for image_id, kept in self._kept.items()}
+
+    def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+        return {name: metrics[name] for name in ("mIoU", "pixel_accuracy", "mean_accuracy")}
+
+    def one_line(self, metrics: Mapping[str, Any]) -> str:
+        return f"mIoU {three_digits(metrics['mIoU'])}, pixel accuracy {three_digits(metrics['pixel_accuracy'])}"
+
+    def table(self, metrics: Mapping[str, Any]) -> RenderableType:
+        summary = {"mean": {"IoU": metrics["mIoU"], "accuracy": metrics["mean_accuracy"]}}
+        summary["pixels"] = {"IoU": None, "accuracy": metrics["pixel_accuracy"]}
+        return score_table(summary, metrics["per_class"], ("IoU", "accuracy"))
+
+
+def png_values(categories: Sequence[Category]) -> NDArray[np.int64]:
+    """What the PNGs of predictions hold for each label: the data set's own category ids.
+
+    Raises:
+        ValueError: an id that no PNG can hold.
+    """
+    ids = np.array([category.id for category in categories])
+    if ids.min() < 0 or ids.max() > 65535:
+        raise ValueError(
+            f"categories: id {ids[(ids < 0) | (ids > 65535)][0]} is not within 0..65535, as label maps need"
+        )
+    return ids
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
