@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import vision_stack.backbones
 import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
+from vision_stack.backbones.base import crop_to_image
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import Config, ConfigError, Count, Fraction, Range, from_dict, to_dict
 from vision_stack.data.images import read_image, rgb_array
@@ -125,7 +126,9 @@ class VisionModel(nn.Module):
         if padding_mask is not None:
             images = images.masked_fill(padding_mask[:, None], 0.0)
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.head(self.neck(self.backbone(images).feature_maps))
+        maps = self.neck(self.backbone(images).feature_maps)
+        size = (images.shape[-2], images.shape[-1])  # a neck, which does not know it, may go beyond the image's borders
+        return self.head(tuple(crop_to_image(maps, self.neck.out_specs, size)))
 
     @torch.inference_mode()
     def predict(

@@ -3,5 +3,15 @@
 from vision_stack.necks.fpn import FPN, FPNConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
 
-__all__ = ["FPN", "FPNConfig", "MSDeform", "MSDeformConfig", "PixelDecoder", "PixelDecoderConfig"]
+__all__ = [
+    "FPN",
+    "FPNConfig",
+    "MSDeform",
+    "MSDeformConfig",
+    "PixelDecoder",
+    "PixelDecoderConfig",
+    "SimplePyramid",
+    "SimplePyramidConfig",
+]

@@ -1,0 +1,82 @@
+"""Simple feature pyramid for plain transformers (ViTDet, Li et al. 2022, Sec. 3 and Appendix A.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from vision_stack.config import Count, register
+from vision_stack.structures import FeatureSpec, NeckConfig
+
+STRIDES = (4, 8, 16, 32)
+RESAMPLED_STRIDE = 16  # of maps whose own stride is no power of two
+
+
+@register("neck", "simple_pyramid")
+@dataclass(frozen=True, kw_only=True)
+class SimplePyramidConfig(NeckConfig):
+    """Maps p2 to p5 (strides 4, 8, 16, 32) of the same `channels`, all made of the backbone's last map."""
+
+    channels: Count = 256
+
+    def build(self, in_specs: tuple[FeatureSpec, ...]) -> SimplePyramid:
+        """Any backbone will do; of several maps the last one is read."""
+        return SimplePyramid(self, in_specs[-1])
+
+
+class SimplePyramid(nn.Module):
+    """Deconvolutions to finer strides, max pooling to coarser ones; then a 1x1 and a 3x3 convolution, each with a norm.
+
+    A map of stride 14, as DINOv2's, is first resampled to stride 16 (bilinear, the centres of its cells kept where
+    they are in the image), so that the strides are true. The neck does not know the image's size: from
+    ceil(H/16) rows it makes twice as many at stride 8, which may be one more than ceil(H/8). Such rows lie beyond the
+    image, at the bottom and at the right; `VisionModel` cuts them off.
+
+    Differs from paper: none for stride 16; other strides are not treated there.
+    """
+
+    def __init__(self, config: SimplePyramidConfig, in_spec: FeatureSpec) -> None:
+        super().__init__()
+        _, width, stride = in_spec
+        self.in_spec = in_spec
+        self.resample = stride / RESAMPLED_STRIDE if stride & (stride - 1) else None
+        stride = RESAMPLED_STRIDE if self.resample else stride
+        self.levels = nn.ModuleList(_level(width, stride, target, config.channels) for target in STRIDES)
+        self.out_specs = tuple(FeatureSpec(f"p{s.bit_length() - 1}", config.channels, s) for s in STRIDES)
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Maps of `in_specs` -> maps of `out_specs`, [B, channels, >= ceil(H/stride), >= ceil(W/stride)]."""
+        x = maps[-1]
+        if self.resample:
+            x = resample(x, self.resample)
+        return tuple(level(x) for level in self.levels)
+
+
+def resample(x: Tensor, scale: float) -> Tensor:
+    """[B, C, h, w] -> [B, C, >= h * scale, >= w * scale]; the cells' centres stay in place, borders are continued."""
+    more = math.ceil(1 / scale)  # the size is rounded down
+    x = F.pad(x, (0, more, 0, more), mode="replicate")
+    return F.interpolate(x, scale_factor=scale, mode="bilinear", recompute_scale_factor=False)
+
+
+def _level(width: int, stride: int, target: int, channels: int) -> nn.Sequential:
+    """From a map of `stride` and `width` to one of `target` and `channels`; both strides are powers of two."""
+    steps = round(math.log2(stride / target))
+    layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-steps)]
+    for step in range(steps):
+        if step:
+            layers += [LayerNorm2d(width), nn.GELU()]
+        narrower = max(width // 2, 1)
+        layers.append(nn.ConvTranspose2d(width, narrower, kernel_size=2, stride=2))
+        width = narrower
+    return nn.Sequential(
+        *layers,
+        nn.Conv2d(width, channels, kernel_size=1, bias=False),
+        LayerNorm2d(channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(channels),
+    )
