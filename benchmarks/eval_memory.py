@@ -4,9 +4,8 @@
     python benchmarks/eval_memory.py --data DIR --images 20
     python benchmarks/eval_memory.py --parts large         # 100 detections on 2000 x 3000 pixels, post-processing alone
 
-With glibc's own settings resident memory creeps up with every new image size, because large tensors end up between
-small ones on the heap; that is fragmentation, not something held. MALLOC_MMAP_THRESHOLD_=1000000 in the environment
-shows the curve without it.
+As in eval.py, glibc gives large freed tensors back at once; with its own settings (--allocator default) resident memory
+creeps up with every new image size, because large tensors end up between small ones on the heap.
 
 Resident memory (MiB) is sampled every 5 ms. The model is small and its weights are random: it scores nothing, but
 finds as many objects, with masks as large and ragged, as any.
@@ -35,6 +34,7 @@ from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
 from vision_stack.postprocess import encode_instances
 from vision_stack.structures import Category, ImageInfo, MaskOutputs
+from vision_stack.training.allocator import return_freed_memory
 
 QUERIES = 100
 
@@ -46,8 +46,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=79)
     parser.add_argument("--short-edge", type=int, default=800, help="the network's input; masks are at full size")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--allocator", choices=["eval", "default"], default="eval")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.allocator == "eval":
+        return_freed_memory()
     if "large" in options.parts:
         _large_image(2000, 3000)
     if "images" in options.parts:
