@@ -78,7 +78,8 @@ def find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
     if not at_stride:
         raise ConfigError(
             f"head: {head} needs a map at stride {MASK_STRIDE}, got {tuple(s.stride for s in in_specs)}; use "
-            "neck=pixel_decoder or neck=fpn with a backbone whose maps start at stride 4 (resnet50, swin_tiny, ...)"
+            "neck=pixel_decoder or neck=fpn with a backbone whose maps start at stride 4 (resnet50, swin_tiny, ...), "
+            "or neck=simple_pyramid with a plain ViT"
         )
     named = [i for i in at_stride if in_specs[i].name == "mask_features"]
     return (named or at_stride)[0]
