@@ -74,7 +74,7 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
     for key, value in raw.items():
         if isinstance(value, list) and len(value) > MAX_ENTRIES:
             raise ConfigError(
-                f"{key!s:.60}: {len(value)} entries are more than any backbone needs, at most {MAX_ENTRIES}"
+                f"{key!s:.60}: {len(value)} entries are more than a backbone needs, {MAX_ENTRIES}"
             )
     if "type" in raw and "model_type" not in raw:
         return from_dict(raw, "backbone")

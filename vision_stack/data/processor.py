@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
@@ -81,7 +82,7 @@ class ImageProcessor(Config):
         if size != tuple(image.shape[1:]):
             image = tvf.resize(image, list(size), interpolation=tvf.InterpolationMode(self.interpolation))
         if self.crop_size is not None:
-            image = tvf.center_crop(image, list(self.crop_size))
+            image = _center_crop(image, *self.crop_size)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (image.float() * self.rescale_factor - mean) / std
 
@@ -163,6 +164,16 @@ def _square(size: Any, field: str) -> Sequence[int]:
     if isinstance(size, Mapping) and "height" in size and "width" in size:
         return (size["height"], size["width"])
     raise ConfigError(f"{field}: expected a number, or height and width, got {size!r:.60}")
+
+
+def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """As transformers: an odd rest is cut off to the right and below; a smaller image is padded with zeros."""
+    missing_y, missing_x = max(0, height - image.shape[1]), max(0, width - image.shape[2])
+    if missing_y or missing_x:
+        left, top = missing_x // 2, missing_y // 2
+        image = F.pad(image, (left, missing_x - left, top, missing_y - top))
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
 
 
 def _as_tensor(image: Any) -> Tensor:
