@@ -22,9 +22,11 @@ from vision_stack.structures import FeatureSpec
 
 Layers = Annotated[int, Range(1, 200)]
 Width = Annotated[int, Range(1, 16_384)]
-Pixels = Annotated[int, Range(1, 4096)]  # of a patch, a window or the image that position tables are made for
+Pixels = Annotated[int, Range(1, 4096)]  # of a patch, or of the image that position tables are made for
+Window = Annotated[int, Range(1, 64)]
 Positive = Annotated[float, Range(1e-6)]
 Epsilon = Annotated[float, Range(0.0, 1.0)]
+Ratio = Annotated[float, Range(0.1, 64.0)]  # of an MLP's hidden width to a layer's
 
 _SQUARES = ("image_size", "patch_size", "window_size")  # transformers also takes (height, width)
 

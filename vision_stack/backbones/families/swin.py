@@ -16,12 +16,14 @@ from vision_stack.backbones.families.base import (
     FamilyConfig,
     Layers,
     Pixels,
+    Ratio,
     Width,
+    Window,
     pyramid,
     same_length,
 )
 from vision_stack.backbones.swin_windows import pad_before_shift
-from vision_stack.config import ConfigError, Fraction, NonNegative, Range, register
+from vision_stack.config import ConfigError, Fraction, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.swin import convert_swin, convert_swinv2
 
@@ -36,8 +38,8 @@ class _SwinFields(FamilyConfig):
     embed_dim: Width = 96  # channels of the stem and of stage 1; they double from stage to stage
     depths: tuple[Layers, ...] = (2, 2, 6, 2)
     num_heads: tuple[Width, ...] = (3, 6, 12, 24)
-    window_size: Pixels = 7
-    mlp_ratio: NonNegative = 4.0
+    window_size: Window = 7
+    mlp_ratio: Ratio = 4.0
     qkv_bias: bool = True
     layer_norm_eps: Epsilon = 1e-5
     drop_path_rate: Fraction = 0.1

@@ -12,8 +12,8 @@ from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vision_stack.backbones.families.base import Epsilon, FamilyBackbone, FamilyConfig, Layers, Pixels, Width
-from vision_stack.config import ConfigError, NonNegative, Range, register
+from vision_stack.backbones.families.base import Epsilon, FamilyBackbone, FamilyConfig, Layers, Pixels, Ratio, Width
+from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov2, convert_dinov2_with_registers, convert_vit
 
@@ -67,8 +67,8 @@ class _LearntPositions(PlainConfig):
 
     def check(self) -> None:
         super().check()
-        if self.image_size < self.patch_size:
-            raise ConfigError(f"image_size: {self.image_size} is less than a patch ({self.patch_size})")
+        if not 1 <= self.image_size // self.patch_size <= 512:
+            raise ConfigError(f"image_size: 1 to 512 patches of {self.patch_size} pixels a side, got {self.image_size}")
 
     def timm_options(self) -> dict[str, Any]:
         return {**super().timm_options(), "img_size": self.image_size, "qkv_bias": self.qkv_bias}
@@ -102,7 +102,7 @@ class Dinov2Config(_LearntPositions):
     """
 
     patch_size: Pixels = 14
-    mlp_ratio: NonNegative = 4.0
+    mlp_ratio: Ratio = 4.0
     layerscale_value: Annotated[float, Range(1e-12, 1e3)] = 1.0
     use_swiglu_ffn: bool = False  # the giant's
     apply_layernorm: bool = True  # the final LayerNorm on every map
