@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("transformers")
 import transformers
-from maskformer_oracle import perturb
+from maskformer_oracle import oracle_layers, perturb
 
 from vision_stack import MaskFormerConfig, MaskFormerForInstanceSegmentation
 from vision_stack.weights.maskformer import convert_maskformer
@@ -24,8 +24,7 @@ def pair(use_auxiliary_loss):
     torch.manual_seed(0)
     backbone = transformers.ResNetConfig(**RESNET, out_features=STAGES)
     decoder = {"num_queries": 12, "decoder_layers": 3, "d_model": 64, "decoder_ffn_dim": 96}
-    common = {"fpn_feature_size": 64, "mask_feature_size": 64, "use_auxiliary_loss": use_auxiliary_loss}
-    common |= {"output_auxiliary_logits": use_auxiliary_loss, "dice_weight": 2.0, "mask_weight": 15.0}
+    common = {"fpn_feature_size": 64, "mask_feature_size": 64, "dice_weight": 2.0, "mask_weight": 15.0}
     theirs = transformers.MaskFormerForInstanceSegmentation(
         transformers.MaskFormerConfig(
             backbone_config=backbone,
@@ -34,10 +33,9 @@ def pair(use_auxiliary_loss):
             **common,
         )
     ).eval()
-    theirs.config.use_auxiliary_loss = False  # with it, the run that settles the batch norms would fail
     perturb(theirs)
-    theirs.config.use_auxiliary_loss = use_auxiliary_loss
     names = {i: f"class {i}" for i in range(NUM_LABELS)}
+    common |= {"use_auxiliary_loss": use_auxiliary_loss, "output_auxiliary_logits": use_auxiliary_loss}
     config = MaskFormerConfig(backbone_config=backbone.to_dict(), decoder_config=decoder, id2label=names, **common)
     ours = MaskFormerForInstanceSegmentation(config).eval()
     ours.vision_model.load_state_dict(convert_maskformer(theirs.state_dict()), strict=True)
@@ -58,42 +56,41 @@ def batch():
 
 
 @torch.no_grad()
-def their_outputs(model, pixel_values, pixel_mask, mask_labels, class_labels):
-    """With hidden states, without which transformers' auxiliary loss fails."""
-    return model(
-        pixel_values=pixel_values,
-        pixel_mask=pixel_mask,
-        mask_labels=mask_labels,
-        class_labels=class_labels,
-        output_hidden_states=True,
-    )
-
-
-@torch.no_grad()
 def run(model, pixel_values, pixel_mask, mask_labels, class_labels):
     return model(pixel_values=pixel_values, pixel_mask=pixel_mask, mask_labels=mask_labels, class_labels=class_labels)
 
 
-@pytest.mark.parametrize("use_auxiliary_loss", [False, True])
-def test_dress_logits_and_loss_equal_those_of_transformers(use_auxiliary_loss):
-    theirs, ours = pair(use_auxiliary_loss)
-    expected, found = their_outputs(theirs, *batch()), run(ours, *batch())
+def test_dress_logits_and_loss_equal_those_of_transformers():
+    theirs, ours = pair(False)
+    expected, found = run(theirs, *batch()), run(ours, *batch())
     for name in ("class_queries_logits", "masks_queries_logits"):
         want, got = getattr(expected, name), getattr(found, name)
         assert want.std() >= 1
         assert (got - want).abs().max() < TOLERANCE * want.std(), name
     torch.testing.assert_close(found.loss.reshape(()), expected.loss.reshape(()), rtol=TOLERANCE, atol=0)
-    assert (found.auxiliary_logits is None) != use_auxiliary_loss
-    if use_auxiliary_loss:
-        assert len(found.auxiliary_logits) == 2
-        want = expected.auxiliary_logits[0]["masks_queries_logits"]
-        assert (found.auxiliary_logits[0]["masks_queries_logits"] - want).abs().max() < TOLERANCE * want.std()
+    assert found.auxiliary_logits is None
+
+
+@torch.no_grad()
+def test_dress_auxiliary_loss_and_logits_are_those_of_every_layer():
+    """transformers' model fails with its own auxiliary loss; its loss takes what its layers give."""
+    theirs, ours = pair(True)
+    pixel_values, pixel_mask, masks, classes = batch()
+    names = ("class_queries_logits", "masks_queries_logits")
+    *earlier, last = [dict(zip(names, x, strict=True)) for x in oracle_layers(theirs, pixel_values, pixel_mask)]
+    losses = theirs.get_loss_dict(last[names[1]], last[names[0]], masks, classes, earlier)
+    found = run(ours, pixel_values, pixel_mask, masks, classes)
+    torch.testing.assert_close(found.loss, sum(losses.values()).reshape(()), rtol=TOLERANCE, atol=0)
+    assert len(losses) == 9  # three of each layer
+    for got, want in zip(found.auxiliary_logits, earlier, strict=True):
+        for name in names:
+            assert (got[name] - want[name]).abs().max() < TOLERANCE * want[name].std()
 
 
 def test_dress_labels_mixed_up_are_told_apart():
     theirs, ours = pair(False)
     pixel_values, pixel_mask, masks, classes = batch()
-    expected = their_outputs(theirs, pixel_values, pixel_mask, masks, classes).loss
+    expected = run(theirs, pixel_values, pixel_mask, masks, classes).loss
     wrong = [classes[0].flip(0), classes[1]]
     assert abs(run(ours, pixel_values, pixel_mask, masks, wrong).loss - expected) > 20 * TOLERANCE * expected
     inverted = run(ours, pixel_values, 1 - pixel_mask, masks, classes)  # the reverse sense of the mask
