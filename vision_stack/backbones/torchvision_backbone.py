@@ -22,6 +22,7 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.backbones.torchvision_stages import FAMILIES, Family, Stage, keep_only
 from vision_stack.config import ConfigError, Fraction, register
 from vision_stack.structures import FeatureSpec
@@ -52,8 +53,8 @@ class TorchvisionBackboneConfig(BackboneConfigMixin):
         return tuple(stage.spec for stage in _describe(self.model_name))
 
     def build(self) -> TorchvisionBackbone:
-        """The backbone, with random weights."""
-        return TorchvisionBackbone(self)
+        """The backbone, with random weights unless the config came with others."""
+        return load_initial_weights(TorchvisionBackbone(self))
 
 
 class TorchvisionBackbone(Backbone):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vision_stack.backbones.base import freeze_batch_norms
 from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, Layers, Width, pyramid, same_length
+from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.backbones import convert_resnet
@@ -54,8 +55,8 @@ class ResNetConfig(FamilyConfig):
         return net
 
     def build(self) -> ResNetBackbone:
-        """The backbone, with random weights."""
-        return ResNetBackbone(self)
+        """The backbone, with random weights unless the config came with others."""
+        return load_initial_weights(ResNetBackbone(self))
 
 
 def _widen_stem(net: Any, config: ResNetConfig, block: Any, planes: tuple[int, ...]) -> None:
