@@ -20,10 +20,11 @@ import vision_stack.backbones
 import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
 from vision_stack.backbones.base import crop_to_image
-from vision_stack.backbones.pretrained import load_initial_weights
+from vision_stack.backbones.pretrained import LoadReport, load_initial_weights
 from vision_stack.config import Config, ConfigError, Count, Fraction, Range, from_dict, to_dict
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
+from vision_stack.published import PublishedModel, convert, is_published, locate, read_published
 from vision_stack.structures import (
     BackboneConfig,
     Category,
@@ -34,6 +35,7 @@ from vision_stack.structures import (
     Segmentation,
     Task,
 )
+from vision_stack.weights.export import export_transformers
 
 SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -90,6 +92,7 @@ class VisionModel(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    load_report: LoadReport | None = None  # of a model that transformers wrote
 
     def __init__(self, config: VisionModelConfig) -> None:
         super().__init__()
@@ -202,15 +205,19 @@ class VisionModel(nn.Module):
         save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> VisionModel:
-        """The model of a directory that `save_pretrained` wrote, or of a training checkpoint (`.ckpt`), in eval mode.
+    def from_pretrained(cls, source: str | Path) -> VisionModel:
+        """The model of a directory that `save_pretrained` wrote, of a training checkpoint (`.ckpt`), or of a MaskFormer
+        or Mask2Former that transformers wrote, by directory or hub id; in eval mode.
 
-        Loads tensors and plain values only; nothing in either can import or run code.
+        Loads tensors and plain values only; nothing in any of them can import or run code. What became of the tensors
+        of a model of transformers is in `load_report`.
 
         Raises:
-            ValueError: the path holds no such model, or its weights do not fit its config; one line.
+            ValueError: the source holds no such model, or its weights do not fit its config; one line.
         """
-        path = Path(path)
+        path = locate(source)
+        if path.is_dir() and is_published(path):
+            return cls._from_published(read_published(path, source))
         if path.is_dir():
             config, state = _read_directory(path)
         else:
@@ -219,6 +226,29 @@ class VisionModel(nn.Module):
         model = cls(from_dict(config, cls=VisionModelConfig))
         load_strictly(model, state, path)
         return model.eval()
+
+    @classmethod
+    def _from_published(cls, published: PublishedModel) -> VisionModel:
+        try:
+            config = from_dict(published.config, cls=VisionModelConfig)
+            with torch.device("meta"):  # no memory for sizes that the weights do not have
+                planned = cls(config)
+            state, report = convert(published, planned.backbone, planned.state_dict())
+        except ConfigError as error:
+            raise ConfigError(f"{published.source}: {error}") from None
+        check_fit(planned.state_dict(), state, published.source)
+        model = cls(config)
+        load_strictly(model, state, published.source)
+        model.load_report = report
+        return model.eval()
+
+    def export_transformers(self, directory: str | Path) -> None:
+        """Write a directory that transformers' `from_pretrained` loads as MaskFormer or Mask2Former, with equal logits.
+
+        Raises:
+            ConfigError: transformers has no model of these parts; the line says which it has.
+        """
+        export_transformers(self, self.config, Path(directory))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -250,7 +280,12 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """`load_state_dict(strict=True)` whose error is one line that names the source and the first keys that differ."""
-    expected = model.state_dict()
+    check_fit(model.state_dict(), state, source)
+    model.load_state_dict(state)
+
+
+def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> None:
+    """ValueError, one line with the first keys that differ, unless names and shapes agree."""
     problems = [f"missing {k}" for k in expected if k not in state]
     problems += [f"unexpected {k}" for k in state if k not in expected]
     problems += [
@@ -261,7 +296,6 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | P
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{source}: weights do not fit the config: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
 
 
 def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,7 +24,9 @@ ALLOWED = {
     "data": CORE | {"ops"},
     "metrics": CORE | {"ops"},
     "visualization": CORE | {"ops"},
-    "model": BASE | {"backbones", "necks", "heads", "weights", "postprocess", "data"},
+    "published": BASE | {"backbones", "weights"},
+    "model": BASE | {"backbones", "necks", "heads", "weights", "published", "postprocess", "data"},
+    "to_transformers": {"model", "cli"},
     "compat": BASE | {"backbones", "necks", "heads", "losses", "data", "model"},
     "training": BASE
     | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"},

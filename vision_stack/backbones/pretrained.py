@@ -113,9 +113,9 @@ def load_pretrained(
         elif pretrained in (True, "auto"):
             path, source = _published_file(backbone.published, option)
         else:
-            path = _local_file(str(pretrained))
+            path = find_weights_file(str(pretrained))
             source = str(path)
-        return _load(backbone, _read(path), source)
+        return _load(backbone, read_tensors(path), source)
     except ConfigError as error:
         name = _name(config)
         if pretrained != "auto":
@@ -175,7 +175,8 @@ def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _local_file(text: str) -> Path:
+def find_weights_file(text: str) -> Path:
+    """The file, or the one in the directory, that this path means; ConfigError if there is none."""
     path = Path(text).expanduser()
     if path.is_dir():
         found = next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
@@ -187,8 +188,12 @@ def _local_file(text: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors only: nothing in the file is executed."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors`, `.pth` or `.bin` file, by name; nothing in the file is executed.
+
+    Raises:
+        ConfigError: not readable as such; one line.
+    """
     try:
         state = load_state_dict(str(path), weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError) as error:

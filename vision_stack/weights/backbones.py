@@ -72,14 +72,33 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
+UNUSED = (r"criterion\.empty_weight", None)  # the weights of the classes in the loss
+ENCODER = "model.pixel_level_module.encoder."  # of the backbone's names, in transformers' MaskFormer and Mask2Former
+
+
+def split_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State of transformers' MaskFormer or Mask2Former -> that of its backbone, without prefix, and the rest.
+
+    The backbone's names become those of transformers' backbone classes, also where MaskFormer's Swin has its own.
+    """
+    encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
+    rest = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
+    return {_plain(key): value for key, value in encoder.items()}, rest
+
+
+def _plain(key: str) -> str:
+    norm = re.fullmatch(r"hidden_states_norms\.(\d+)\.(\w+)", key)
+    return f"hidden_states_norms.stage{int(norm[1]) + 1}.{norm[2]}" if norm else key.removeprefix("model.")
+
+
 def convert_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone inside of transformers' MaskFormer or Mask2Former -> that of a `VisionModel`, a `TimmBackbone`.
+    """The backbone of transformers' MaskFormer or Mask2Former (`split_encoder`) -> a `TimmBackbone` in a `VisionModel`.
 
     It may be transformers' ResNet or Swin (whose norms of the maps become `out_norms`) or one of timm's.
     """
     if any(key.startswith("hidden_states_norms.") for key in state):
         norms = {k: v for k, v in state.items() if k.startswith("hidden_states_norms.")}
-        body = {k.removeprefix("model."): v for k, v in state.items() if k not in norms}
+        body = {k: v for k, v in state.items() if k not in norms}
         converted = {f"net.{k}": v for k, v in convert_swin(body).items()}
         return {f"backbone.{k}": v for k, v in (converted | rename(norms, _OUT_NORMS)).items()}
     if any(key.startswith("_backbone.") for key in state):
@@ -87,7 +106,4 @@ def convert_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"backbone.net.{k}": v for k, v in convert_resnet(state).items()}
 
 
-_OUT_NORMS: Rules = (
-    (r"hidden_states_norms\.(\d+)\.(\w+)", r"norms.\1.\2"),
-    (r"hidden_states_norms\.stage(\d+)\.(\w+)", lambda m: f"norms.{int(m[1]) - 1}.{m[2]}"),
-)
+_OUT_NORMS: Rules = ((r"hidden_states_norms\.stage(\d+)\.(\w+)", lambda m: f"norms.{int(m[1]) - 1}.{m[2]}"),)

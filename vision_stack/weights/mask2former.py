@@ -1,5 +1,6 @@
-"""Key map of transformers' Mask2Former (`Mask2FormerForUniversalSegmentation`), and so of the checkpoints published in
-its format, to a `VisionModel` with a timm backbone, the `ms_deform` neck and the `mask2former` head."""
+"""Names of transformers' Mask2Former (`Mask2FormerForUniversalSegmentation`), and so of the checkpoints published in
+its format, in a `VisionModel` with the `ms_deform` neck and the `mask2former` head; the backbone has names of its
+own."""
 
 from __future__ import annotations
 
@@ -7,75 +8,71 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_stack.weights.backbones import convert_encoder
-from vision_stack.weights.renaming import Rules, rename
+from vision_stack.weights.backbones import UNUSED, convert_encoder, split_encoder
+from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
-ENCODER = "model.pixel_level_module.encoder."
+_PIXEL = "model.pixel_level_module.decoder."
+_PIXEL_LAYER = f"{_PIXEL}encoder.layers.{{i}}."
+_DECODER = "model.transformer_module."
+_LAYER = f"{_DECODER}decoder.layers.{{i}}."
+_CROSS = "cross_attn.in_proj_"  # query, key and value in one
 
-_CONV_NORM = ("conv", "norm")
-_PIXEL = r"model\.pixel_level_module\.decoder\."
-_DECODER = r"model\.transformer_module\."
-_PIXEL_LAYER = {
-    r"self_attn\.(sampling_offsets|attention_weights|value_proj|output_proj)": r"attn.\2",
-    r"self_attn_layer_norm": "attn_norm",
-    r"fc([12])": r"ffn.linear\2",
-    r"final_layer_norm": "ffn_norm",
-}
-_DECODER_LAYER = {
-    r"(self|cross)_attn\.([qkv]|out)_proj": r"\2_attn.\3_proj",
-    r"(self|cross)_attn_layer_norm": r"\2_attn_norm",
-    r"fc([12])": r"ffn.linear\2",
-    r"final_layer_norm": "ffn_norm",
-}
-_RULES: Rules = (
-    (rf"{_PIXEL}level_embed", "neck.level_embed.weight"),
-    (
-        rf"{_PIXEL}input_projections\.(\d+)\.([01])\.(\w+)",
-        lambda m: f"neck.input_projections.{m[1]}.{_CONV_NORM[int(m[2])]}.{m[3]}",
-    ),
-    (rf"{_PIXEL}adapter_1\.([01])\.(\w+)", lambda m: f"neck.lateral.{_CONV_NORM[int(m[1])]}.{m[2]}"),
-    (rf"{_PIXEL}layer_1\.([01])\.(\w+)", lambda m: f"neck.output.{_CONV_NORM[int(m[1])]}.{m[2]}"),
-    (rf"{_PIXEL}mask_projection\.(\w+)", r"neck.mask_projection.\1"),
+_NAMES: Names = (
+    (f"{_PIXEL}level_embed", "neck.level_embed.weight"),
+    (f"{_PIXEL}input_projections.{{i}}.0.{{p}}", "neck.input_projections.{i}.conv.{p}"),
+    (f"{_PIXEL}input_projections.{{i}}.1.{{p}}", "neck.input_projections.{i}.norm.{p}"),
+    (f"{_PIXEL}adapter_1.0.{{p}}", "neck.lateral.conv.{p}"),
+    (f"{_PIXEL}adapter_1.1.{{p}}", "neck.lateral.norm.{p}"),
+    (f"{_PIXEL}layer_1.0.{{p}}", "neck.output.conv.{p}"),
+    (f"{_PIXEL}layer_1.1.{{p}}", "neck.output.norm.{p}"),
+    (f"{_PIXEL}mask_projection.{{p}}", "neck.mask_projection.{p}"),
     *(
-        (rf"{_PIXEL}encoder\.layers\.(\d+)\.{theirs}\.(?P<p>\w+)", rf"neck.layers.\1.{ours}.\g<p>")
-        for theirs, ours in _PIXEL_LAYER.items()
+        (f"{_PIXEL_LAYER}self_attn.{part}.{{p}}", f"neck.layers.{{i}}.attn.{part}.{{p}}")
+        for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
     ),
-    (rf"{_DECODER}queries_embedder\.weight", "head.query_embed.weight"),
-    (rf"{_DECODER}queries_features\.weight", "head.query_feat.weight"),
-    (rf"{_DECODER}level_embed\.weight", "head.level_embed.weight"),
-    (rf"{_DECODER}input_projections\.(\d+)\.(\w+)", r"head.input_projections.\1.\2"),
+    (f"{_PIXEL_LAYER}self_attn_layer_norm.{{p}}", "neck.layers.{i}.attn_norm.{p}"),
+    (f"{_PIXEL_LAYER}fc{{j}}.{{p}}", "neck.layers.{i}.ffn.linear{j}.{p}"),
+    (f"{_PIXEL_LAYER}final_layer_norm.{{p}}", "neck.layers.{i}.ffn_norm.{p}"),
+    (f"{_DECODER}queries_embedder.weight", "head.query_embed.weight"),
+    (f"{_DECODER}queries_features.weight", "head.query_feat.weight"),
+    (f"{_DECODER}level_embed.weight", "head.level_embed.weight"),
+    (f"{_DECODER}input_projections.{{i}}.{{p}}", "head.input_projections.{i}.{p}"),
     *(
-        (rf"{_DECODER}decoder\.layers\.(\d+)\.{theirs}\.(?P<p>\w+)", rf"head.layers.\1.{ours}.\g<p>")
-        for theirs, ours in _DECODER_LAYER.items()
+        (f"{_LAYER}self_attn.{part}_proj.{{p}}", f"head.layers.{{i}}.self_attn.{part}_proj.{{p}}")
+        for part in ("q", "k", "v", "out")
     ),
-    (rf"{_DECODER}decoder\.layernorm\.(\w+)", r"head.decoder_norm.\1"),
-    (
-        rf"{_DECODER}decoder\.mask_predictor\.mask_embedder\.(\d+)\.0\.(\w+)",
-        r"head.mask_embed.layers.\1.\2",
+    *(
+        (f"{_LAYER}{_CROSS}{{p}}#{number}", f"head.layers.{{i}}.cross_attn.{part}_proj.{{p}}")
+        for number, part in enumerate("qkv")
     ),
-    (r"class_predictor\.(\w+)", r"head.class_embed.\1"),
-    (r"criterion\.empty_weight", None),  # the loss's class weights
+    (f"{_LAYER}cross_attn.out_proj.{{p}}", "head.layers.{i}.cross_attn.out_proj.{p}"),
+    (f"{_LAYER}self_attn_layer_norm.{{p}}", "head.layers.{i}.self_attn_norm.{p}"),
+    (f"{_LAYER}cross_attn_layer_norm.{{p}}", "head.layers.{i}.cross_attn_norm.{p}"),
+    (f"{_LAYER}fc{{j}}.{{p}}", "head.layers.{i}.ffn.linear{j}.{p}"),
+    (f"{_LAYER}final_layer_norm.{{p}}", "head.layers.{i}.ffn_norm.{p}"),
+    (f"{_DECODER}decoder.layernorm.{{p}}", "head.decoder_norm.{p}"),
+    (f"{_DECODER}decoder.mask_predictor.mask_embedder.{{i}}.0.{{p}}", "head.mask_embed.layers.{i}.{p}"),
+    ("class_predictor.{p}", "head.class_embed.{p}"),
 )
 
 
 def convert_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of transformers' Mask2Former, as its files have it -> of a `VisionModel`, to be loaded strictly.
+    """State dict of transformers' Mask2Former, as its files have it -> of a `VisionModel` with a timm backbone.
+
+    The backbone may be transformers' ResNet or Swin (then `out_norms` belongs to our backbone) or one of timm's.
 
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    backbone = {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
-    rest = {k: v for k, v in state.items() if not k.startswith(ENCODER)}
-    return convert_encoder(backbone) | rename(_split_qkv(rest), _RULES)
+    encoder, rest = split_encoder(state)
+    return convert_encoder(encoder) | convert_decoder(rest)
 
 
-def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`in_proj_weight` of each cross-attention as the three that it is made of."""
-    split: dict[str, Tensor] = {}
-    for key, value in state.items():
-        start, found, kind = key.partition(".in_proj_")
-        if found:
-            split |= {f"{start}.{part}_proj.{kind}": x for part, x in zip("qkv", value.chunk(3), strict=True)}
-        else:
-            split[key] = value
-    return split
+def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but the backbone; see `convert_mask2former`."""
+    return rename(split_part(state, _CROSS, 3), (*to_ours(_NAMES), UNUSED))
+
+
+def export_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `convert_decoder`."""
+    return join_parts(rename(state, to_theirs(_NAMES)))

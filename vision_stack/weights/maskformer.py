@@ -1,5 +1,6 @@
-"""Key map of transformers' MaskFormer (`MaskFormerForInstanceSegmentation`), and so of the checkpoints published in its
-format, to a `VisionModel` with a timm backbone, the plain `pixel_decoder` neck and the `maskformer` head."""
+"""Names of transformers' MaskFormer (`MaskFormerForInstanceSegmentation`), and so of the checkpoints published in its
+format, in a `VisionModel` with the plain `pixel_decoder` neck and the `maskformer` head; the backbone has names of its
+own."""
 
 from __future__ import annotations
 
@@ -7,66 +8,72 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_stack.weights.backbones import convert_encoder
-from vision_stack.weights.renaming import Rules, rename
+from vision_stack.weights.backbones import UNUSED, convert_encoder, split_encoder
+from vision_stack.weights.renaming import Names, rename, to_ours, to_theirs
 
-ENCODER = "model.pixel_level_module.encoder."
-FPN_LAYERS = "model.pixel_level_module.decoder.fpn.layers."
+_FPN = "model.pixel_level_module.decoder.fpn."
+_DECODER = "model.transformer_module."
+_LAYER = f"{_DECODER}decoder.layers.{{i}}."
+_ATTENTION = {"self_attn": "self_attn", "encoder_attn": "cross_attn"}
 
-_CONV_NORM = ("conv", "norm")
-_LAYER = {
-    r"self_attn\.([qkv])_proj": r"self_attn.\2_proj",
-    r"encoder_attn\.([qkv])_proj": r"cross_attn.\2_proj",
-    r"self_attn\.o(ut)?_proj": r"self_attn.out_proj",  # the longer names are those of older versions
-    r"encoder_attn\.o(ut)?_proj": r"cross_attn.out_proj",
-    r"(mlp\.)?fc([12])": r"ffn.linear\3",
-    r"self_attn_layer_norm": r"self_attn_norm",
-    r"encoder_attn_layer_norm": r"cross_attn_norm",
-    r"final_layer_norm": r"ffn_norm",
-}
+_NAMES: Names = (
+    (f"{_FPN}stem.0.{{p}}", "neck.top.conv.{p}"),
+    (f"{_FPN}stem.1.{{p}}", "neck.top.norm.{p}"),
+    ("model.pixel_level_module.decoder.mask_projection.{p}", "neck.mask_projection.{p}"),
+    (f"{_DECODER}queries_embedder.weight", "head.query_embed.weight"),
+    (f"{_DECODER}input_projection.{{p}}", "head.input_projection.{p}"),
+    *(
+        (f"{_LAYER}{theirs}.{part}_proj.{{p}}", f"head.layers.{{i}}.{ours}.{part}_proj.{{p}}")
+        for theirs, ours in _ATTENTION.items()
+        for part in ("q", "k", "v", "out")
+    ),
+    *(
+        (f"{_LAYER}{theirs}_layer_norm.{{p}}", f"head.layers.{{i}}.{ours}_norm.{{p}}")
+        for theirs, ours in _ATTENTION.items()
+    ),
+    (f"{_LAYER}fc{{j}}.{{p}}", "head.layers.{i}.ffn.linear{j}.{p}"),
+    (f"{_LAYER}final_layer_norm.{{p}}", "head.layers.{i}.ffn_norm.{p}"),
+    (f"{_DECODER}decoder.layernorm.{{p}}", "head.decoder_norm.{p}"),
+    ("class_predictor.{p}", "head.class_embed.{p}"),
+    ("mask_embedder.{i}.0.{p}", "head.mask_embed.layers.{i}.{p}"),
+    # Of a model in memory, in newer versions; files have the names above.
+    *(
+        (f"{_LAYER}{theirs}.o_proj.{{p}}", f"head.layers.{{i}}.{ours}.out_proj.{{p}}")
+        for theirs, ours in _ATTENTION.items()
+    ),
+    (f"{_LAYER}mlp.fc{{j}}.{{p}}", "head.layers.{i}.ffn.linear{j}.{p}"),
+)
 
 
 def convert_maskformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of transformers' MaskFormer -> state dict of a `VisionModel`, to be loaded strictly.
+    """State dict of transformers' MaskFormer, as its files have it -> of a `VisionModel` with a timm backbone.
 
     The backbone may be transformers' ResNet or Swin (then `out_norms` belongs to our backbone) or one of timm's.
 
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    backbone = {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
-    rest = {k: v for k, v in state.items() if not k.startswith(ENCODER)}
-    num_levels = len({k.removeprefix(FPN_LAYERS).split(".")[0] for k in rest if k.startswith(FPN_LAYERS)})
-    return convert_encoder(backbone) | rename(rest, _rules(num_levels))
+    encoder, rest = split_encoder(state)
+    return convert_encoder(encoder) | convert_decoder(rest)
 
 
-def _rules(num_levels: int) -> Rules:
-    """Of neck and head; `num_levels` laterals, which transformers counts from coarse to fine."""
+def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but the backbone; see `convert_maskformer`."""
+    num_levels = len({k.removeprefix(f"{_FPN}layers.").split(".")[0] for k in state if k.startswith(f"{_FPN}layers.")})
+    return rename(state, (*to_ours((*_NAMES, *_laterals(num_levels))), UNUSED))
 
-    def lateral(part: str) -> Rules:
-        pattern = rf"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d+)\.{part}\.([01])\.(\w+)"
-        ours = {"proj": "lateral", "block": "output"}[part]
-        return ((pattern, lambda m: f"neck.{ours}.{num_levels - 1 - int(m[1])}.{_CONV_NORM[int(m[2])]}.{m[3]}"),)
 
-    return (
-        (
-            r"model\.pixel_level_module\.decoder\.fpn\.stem\.([01])\.(\w+)",
-            lambda m: f"neck.top.{_CONV_NORM[int(m[1])]}.{m[2]}",
-        ),
-        *lateral("proj"),
-        *lateral("block"),
-        (r"model\.pixel_level_module\.decoder\.mask_projection\.(\w+)", r"neck.mask_projection.\1"),
-        (r"model\.transformer_module\.queries_embedder\.weight", "head.query_embed.weight"),
-        (r"model\.transformer_module\.input_projection\.(\w+)", r"head.input_projection.\1"),
-        *(
-            (
-                rf"model\.transformer_module\.decoder\.layers\.(\d+)\.{theirs}\.(?P<p>weight|bias)",
-                rf"head.layers.\1.{ours}.\g<p>",
-            )
-            for theirs, ours in _LAYER.items()
-        ),
-        (r"model\.transformer_module\.decoder\.layernorm\.(\w+)", r"head.decoder_norm.\1"),
-        (r"class_predictor\.(\w+)", r"head.class_embed.\1"),
-        (r"mask_embedder\.(\d+)\.0\.(\w+)", r"head.mask_embed.layers.\1.\2"),
-        (r"criterion\.empty_weight", None),  # the loss's class weights
+def export_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `convert_decoder`."""
+    num_levels = len({k.split(".")[2] for k in state if k.startswith("neck.lateral.")})
+    return rename(state, to_theirs((*_NAMES, *_laterals(num_levels))))
+
+
+def _laterals(num_levels: int) -> Names:
+    """Of the pyramid's levels, which transformers counts from coarse to fine."""
+    return tuple(
+        (f"{_FPN}layers.{num_levels - 1 - level}.{theirs}.{number}.{{p}}", f"neck.{ours}.{level}.{part}.{{p}}")
+        for level in range(num_levels)
+        for theirs, ours in (("proj", "lateral"), ("block", "output"))
+        for number, part in enumerate(("conv", "norm"))
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str] | None], ...]
+Names = tuple[tuple[str, str], ...]  # pairs (theirs, ours) that hold both ways; {i}, {j} are numbers, {p} is a word
 
 
 def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
@@ -46,3 +47,35 @@ def join_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             joined[key] = value
     return joined | {name: torch.cat([found[i] for i in sorted(found)]) for name, found in parts.items()}
+
+
+def to_ours(names: Names) -> Rules:
+    """The rules that rename theirs to ours."""
+    return tuple((_pattern(theirs), _replacement(ours)) for theirs, ours in names)
+
+
+def to_theirs(names: Names) -> Rules:
+    """The rules that rename ours to theirs; where two of theirs mean the same of ours, the first is given."""
+    return tuple((_pattern(ours), _replacement(theirs)) for theirs, ours in names)
+
+
+def _pattern(template: str) -> str:
+    pieces = re.split(r"\{(\w)\}", template)  # text and placeholders by turns
+    kinds = {"i": r"\d+", "j": r"\d+", "p": r"\w+"}
+    groups = [f"(?P<{name}>{kinds[name]})" for name in pieces[1::2]]
+    return "".join(re.escape(text) + group for text, group in zip(pieces[::2], [*groups, ""], strict=True))
+
+
+def _replacement(template: str) -> str:
+    return re.sub(r"\{(\w)\}", r"\\g<\1>", template)
+
+
+def split_part(state: Mapping[str, Tensor], ending: str, count: int) -> dict[str, Tensor]:
+    """Undo `join_parts`: names that contain `ending` are split along the first axis into `name#0` to `name#count-1`."""
+    split: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if ending in key:
+            split |= {f"{key}#{i}": part for i, part in enumerate(value.chunk(count))}
+        else:
+            split[key] = value
+    return split

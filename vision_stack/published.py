@@ -1,0 +1,147 @@
+"""MaskFormer and Mask2Former checkpoints in transformers' format, as parts of ours: read here, never by transformers.
+
+Nothing in such a directory is imported or executed: json is decoded by the registry, tensors are read as tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vision_stack.backbones.base import Backbone, PublishedWeights
+from vision_stack.backbones.config_json import decode_backbone, read_json
+from vision_stack.backbones.pretrained import (
+    FILE_NAMES,
+    LoadReport,
+    fetch_from_hub,
+    find_weights_file,
+    read_tensors,
+)
+from vision_stack.config import ConfigError, to_dict
+from vision_stack.weights import mask2former, maskformer
+from vision_stack.weights.backbones import split_encoder
+from vision_stack.weights.transformers_config import COCO_PANOPTIC, class_names, guess_task, is_foreign, to_parts
+
+CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+_DECODERS = {"maskformer": maskformer.convert_decoder, "mask2former": mask2former.convert_decoder}
+
+
+class PublishedModel(NamedTuple):
+    """A checkpoint of transformers."""
+
+    source: str
+    architecture: str  # maskformer, mask2former
+    config: dict[str, Any]  # plain options of a `VisionModelConfig`
+    state: dict[str, Tensor]  # in transformers' layout
+
+
+def locate(source: str | Path) -> Path:
+    """The directory or file that a path or a hub id means; a hub id is looked up in the cache, then downloaded.
+
+    Raises:
+        ValueError: neither exists; the line says what was tried.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        return path
+    tried: list[str] = []
+    found = fetch_from_hub(PublishedWeights(str(source), None, (CONFIG_FILE,)), tried)
+    if found is not None and fetch_from_hub(PublishedWeights(str(source), None, FILE_NAMES[:2]), tried):
+        fetch_from_hub(PublishedWeights(str(source), None, (PROCESSOR_FILE,)), [])  # not every repository has one
+        return found[0].parent
+    raise ValueError(f"{source}: neither a path nor to be had from the hub; tried {', '.join(tried)}")
+
+
+def is_published(directory: Path) -> bool:
+    """Whether transformers wrote the directory; ConfigError if its config.json cannot be read."""
+    return (directory / CONFIG_FILE).is_file() and is_foreign(read_json(directory / CONFIG_FILE))
+
+
+def read_published(directory: Path, source: str | Path) -> PublishedModel:
+    """A directory with config.json, weights and, if there is one, preprocessor_config.json.
+
+    Raises:
+        ConfigError: one line with the file and the field: not such a directory, or a model that is not built here.
+    """
+    file = directory / CONFIG_FILE
+    raw = read_json(file)
+    try:
+        neck, head = to_parts(raw)
+        names = class_names(raw)
+        backbone = to_dict(decode_backbone(_backbone(raw)))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    task = guess_task(str(source), raw["model_type"])
+    num_things = COCO_PANOPTIC[1] if task == "panoptic" and len(names) == COCO_PANOPTIC[0] else len(names)
+    config = {
+        "backbone": backbone,
+        "neck": neck,
+        "head": head,
+        "categories": [{"id": i, "name": name, "is_thing": i < num_things} for i, name in enumerate(names)],
+        "task": task,
+        **_processing(directory / PROCESSOR_FILE),
+    }
+    return PublishedModel(str(source), raw["model_type"], config, read_tensors(find_weights_file(str(directory))))
+
+
+def convert(
+    published: PublishedModel, backbone: Backbone, own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """State in transformers' layout -> state of the `VisionModel` with this backbone, whose present state is `own`.
+
+    Raises:
+        ConfigError: the weights do not fit the config; one line.
+    """
+    encoder, rest = split_encoder(published.state)
+    try:
+        converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
+        ours = {f"backbone.{name}": value for name, value in converted.items()}
+        ours |= _DECODERS[published.architecture](rest)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"weights do not fit the config ({error})") from None
+    # A counter of batch norms matters to no prediction, and older files have none.
+    counters = (name for name in own if name.endswith("num_batches_tracked") and name not in ours)
+    ours |= {name: torch.tensor(0) for name in counters}
+    shapes = {tuple(value.shape) for value in published.state.values()}
+    report = LoadReport(
+        source=published.source,
+        image_mean=tuple(backbone.image_mean),
+        image_std=tuple(backbone.image_std),
+        matched=tuple(name for name in ours if name in own),
+        missing=tuple(name for name in own if name not in ours),
+        unexpected=tuple(name for name in ours if name not in own),
+        reshaped=tuple(name for name, value in ours.items() if tuple(value.shape) not in shapes),
+        not_built=(*not_built, *(name for name in rest if name == "criterion.empty_weight")),
+    )
+    return ours, report
+
+
+def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The backbone's part of a config.json, as `decode_backbone` takes it."""
+    part = raw.get("backbone_config")
+    if isinstance(part, Mapping):
+        if part.get("model_type") == "maskformer-swin":  # Swin under another name
+            return {**part, "model_type": "swin"}
+        return dict(part)
+    if isinstance(raw.get("backbone"), str) and raw.get("use_timm_backbone"):
+        return {"model_type": "timm_backbone", "backbone": raw["backbone"], "out_indices": [1, 2, 3, 4]}
+    raise ConfigError("backbone_config: missing; only models that describe their backbone themselves are loaded")
+
+
+def _processing(file: Path) -> dict[str, Any]:
+    """Mean, std and input size that a preprocessor_config.json says; nothing where there is no such file."""
+    if not file.is_file():
+        return {}
+    raw = read_json(file)
+    found = {name: raw[name] for name in ("image_mean", "image_std") if isinstance(raw.get(name), list)}
+    size = raw.get("size")
+    edges = size if isinstance(size, Mapping) else {"shortest_edge": size, "longest_edge": raw.get("max_size")}
+    short, long = edges.get("shortest_edge"), edges.get("longest_edge")
+    if isinstance(short, int) and isinstance(long, int):
+        found["input_size"] = {"short_edge": short, "long_edge": long}
+    return found

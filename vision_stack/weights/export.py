@@ -1,0 +1,197 @@
+"""Writing a model as a directory that transformers' `from_pretrained` loads; transformers is not needed for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vision_stack.config import Config, ConfigError, to_dict
+from vision_stack.weights import mask2former, maskformer
+from vision_stack.weights.backbones import ENCODER
+from vision_stack.weights.renaming import Names, rename, split_part, to_theirs
+from vision_stack.weights.transformers_config import Parts, from_parts
+
+_DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
+_BLOCK = ("encoder.layers.{i}.blocks.{j}.", "layers.{i}.blocks.{j}.")
+_SWIN_PARTS = {
+    "layernorm_before": "norm1",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_SWIN: Names = (
+    ("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
+    ("embeddings.norm.{p}", "patch_embed.norm.{p}"),
+    *((f"{_BLOCK[0]}{theirs}.{{p}}", f"{_BLOCK[1]}{ours}.{{p}}") for theirs, ours in _SWIN_PARTS.items()),
+    *(
+        (f"{_BLOCK[0]}attention.self.{part}.{{p}}", f"{_BLOCK[1]}attn.qkv.{{p}}#{number}")
+        for number, part in enumerate(("query", "key", "value"))
+    ),
+    (
+        f"{_BLOCK[0]}attention.self.relative_position_bias_table",
+        f"{_BLOCK[1]}attn.relative_position_bias_table",
+    ),
+    # transformers has the patch merging at the end of a stage, timm at the start of the next.
+    *(
+        (f"encoder.layers.{stage}.downsample.{part}.{{p}}", f"layers.{stage + 1}.downsample.{part}.{{p}}")
+        for stage in range(6)
+        for part in ("reduction", "norm")
+    ),
+)
+_RESNET: Names = (
+    ("embedder.embedder.convolution.{p}", "conv1.{p}"),
+    ("embedder.embedder.normalization.{p}", "bn1.{p}"),
+    *(
+        (f"encoder.stages.{stage}.layers.{{j}}.{theirs}.{{p}}", f"layer{stage + 1}.{{j}}.{ours}.{{p}}")
+        for stage in range(4)
+        for theirs, ours in (
+            ("shortcut.convolution", "downsample.0"),
+            ("shortcut.normalization", "downsample.1"),
+            *((f"layer.{k}.convolution", f"conv{k + 1}") for k in range(3)),
+            *((f"layer.{k}.normalization", f"bn{k + 1}") for k in range(3)),
+        )
+    ),
+)
+
+
+def export_transformers(model: nn.Module, config: Config, directory: Path) -> None:
+    """Write config.json, model.safetensors and preprocessor_config.json.
+
+    Args:
+        model: a `VisionModel`.
+        config: its config.
+
+    Raises:
+        ConfigError: transformers has no model of these parts; the line says which it has.
+    """
+    plain = to_dict(config)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    names = [category["name"] for category in plain["categories"]]
+    raw = from_parts(Parts(plain["neck"], plain["head"]), names)
+    encoder = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    rest = {k: v for k, v in state.items() if not k.startswith("backbone.")}
+    raw["backbone_config"], converted = _backbone(plain["backbone"], model.get_submodule("backbone"), encoder, raw)
+    exported = {f"{ENCODER}{name}": tensor for name, tensor in converted.items()}
+    exported |= _DECODERS[raw["model_type"]](rest)
+    class_weights = torch.ones(len(names) + 1)
+    class_weights[-1] = raw["no_object_weight"]
+    exported["criterion.empty_weight"] = class_weights
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in exported.items()},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    _write(directory / "config.json", raw)
+    _write(directory / "preprocessor_config.json", _processor(raw["model_type"], model, plain))
+
+
+def _backbone(
+    options: Mapping[str, Any], backbone: Any, state: Mapping[str, Tensor], raw: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The backbone's config.json and state, both as transformers has them."""
+    net, strides = backbone.net, [spec.stride for spec in backbone.out_specs]
+    if strides != [4, 8, 16, 32]:
+        raise ConfigError(
+            f"backbone.out_strides: transformers' models read maps of strides 4, 8, 16, 32, not {strides}"
+        )
+    inner = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+    stages = {"out_features": [f"stage{i}" for i in range(1, 5)], "num_channels": 3}
+    if options["type"] == "resnet":
+        fields = ("embedding_size", "hidden_sizes", "depths", "layer_type", "downsample_in_bottleneck")
+        return {
+            "model_type": "resnet",
+            **{name: options[name] for name in fields},
+            "hidden_act": "relu",
+            "downsample_in_first_stage": False,
+            **stages,
+        }, rename(inner, to_theirs(_RESNET))
+    if "patch_embed.proj.weight" in inner and any(k.endswith("relative_position_bias_table") for k in inner):
+        return _swin(options, backbone, net, state, inner, stages, maskformer=raw["model_type"] == "maskformer")
+    if options["type"] == "timm":
+        indices = backbone.config.out_indices
+        described = {"backbone": options["model_name"].partition(".")[0], "out_indices": indices}
+        return {"model_type": "timm_backbone", "features_only": True, **described}, {
+            f"_backbone.{name}": value for name, value in inner.items()
+        }
+    raise ConfigError(
+        f"backbone: {options['type']} cannot be written for transformers; swin, resnet and timm's convolutional "
+        "networks can"
+    )
+
+
+def _swin(
+    options: Mapping[str, Any],
+    backbone: Any,
+    net: Any,
+    state: Mapping[str, Tensor],
+    inner: Mapping[str, Tensor],
+    stages: Mapping[str, Any],
+    *,
+    maskformer: bool,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    norms = {k: v for k, v in state.items() if k.startswith("norms.")}
+    if not norms:
+        raise ConfigError("backbone.out_norms: transformers' Swin has norms on its maps, this one has not")
+    layers = [getattr(net, f"layers_{i}", None) or net.layers[i] for i in range(4)]
+    blocks = [layer.blocks[0] for layer in layers]
+    attention, mlp = blocks[0].attn, blocks[0].mlp
+    config = {
+        "model_type": "maskformer-swin" if maskformer else "swin",
+        "patch_size": 4,
+        "embed_dim": blocks[0].norm1.normalized_shape[0],
+        "depths": [len(layer.blocks) for layer in layers],
+        "num_heads": [block.attn.num_heads for block in blocks],
+        "window_size": attention.window_size[0],
+        "mlp_ratio": mlp.fc1.out_features / mlp.fc1.in_features,
+        "qkv_bias": attention.qkv.bias is not None,
+        "layer_norm_eps": blocks[0].norm1.eps,
+        "drop_path_rate": options.get("drop_path_rate") or 0.0,
+        "hidden_act": "gelu",
+        "use_absolute_embeddings": False,
+        **stages,
+    }
+    plain = {re.sub(r"^layers_(\d+)", r"layers.\1", key): value for key, value in inner.items()}
+    converted = rename(split_part(plain, ".attn.qkv.", 3), to_theirs(_SWIN))
+    # The norm of the classifier, which no segmentation model reads, but transformers looks for.
+    width = backbone.out_specs[-1].channels
+    unread = {"layernorm.weight": torch.ones(width), "layernorm.bias": torch.zeros(width)}
+    if not maskformer:
+        for name, value in norms.items():
+            _, level, part = name.split(".")
+            converted[f"hidden_states_norms.stage{int(level) + 1}.{part}"] = value
+        return config, converted | {f"swin.{name}": value for name, value in unread.items()}
+    for stage, layer in enumerate(layers):
+        for number, block in enumerate(layer.blocks):
+            name = f"encoder.layers.{stage}.blocks.{number}.attention.self.relative_position_index"
+            converted[name] = block.attn.relative_position_index.reshape(2 * [attention.window_area]).cpu()
+    own = {f"model.{name}": value for name, value in (converted | unread).items()}  # its Swin is a class of its own
+    return config, own | {f"hidden_states_{name}": value for name, value in norms.items()}
+
+
+def _processor(architecture: str, model: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    name = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}[architecture]
+    size = plain["input_size"]
+    return {
+        "image_processor_type": name,
+        "do_resize": True,
+        "size": {"shortest_edge": size["short_edge"], "longest_edge": size["long_edge"]},
+        "size_divisor": 32,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(float(x), 6) for x in model.image_mean.flatten()],
+        "image_std": [round(float(x), 6) for x in model.image_std.flatten()],
+    }
+
+
+def _write(file: Path, raw: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
