@@ -1,8 +1,11 @@
 """Evaluate: `python eval.py checkpoint=PATH [data.root=DIR] [run_dir=DIR]` prints mask and box AP."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, os.getcwd())  # for `plugins`, which lie where the user works
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +28,8 @@ def main(cfg: DictConfig) -> None:
 def run(config: dict[str, Any], run_dir: Path) -> None:
     """One evaluation; a sweep makes several."""
     from vision_stack.training.evaluation import evaluate
+
+    cli.import_plugins(config["plugins"])
 
     def make_trainer() -> Any:
         loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]

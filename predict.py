@@ -1,7 +1,11 @@
 """Predict: `python predict.py checkpoint=PATH source=FILE|DIR|GLOB [threshold=0.5] [run_dir=DIR]`."""
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.getcwd())  # for `plugins`, which lie where the user works
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,8 +22,9 @@ def main(cfg: DictConfig) -> None:
     with errors:
         from vision_stack.training.prediction import predict
 
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        predict(config, Path(HydraConfig.get().runtime.output_dir))  # type: ignore[arg-type]
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        cli.import_plugins(config["plugins"])
+        predict(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Train: `python train.py [data=coco data.root=DIR] [backbone=swin_tiny] [experiment=NAME] [run_dir=DIR] ...`"""
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -29,8 +28,7 @@ def run(config: dict[str, Any], run_dir: Path) -> None:
     """One run; a sweep makes several."""
     from vision_stack.training.run import train
 
-    for name in config["plugins"]:
-        importlib.import_module(name)
+    cli.import_plugins(config["plugins"])
 
     def make_trainer(callbacks: list[Any]) -> Any:
         mine = [instantiate(options) for options in config["callbacks"].values() if options]
@@ -38,11 +36,11 @@ def run(config: dict[str, Any], run_dir: Path) -> None:
         options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
         return instantiate(config["trainer"], **options)
 
-    train(config, run_dir, make_trainer)
+    train(config, run_dir, make_trainer, HydraConfig.get().overrides.task)
 
 
 if __name__ == "__main__":
     with errors:
-        sys.argv[1:] = cli.quote_paths(cli.continue_in_run_dir(sys.argv[1:]))
+        sys.argv[1:] = cli.quote_paths(cli.train_arguments(sys.argv[1:]))
         main()
     sys.exit(errors.exit_code)

@@ -5,6 +5,7 @@ Pure Python, so that it can run before anything heavy is imported.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -24,11 +25,17 @@ PATH_KEYS = frozenset(
         "data.root",
         "data.train_annotations",
         "data.train_images",
+        "data.train_labels",
         "data.val_annotations",
         "data.val_images",
+        "data.val_labels",
+        "data.classes",
     }
 )
+# Three ways to choose the same stages.
+STAGE_KEYS = frozenset({"backbone.out_features", "backbone.out_indices", "backbone.out_strides"})
 PLAIN_WORDS = frozenset({"", "null", "true", "false", "auto"})  # options that take a path take these, too
+WEIGHTS_RECIPE = "from_weights"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 _OVERRIDE = re.compile(r"(?P<key>\+{0,2}[\w.@/]+)=(?P<value>.*)", re.DOTALL)
@@ -73,6 +80,17 @@ def open_group(argv: Sequence[str], group: str) -> list[str]:
     return [f"++{a}" if a.startswith(f"{group}.") else a for a in argv]
 
 
+def choose_stages_anew(argv: Sequence[str]) -> list[str]:
+    """`backbone.out_indices=[1,2]` means just these stages: what the yaml chooses by name or stride is set to null.
+
+    Two selections on the command line stay, and must mean the same stages, as in Python.
+    """
+    keys = {_key(argument) for argument in argv}
+    if not keys & STAGE_KEYS:
+        return list(argv)
+    return [*argv, *(f"{key}=null" for key in sorted(STAGE_KEYS - keys))]
+
+
 def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") -> list[str]:
     """`resume=` without `run_dir=` goes on in the folder of the run it resumes; `resume=auto` finds its checkpoint.
 
@@ -95,6 +113,35 @@ def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") ->
     if run_dir is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
         argv = [*argv, f"run_dir={checkpoint.parent.parent}"]
     return list(argv)
+
+
+def train_arguments(argv: Sequence[str]) -> list[str]:
+    """The command line of train.py with all that follows from it."""
+    return recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv)))
+
+
+def recipe_for_weights(argv: Sequence[str]) -> list[str]:
+    """`weights=` of a trained model and data of one's own, without `experiment=`: that of fine-tuning."""
+    values = {m["key"].lstrip("+"): _unquoted(m["value"]) for a in argv if (m := _OVERRIDE.fullmatch(a))}
+    given = values.get("weights", "").lower() not in PLAIN_WORDS
+    if given and values.get("data", "shapes") != "shapes" and "experiment" not in values:
+        return [*argv, f"experiment={WEIGHTS_RECIPE}"]
+    return list(argv)
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Import modules of the user's own, which register parts.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports something that is not
+            raise ValueError(f"plugins: no module {name} in {os.getcwd()}, nor among what is installed") from None
 
 
 def newest_checkpoint(outputs: str | Path) -> Path | None:

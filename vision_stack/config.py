@@ -153,7 +153,8 @@ def _class_of(data: dict[str, Any], kind: str, path: str) -> type[Config]:
     if not isinstance(name, str):
         raise ConfigError(f"{_join(path, 'type')}: expected a name, got {_show(name)}; choose one of: {choices}")
     if name not in known:
-        raise ConfigError(f"{_join(path, 'type')}: unknown {kind} {_show(name)}; {_suggest(name, known)}")
+        own = f"a {kind} of your own needs plugins=[ITS.MODULE] on the command line"
+        raise ConfigError(f"{_join(path, 'type')}: unknown {kind} {_show(name)}; {_suggest(name, known)}; {own}")
     return known[name]
 
 
