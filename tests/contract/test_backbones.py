@@ -127,11 +127,44 @@ def test_backbone_mean_is_that_of_its_weights(config, mean):
     assert len(backbone.image_std) == 3
 
 
-def test_timm_model_of_one_image_size_says_so():
+def test_timm_model_of_one_image_size_takes_smaller_ones_and_says_how_it_takes_larger_ones():
     with torch.device("meta"):
         backbone = build(TimmBackboneConfig, "convit_tiny")
-        with pytest.raises(ValueError, match=r"convit_tiny takes no images of 64 x 80 pixels \(.*224"):
-            backbone(torch.zeros(1, 3, 64, 80))
+        assert backbone(torch.zeros(1, 3, 64, 80)).feature_maps[0].shape == (1, 192, 4, 5)
+        with pytest.raises(ValueError, match=r"up to 224 x 224 pixels, not 225 x 80; give backbone.img_size=\[height,"):
+            backbone(torch.zeros(1, 3, 225, 80))
+        backbone = build(TimmBackboneConfig, "convit_tiny", img_size=(256, 256))
+        assert backbone(torch.zeros(1, 3, 225, 80)).feature_maps[0].shape == (1, 192, 15, 5)
+
+
+def test_timm_image_padded_to_the_canvas_gives_the_maps_of_the_padded_image():
+    backbone = build(TimmBackboneConfig, "efficientformerv2_s0", img_size=(64, 96), out_strides=[4, 16]).eval()
+    whole = torch.zeros(1, 3, 64, 96)
+    whole[..., :50, :75] = image(50, 75, batch=1)
+    for x, y in zip(backbone(whole[..., :50, :75]).feature_maps, backbone(whole).feature_maps, strict=True):
+        assert torch.equal(x, y[..., : x.shape[2], : x.shape[3]])
+
+
+def test_timm_windows_are_padded_to_as_many_as_it_takes():
+    with torch.device("meta"):
+        backbone = build(TimmBackboneConfig, "maxvit_rmlp_pico_rw_256", out_strides=[4, 32])
+        assert [x.shape[2:] for x in backbone(torch.zeros(1, 3, 250, 333)).feature_maps] == [(63, 84), (8, 11)]
+
+
+@pytest.mark.parametrize(("name", "lost"), [("inception_v3", 2), ("inception_v4", 1), ("inception_resnet_v2", 2)])
+def test_timm_inception_maps_are_whole_and_equal_timm_s_inside(name, lost):
+    """timm's maps lose `lost` cells of stride 4 and a pixel at each border; ours do not. Inside they are the same."""
+    backbone = build(TimmBackboneConfig, name, out_indices=[1]).eval()
+    pixel_values = image(96, 132, batch=1)
+    (x,) = backbone(pixel_values[..., 1:, 1:]).feature_maps
+    assert x.shape[2:] == (24, 33)
+    for module in backbone.modules():
+        module._forward_pre_hooks.clear()
+    (y,) = backbone.net(pixel_values)
+    inside = y[..., 3:-3, 3:-3]  # what no padding reaches
+    rows, columns = inside.shape[2:]
+    ours = x[..., lost + 3 : lost + 3 + rows, lost + 3 : lost + 3 + columns]
+    torch.testing.assert_close(ours, inside, rtol=0, atol=1e-5 * float(y.abs().max()))  # fp32, sums in another order
 
 
 def test_backbone_describing_and_building_on_meta_draws_no_random_numbers():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import InitVar, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from timm.layers import Format, unfreeze_batch_norm_2d
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, group_parameters
 from timm.models._features import FeatureGetterNet, FeatureListNet
-from torch import Tensor, nn
+from torch import Tensor
 
 from vision_stack.backbones.base import (
     Backbone,
@@ -29,20 +28,13 @@ from vision_stack.backbones.base import (
 )
 from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift
-from vision_stack.config import ConfigError, Fraction, register
+from vision_stack.backbones.timm_sizes import IMG_SIZE_UNUSED, ImageSizes, family, image_sizes, keep_rims, pad_to
+from vision_stack.backbones.timm_stages import every_stage
+from vision_stack.config import ConfigError, Count, Fraction, register
 from vision_stack.structures import FeatureSpec
 
-# Built for one image size, these classes otherwise refuse others; Swin would besides drop the shift of its last stage.
-_ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}
-# timm modules whose strided layers all round up. Others are padded to the coarsest stride that is asked for.
-# fmt: off
-_ROUND_UP = (
-    "dpn", "efficientnet", "ghostnet", "hardcorenas", "hgnet", "mobilenetv3", "nfnet", "pvt_v2", "regnet", "repvit",
-    "res2net", "resnest", "resnet", "resnetv2", "rexnet", "sknet",
-)
-# fmt: on
-# These pad between their stages, so that only the patches of the stem must come out even.
-_PAD_THEMSELVES = ("swin_transformer", "swin_transformer_v2")
+# Of features whose stride timm declares wrongly: its stem takes 4 x 4 pixels together.
+_TRUE_STRIDES = {("tresnet", 0): 4}
 
 
 @register("backbone", "timm")
@@ -59,6 +51,7 @@ class TimmBackboneConfig(BackboneConfigMixin):
 
     model_name: str = field(kw_only=False)
     output_stride: Literal[8, 16, 32] | None = None  # dilate instead of going coarser; convolutional networks only
+    img_size: tuple[Count, Count] | None = None  # (height, width) that position tables are made for; None: the native
     drop_path_rate: Fraction | None = None  # stochastic depth; None: the model's own default
     out_norms: bool = False  # a LayerNorm on each map, as MaskFormer's Swin has
     freeze_norm: bool = False  # batch norms with fixed statistics, scale and shift
@@ -80,6 +73,8 @@ class TimmBackboneConfig(BackboneConfigMixin):
 
     def check(self) -> None:
         _check_name(self.model_name)
+        if self.img_size and _describe(self.model_name, self.output_stride).family in IMG_SIZE_UNUSED:
+            raise ConfigError(f"img_size: {self.model_name} can be built for its native size only; leave it null")
 
     @property
     def stages(self) -> tuple[FeatureSpec, ...]:
@@ -99,16 +94,17 @@ class TimmBackbone(Backbone):
         super().__init__(config)
         facts = _describe(config.model_name, config.output_stride)
         indices = tuple(facts.stages.index(spec) for spec in self.out_specs)
-        options = {**_given(config), **facts.options, **facts.extractor}
-        self.net = pad_before_shift(
-            _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
-        )
+        options = {**facts.sizes.options, **_given(config), **facts.extractor}
+        net = _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
+        self.net = keep_rims(pad_before_shift(net), facts.family)
         self.is_nhwc = Format(getattr(self.net, "output_fmt", "NCHW")) == Format.NHWC  # as declared, never guessed
         if config.freeze_norm:
             self.freeze_batch_norm_2d()
         self.norms = OutputNorms(self.out_specs) if config.out_norms else None
+        self.pads = facts.sizes.pads
+        self.img_size = config.img_size or facts.sizes.native  # (height, width)
         coarsest = max(spec.stride for spec in self.out_specs)
-        self.multiple = {"none": 1, "patch": facts.stages[0].stride, "coarsest": coarsest}[facts.pads]
+        self.multiple = {"patch": facts.stages[0].stride, "coarsest": coarsest}.get(self.pads, 1)
         weights = get_pretrained_cfg(config.model_name)
         if weights is not None:
             self.image_mean, self.image_std = tuple(weights.mean), tuple(weights.std)
@@ -123,22 +119,42 @@ class TimmBackbone(Backbone):
         """Undo `freeze_batch_norm_2d`: batch norms again, with the same statistics, scale and shift."""
         self.net = unfreeze_batch_norm_2d(self.net)
 
-    def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)].
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+        """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`.
 
         Raises:
-            ValueError: a model that is built for one image size only was given another.
+            ValueError: a model that is built for one image size was given a larger one.
         """
         height, width = pixel_values.shape[-2:]
+        names = self.config.stage_names[: self.config.stages.index(self.out_specs[-1]) + 1]
         try:
-            maps = self.net(pad_to_multiple(pixel_values, self.multiple))
+            padded = self._pad(pixel_values)
+            maps = every_stage(self.net, names, padded) if output_hidden_states else self.net(padded)
         except AssertionError as error:  # timm's own check; its line names the size that would do
             name = self.config.model_name
             line = f"{name} takes no images of {height} x {width} pixels ({error}); choose a model that takes any size"
             raise ValueError(line) from None
         if self.is_nhwc:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return self.finish(maps, (height, width))
+        if not output_hidden_states:
+            return self.finish(maps, (height, width))
+        selected = [x for name, x in zip(names, maps, strict=True) if name in self.config.out_features]
+        return self.finish(selected, (height, width), maps)
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """The image as its network takes it: whole strides, whole windows, or the one size that it is built for."""
+        (height, width), native = pixel_values.shape[-2:], self.img_size
+        if self.pads == "windows":
+            return pad_to(pixel_values, (height + -height % native[0], width + -width % native[1]))
+        if self.pads != "canvas":
+            return pad_to_multiple(pixel_values, self.multiple)
+        if height > native[0] or width > native[1]:
+            raise ValueError(
+                f"{self.config.model_name} takes images of up to {native[0]} x {native[1]} pixels, not "
+                f"{height} x {width}; give backbone.img_size=[height,width] of the largest one, or choose a model "
+                "that takes any size"
+            )
+        return pad_to(pixel_values, native)
 
     def stage_modules(self) -> dict[str, str]:
         """timm's names of its stages; see `FineTunable.stage_modules`."""
@@ -160,7 +176,7 @@ class TimmBackbone(Backbone):
         """The whole classifier, without memory: what timm says of its names."""
         facts = _describe(self.config.model_name, self.config.output_stride)
         with torch.device("meta"):
-            return _create(self.config.model_name, {**_given(self.config), **facts.options})
+            return _create(self.config.model_name, {**facts.sizes.options, **_given(self.config)})
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """timm's layout -> ours; see `Backbone.convert_weights`."""
@@ -189,10 +205,10 @@ def _place(name: str, own: Set[str]) -> str | None:
 class _Facts(NamedTuple):
     """What timm declares about a model."""
 
+    family: str
     stages: tuple[FeatureSpec, ...]
-    options: dict[str, Any]  # keyword arguments that let it take images of any size
+    sizes: ImageSizes
     extractor: dict[str, Any]  # keyword arguments that choose how its features are taken
-    pads: Literal["none", "patch", "coarsest"]  # what an image must be padded to
 
 
 @functools.cache
@@ -201,34 +217,39 @@ def _describe(model_name: str, output_stride: int | None) -> _Facts:
     dilation = {} if output_stride is None else {"output_stride": output_stride}
     with torch.device("meta"):
         whole = _create(model_name, dilation)
-        accepted = inspect.signature(type(whole).__init__).parameters
-        options = {name: value for name, value in _ANY_SIZE.items() if name in accepted}
-        try:
-            net = _create(model_name, {**dilation, **options, "features_only": True})
-        except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
-            reason = str(error).split("\n")[0]
-            raise ConfigError(f"model_name: timm offers no feature maps of {model_name!r} ({reason})") from None
-        extractor: dict[str, Any] = {}
-        if not isinstance(net, FeatureGetterNet | FeatureListNet):  # would compute all stages, whichever are selected
-            with contextlib.suppress(TypeError):  # a few have no other
-                _create(model_name, {**dilation, **options, "features_only": True, "feature_cls": "getter"})
-                extractor = {"feature_cls": "getter"}
-    family = type(whole).__module__.rsplit(".", 1)[-1]
-    pads: Literal["none", "patch", "coarsest"] = "coarsest"
-    if family in _ROUND_UP and not any(_rounds_down(module) for module in whole.modules()):
-        pads = "none"
-    elif family in _PAD_THEMSELVES:
-        pads = "patch"
-    stages = tuple(
-        FeatureSpec(stage["module"], stage["num_chs"], stage["reduction"]) for stage in net.feature_info.info
-    )
-    return _Facts(stages, options, extractor, pads)
+        sizes = image_sizes(whole)
+        every = tuple(range(len(whole.feature_info)))
+        options = {**dilation, **sizes.options, "features_only": True, "out_indices": every}
+        net, extractor = _extractor(model_name, options)
+    return _Facts(family(whole), _stages(family(whole), net.feature_info.info), sizes, extractor)
 
 
-def _rounds_down(module: Any) -> bool:
-    """A pooling that drops the last row of an odd height, as anti-aliased convolutional networks have."""
-    halves = isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2))
-    return halves and not (module.padding or module.ceil_mode)
+def _extractor(model_name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """timm's own choice, unless it computes all stages, whichever are selected, or fails and the `getter` does not."""
+    getter = {"feature_cls": "getter"}
+    try:
+        net = _create(model_name, options)
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        with contextlib.suppress(RuntimeError, AttributeError, TypeError, AssertionError):
+            return _create(model_name, options | getter), getter
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"model_name: timm offers no feature maps of {model_name!r} ({reason})") from None
+    if not isinstance(net, FeatureGetterNet | FeatureListNet):
+        with contextlib.suppress(TypeError):  # a few have no other
+            _create(model_name, options | getter)
+            return net, getter
+    return net, {}
+
+
+def _stages(family: str, declared: Sequence[Mapping[str, Any]]) -> tuple[FeatureSpec, ...]:
+    stages: dict[str, FeatureSpec] = {}
+    for i, stage in enumerate(declared):
+        name = stage["module"] or "stem"
+        if name in stages:  # several maps of one module
+            name = f"{name}_{i}"
+        stride = _TRUE_STRIDES.get((family, i), stage["reduction"])
+        stages[name] = FeatureSpec(name, stage["num_chs"], stride)
+    return tuple(stages.values())
 
 
 def _create(model_name: str, options: dict[str, Any]) -> Any:
@@ -236,21 +257,21 @@ def _create(model_name: str, options: dict[str, Any]) -> Any:
         return timm.create_model(model_name, pretrained=False, **options)
     except (TypeError, AssertionError) as error:
         asserted = isinstance(error, AssertionError)  # some take an output_stride in order to refuse it
-        for name in ("output_stride", "drop_path_rate"):
-            if name in options and (name in str(error) or (asserted and name == "output_stride")):
+        for name in ("output_stride", "drop_path_rate", "img_size"):
+            if name in options and (name in str(error) or (asserted and name != "drop_path_rate")):
                 raise ConfigError(f"{name}: {model_name} does not take {options[name]}; leave it null") from None
         raise
 
 
 def _given(config: TimmBackboneConfig) -> dict[str, Any]:
-    options = {"output_stride": config.output_stride, "drop_path_rate": config.drop_path_rate}
+    options = {name: getattr(config, name) for name in ("output_stride", "drop_path_rate", "img_size")}
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _published(weights: Any) -> PublishedWeights | None:
-    if weights.custom_load or not (weights.hf_hub_id or weights.url):
+    address = weights.url if isinstance(weights.url, str) and not weights.custom_load else None  # else of jax or so
+    if weights.custom_load == "hf" or not (weights.hf_hub_id or address):
         return None
-    address = weights.url if isinstance(weights.url, str) else None
     if weights.hf_hub_filename:
         return PublishedWeights(weights.hf_hub_id, address, (weights.hf_hub_filename,))
     return PublishedWeights(weights.hf_hub_id, address)
