@@ -102,6 +102,19 @@ def _no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "0")
 
 
+def test_choose_stages_anew_one_selection_clears_the_others_of_the_yaml() -> None:
+    given = ["backbone=swin_tiny", "backbone.out_indices=[1,2]"]
+    assert cli.choose_stages_anew(given) == [*given, "backbone.out_features=null", "backbone.out_strides=null"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["backbone=swin_tiny"], ["backbone.out_features=[a]", "backbone.out_indices=[1]", "backbone.out_strides=[4]"]],
+)
+def test_choose_stages_anew_none_or_all_given_stay_as_typed(argv: list[str]) -> None:
+    assert cli.choose_stages_anew(argv) == argv
+
+
 def test_one_line_errors_config_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     errors = cli.OneLineErrors()
     with errors:
