@@ -98,7 +98,7 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
     try:
         return TransformersBackboneConfig.from_transformers(raw)
     except ConfigError as error:
-        if str(error).startswith("model_type"):
+        if str(error).startswith("model_type: transformers has no"):
             close = get_close_matches(name, TRANSFORMERS_FAMILIES, n=1)
             advice = f"did you mean {close[0]!r}?" if close else _known_types()
             raise ConfigError(f"model_type: no backbone {name!r}; {advice}") from None
