@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -104,6 +103,7 @@ class FamilyBackbone(Backbone):
         super().__init__(config)
         self.multiple = multiple
         self.net: Any = config.make_net()
+        self.timm_names = frozenset(self.net.state_dict())  # of all stages, built here or not
         names = [stage.name for stage in config.stages]
         self.num_stages = names.index(self.out_specs[-1].name)  # besides the stem
         self.keep_stages(self.num_stages)
@@ -145,8 +145,6 @@ class FamilyBackbone(Backbone):
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """transformers' layout or timm's -> ours; see `Backbone.convert_weights`."""
-        with torch.device("meta"):
-            known = set(self.config.make_net().state_dict())
         own = set(self.state_dict())
         state = {name.removeprefix(f"{self.prefix}."): value for name, value in state.items()}
         not_built = [name for name in state if re.match(self.unused, name) and f"net.{name}" not in own]
@@ -156,7 +154,7 @@ class FamilyBackbone(Backbone):
             state = type(self).to_timm(state)
         converted = {}
         for name, value in state.items():
-            if name in known and f"net.{name}" not in own:
+            if name in self.timm_names and f"net.{name}" not in own:
                 not_built.append(name)
             else:
                 converted[f"net.{name}"] = value
