@@ -148,7 +148,7 @@ def test_resnet_config_from_pretrained_brings_its_weights_into_maskformer(cache,
 
 def test_resnet_config_by_itself_starts_from_random_weights():
     model = MaskFormerForInstanceSegmentation(MaskFormerConfig(backbone_config=ResNetConfig(depths=[1, 1, 1, 1])))
-    assert not hasattr(model.vision_model.backbone, "load_report")
+    assert model.vision_model.backbone.load_report is None
     assert model.vision_model.backbone.channels == [256, 512, 1024, 2048]
 
 

@@ -258,6 +258,7 @@ class Backbone(BackboneMixin, FineTunable):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     published: PublishedWeights | None = None
+    load_report: Any = None  # of the weights that it was built with, if any (`LoadReport`)
 
     def __init__(self, config: Any) -> None:
         super().__init__()

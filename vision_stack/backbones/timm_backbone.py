@@ -60,7 +60,7 @@ class TimmBackboneConfig(BackboneConfigMixin):
     freeze_batch_norm_2d: InitVar[bool] = False
     features_only: InitVar[bool] = True
 
-    def __post_init__(  # type: ignore[override]
+    def __post_init__(
         self, use_pretrained_backbone: Pretrained, freeze_batch_norm_2d: bool, features_only: bool
     ) -> None:
         if features_only is not True:
@@ -138,7 +138,7 @@ class TimmBackbone(Backbone):
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         if not output_hidden_states:
             return self.finish(maps, (height, width))
-        selected = [x for name, x in zip(names, maps, strict=True) if name in self.config.out_features]
+        selected = [x for name, x in zip(names, maps, strict=True) if name in (self.config.out_features or ())]
         return self.finish(selected, (height, width), maps)
 
     def _pad(self, pixel_values: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def every_stage(net: Any, names: Sequence[str], x: Tensor) -> list[Tensor]:
     """
     if isinstance(net, FeatureGetterNet):
         options = {"norm": False, "output_fmt": net.output_fmt, "intermediates_only": True}
-        return list(net.model.forward_intermediates(x, indices=list(range(len(names))), **options))
+        model: Any = net.model
+        return list(model.forward_intermediates(x, indices=list(range(len(names))), **options))
     if not isinstance(net, FeatureListNet):
         raise ValueError("output_hidden_states: this model gives none; choose all of its stages with out_indices")
     maps = {}

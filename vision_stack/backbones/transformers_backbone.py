@@ -49,12 +49,12 @@ class TransformersBackboneConfig(BackboneConfigMixin):
 
     def check(self) -> None:
         check_architecture(self.architecture)
-        config = _their_config(self.model_type, _key(self.architecture))
-        known = _options(config)
+        known = _options(_their_config(self.model_type, "{}"))
         for name in self.architecture:
             if name not in known:
                 close = get_close_matches(name, known, n=1) or sorted(known)[:8]
                 raise ConfigError(f"architecture.{name}: {self.model_type} has no such option; did you mean {close}?")
+        _their_config(self.model_type, _key(self.architecture))  # transformers' own checks
 
     @classmethod
     def from_transformers(cls, raw: Mapping[str, Any]) -> Self:
