@@ -1,7 +1,18 @@
 """Backbones: importing this package registers them."""
 
 from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, PublishedWeights, select_stages
-from vision_stack.backbones.families import ResNetConfig, SwinConfig, Swinv2Config
+from vision_stack.backbones.families import (
+    ConvNextConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    SwinConfig,
+    Swinv2Config,
+    ViTConfig,
+)
 from vision_stack.backbones.pretrained import LoadReport, RandomWeightsWarning, load_pretrained
 from vision_stack.backbones.timm_backbone import TimmBackbone, TimmBackboneConfig
 from vision_stack.backbones.torchvision_backbone import TorchvisionBackbone, TorchvisionBackboneConfig
@@ -11,6 +22,12 @@ __all__ = [
     "Backbone",
     "BackboneConfigMixin",
     "BackboneOutput",
+    "ConvNextConfig",
+    "ConvNextV2Config",
+    "DINOv3ConvNextConfig",
+    "DINOv3ViTConfig",
+    "Dinov2Config",
+    "Dinov2WithRegistersConfig",
     "LoadReport",
     "PublishedWeights",
     "RandomWeightsWarning",
@@ -23,6 +40,7 @@ __all__ = [
     "TorchvisionBackboneConfig",
     "TransformersBackbone",
     "TransformersBackboneConfig",
+    "ViTConfig",
     "load_pretrained",
     "select_stages",
 ]
