@@ -9,7 +9,7 @@ from vision_stack.structures import Category, Instances
 from vision_stack.visualization import draw_instances, side_by_side
 from vision_stack.visualization.colors import PALETTE, instance_color, luminance, text_color
 from vision_stack.visualization.curves import plot_curves
-from vision_stack.visualization.overlay import _annotate, _overlap, _place
+from vision_stack.visualization.overlay import _overlap, _place, _write_names
 
 CATEGORIES = (Category(id=1, name="cat"), Category(id=9, name="a very long name of a class, with an é"))
 
@@ -80,7 +80,7 @@ def test_labels_of_coinciding_boxes_do_not_hide_each_other():
 
 def test_name_wider_than_the_image_is_cut_not_drawn_beyond_it():
     canvas = Image.new("RGB", (90, 60), (10, 10, 10))
-    _annotate(canvas, [(5, 30, 80, 50)], ["a name that is far too long to fit"], [PALETTE[2]], 1)
+    _write_names(canvas, [(5, 30, 80, 50)], ["a name that is far too long to fit"], [PALETTE[2]])
     label = np.array(canvas)[:28]
     assert (label == PALETTE[2]).all(-1).any()  # drawn above the box, from the left edge on, within 90 pixels
 
@@ -126,7 +126,7 @@ def test_curves_sparse_csv_writes_a_picture(tmp_path):
 
 def test_curves_without_columns_to_draw_say_so(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,1,0.1\n")
-    with pytest.raises(ValueError, match="no column with values is named after a loss or AP; found: lr"):
+    with pytest.raises(ValueError, match="no column with values is named after a loss, AP, PQ, mIoU; found: lr"):
         plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
     (tmp_path / "metrics.csv").write_text("a,b\n0,1\n")
     with pytest.raises(ValueError, match="no column 'step'"):

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from rich.console import RenderableType
 
+from vision_stack.structures import Category
+
 State = list[tuple[int, Any]]  # per image: its id and what is kept of it
 
 
@@ -19,6 +21,7 @@ class Evaluator(ABC):
     """
 
     score_name: ClassVar[str]
+    categories: tuple[Category, ...]
 
     def __init__(self) -> None:
         self._kept: dict[int, Any] = {}
@@ -36,8 +39,8 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def results(self) -> list[dict[str, Any]]:
-        """What `predictions.json` gets, images by id, with the data set's own category ids."""
+    def results(self) -> Any:
+        """What `predictions.json` gets: plain values, images by id, with the data set's own category ids."""
 
     def files(self) -> dict[str, bytes]:
         """Contents of the files beside `predictions.json`, by name."""

@@ -137,12 +137,13 @@ class PanopticEvaluator(Evaluator):
         }
         return metrics
 
-    def results(self) -> list[dict[str, Any]]:
-        """COCO's panoptic annotations: image_id, file_name of the PNG, segments_info."""
-        return [
+    def results(self) -> dict[str, Any]:
+        """What panopticapi takes: {"annotations": [{image_id, file_name of the PNG, segments_info}], "categories"}."""
+        annotations = [
             {"image_id": image_id, "file_name": png_name(image_id), "segments_info": self._kept[image_id].segments}
             for image_id in sorted(self._kept)
         ]
+        return {"annotations": annotations, "categories": panoptic_categories(self.categories)}
 
     def files(self) -> dict[str, bytes]:
         return {png_name(image_id): kept.png for image_id, kept in self._kept.items()}
@@ -188,6 +189,11 @@ def encode_panoptic(found: PanopticSegmentation, categories: Sequence[Category])
         for number, (label, score) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), strict=True), start=1)
     ]
     return segment_png(segment_map), segments
+
+
+def panoptic_categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """COCO's panoptic `categories`."""
+    return [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]
 
 
 def png_name(image_id: int) -> str:

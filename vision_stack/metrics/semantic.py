@@ -50,7 +50,7 @@ class SemanticEvaluator(Evaluator):
         super().__init__()
         self.ground_truth = ground_truth
         self.categories = tuple(categories)
-        self._png_ids = png_values(self.categories)
+        _png_values(self.categories)  # raises now rather than after an epoch
 
     def update(self, image_id: int, prediction: SemanticSegmentation) -> None:
         """Add the label map of an image.
@@ -63,7 +63,7 @@ class SemanticEvaluator(Evaluator):
         truth = self.ground_truth[image_id].label_map.numpy()
         found = prediction.label_map.cpu().numpy()
         confusion = confusion_matrix(truth, found, len(self.categories))
-        self._kept[image_id] = _Image(confusion, class_png(self._png_ids[found]))
+        self._kept[image_id] = _Image(confusion, encode_semantic(prediction, self.categories))
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class": {name: {"IoU", "accuracy"}}}.
@@ -83,9 +83,10 @@ class SemanticEvaluator(Evaluator):
             "per_class": {name: {"IoU": i, "accuracy": a} for name, i, a in zip(names, iou, accuracy, strict=True)},
         }
 
-    def results(self) -> list[dict[str, Any]]:
-        """Image ids and the names of their PNGs."""
-        return [{"image_id": image_id, "file_name": png_name(image_id)} for image_id in sorted(self._kept)]
+    def results(self) -> dict[str, Any]:
+        """{"annotations": [{image_id, file_name of the PNG}], "categories": [{id, name}]}."""
+        annotations = [{"image_id": image_id, "file_name": png_name(image_id)} for image_id in sorted(self._kept)]
+        return {"annotations": annotations, "categories": semantic_categories(self.categories)}
 
     def files(self) -> dict[str, bytes]:
         return {png_name(image_id): kept.png for image_id, kept in self._kept.items()}
@@ -102,7 +103,17 @@ class SemanticEvaluator(Evaluator):
         return score_table(summary, metrics["per_class"], ("IoU", "accuracy"))
 
 
-def png_values(categories: Sequence[Category]) -> NDArray[np.int64]:
+def encode_semantic(found: SemanticSegmentation, categories: Sequence[Category]) -> bytes:
+    """A PNG of the data set's own category ids, in one channel of 8 or 16 bits."""
+    return class_png(_png_values(categories)[found.label_map.cpu().numpy()])
+
+
+def semantic_categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """What the values of label maps stand for, as a class table."""
+    return [{"id": c.id, "name": c.name} for c in categories]
+
+
+def _png_values(categories: Sequence[Category]) -> NDArray[np.int64]:
     """What the PNGs of predictions hold for each label: the data set's own category ids.
 
     Raises:

@@ -33,7 +33,8 @@ class Interrupted(Exception):
 
 class Checkpoints(Checkpoint):
     """`last.ckpt` every so many steps, at the end of each epoch, around validation, and when a signal asks to stop;
-    `best.ckpt`, with `metrics.json` and `predictions.json`, whenever validation gives a better mask AP.
+    `best.ckpt`, with `metrics.json` and `predictions.json`, whenever validation gives a better score (mask
+    AP, PQ or mIoU, by the task).
 
     Ctrl-C and SIGTERM let the step in hand finish; a second one ends the process at once. The last step of a run is
     always followed by validation.

@@ -12,20 +12,23 @@ from rich.console import Console
 from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.metrics.coco import CocoEvaluator
-from vision_stack.metrics.table import format_table
 from vision_stack.model import VisionModel, read_checkpoint
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
+from vision_stack.training.tasks import build_evaluator
 
-PATHS = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+PATHS = (
+    "root",
+    "classes",
+    *(f"{split}_{what}" for split in ("train", "val") for what in ("annotations", "images", "labels")),
+)
 
 
 def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[], pl.Trainer]) -> Results:
-    """Mask and box AP of a checkpoint on its validation data; writes `metrics.json`, `predictions.json`, pictures.
+    """Score a checkpoint on its validation data, by its task; writes metrics, predictions and pictures (`Results`).
 
     Args:
         config: the plain options of configs/eval.yaml.
@@ -39,8 +42,8 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     model = VisionModel.from_pretrained(path)
     data_config = data_of(checkpoint, path, config["data"])
     write_config({**config, "data": to_dict(data_config)}, run_dir)
-    data = build_datamodule(data_config, categories=model.categories)
-    evaluator = CocoEvaluator(data.val_ground_truth(), model.categories, max_detections=config["top_k"])
+    data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
+    evaluator = build_evaluator(data, top_k=config["top_k"], boundary_ap=config["boundary_ap"])
     print(f"evaluating {path} on {len(data.val_records):,} images of {data_config.root or data_config.type}")
 
     module = SegmentationModule(model, OptimConfig(), evaluator)
@@ -49,10 +52,10 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     results = module.results
     assert results is not None  # one process, no sanity check
     results.write(run_dir)
-    Console().print(format_table(results.metrics))
+    Console().print(evaluator.table(results.metrics))
     print(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
     if config["num_pictures"]:
-        draw_validation(run_dir, data.val_records, model.categories, config["num_pictures"])
+        draw_validation(run_dir, data.val_records, model.categories, config["num_pictures"], model.config.task)
         print(f"pictures: {run_dir / 'pictures'}")
     return results
 
@@ -75,7 +78,7 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         stored = {"type": overrides["type"]}
     in_own_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
     if not in_own_run:
-        if stored.get("type") == "coco" and "root" not in overrides:
+        if stored.get("type", "shapes") != "shapes" and "root" not in overrides:
             raise ValueError(
                 f"{path}: is not in the folder of its run, so it may not say what to read; give data.root=DIR"
             )

@@ -11,13 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from vision_stack.metrics.coco import CocoEvaluator
+from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
-from vision_stack.postprocess import encode_instances
 from vision_stack.structures import Batch, ImageInfo
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig, build_optimizer, lr_factor
 from vision_stack.training.results import Results
+from vision_stack.training.tasks import predictions_for
 
 
 class NonFiniteLoss(ValueError):
@@ -58,7 +58,7 @@ class SegmentationModule(pl.LightningModule):
         self,
         model: VisionModel,
         optim: OptimConfig,
-        evaluator: CocoEvaluator,
+        evaluator: Evaluator,
         *,
         finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008  frozen
         seed: int = 0,
@@ -141,11 +141,11 @@ class SegmentationModule(pl.LightningModule):
         self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Detections of a batch, kept as run-length codes."""
+        """What the model finds in a batch, kept by the evaluator."""
         outputs = self.model(self.model.normalize(batch.images, batch.padding_mask))
-        found = encode_instances(outputs, batch.infos, top_k=self.evaluator.max_detections)
-        for info, instances in zip(batch.infos, found, strict=True):
-            self.evaluator.update(info.image_id, instances)
+        found = predictions_for(self.evaluator, self.model, outputs, batch.infos)
+        for info, prediction in zip(batch.infos, found, strict=True):
+            self.evaluator.update(info.image_id, prediction)
 
     def on_validation_epoch_end(self) -> None:
         self.results = None

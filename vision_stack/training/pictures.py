@@ -12,40 +12,68 @@ import torch
 from pycocotools import mask as coco_mask
 
 from vision_stack.data.coco import ImageRecord
-from vision_stack.data.images import read_image
-from vision_stack.structures import Category, EncodedInstances, Instances
-from vision_stack.training.results import PREDICTIONS_FILE
-from vision_stack.visualization.overlay import draw_instances, side_by_side
+from vision_stack.data.images import open_image, read_image
+from vision_stack.ops.label_maps import rgb_to_ids
+from vision_stack.structures import (
+    Category,
+    EncodedInstances,
+    Instances,
+    PanopticSegmentation,
+    Segmentation,
+    SemanticSegmentation,
+    Task,
+)
+from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE
+from vision_stack.visualization.overlay import side_by_side
 
 SHOWN_FROM_SCORE = 0.5
 
 
 def draw_validation(
-    run_dir: Path, records: Sequence[ImageRecord], categories: Sequence[Category], count: int
+    run_dir: Path, records: Sequence[Any], categories: Sequence[Category], count: int, task: Task
 ) -> list[Path]:
-    """The first `count` validation images, with ground truth and `predictions.json`, in `run_dir/pictures`."""
-    chosen = {record.image_id: record for record in records[:count]}
-    results: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in chosen}
-    for result in json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8")):
+    """The first `count` validation images, with ground truth and what the run wrote, in `run_dir/pictures`."""
+    chosen = records[:count]
+    results: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in chosen}
+    content = json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    for result in content if task == "instance" else content["annotations"]:
         if result["image_id"] in results:
             results[result["image_id"]].append(result)
     paths = []
-    for image_id, record in chosen.items():
-        path = (run_dir / "pictures" / f"{image_id}_{Path(record.file_name).name}").with_suffix(".jpg")
+    for record in chosen:
+        path = (run_dir / "pictures" / f"{record.image_id}_{Path(record.file_name).name}").with_suffix(".jpg")
         image = read_image(record.path, apply_exif=record.apply_exif)
-        found = decoded(encoded(results[image_id], categories), image.shape[:2], SHOWN_FROM_SCORE)
+        mine = results[record.image_id]
+        if task == "instance":
+            found: Segmentation = decoded(encoded(mine, categories), image.shape[:2], SHOWN_FROM_SCORE)
+        elif mine:
+            found = read_label_map(run_dir / PREDICTIONS_DIR, mine[0], categories, task)
+        else:
+            continue  # not among the images that validation was limited to
         path.parent.mkdir(parents=True, exist_ok=True)
-        side_by_side(image, ground_truth(record), found, categories, threshold=SHOWN_FROM_SCORE).save(path, quality=90)
+        truth = ground_truth(record, task)
+        side_by_side(image, truth, found, categories, threshold=SHOWN_FROM_SCORE).save(path, quality=90)
         paths.append(path)
     return paths
 
 
-def draw_encoded(
-    image: np.ndarray, found: EncodedInstances, categories: Sequence[Category], threshold: float, path: Path
-) -> None:
-    """Write the image with what scores at least `threshold`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_instances(image, decoded(found, image.shape[:2], threshold), categories).save(path, quality=90)
+def read_label_map(
+    folder: Path, result: dict[str, Any], categories: Sequence[Category], task: Task
+) -> PanopticSegmentation | SemanticSegmentation:
+    """What evaluation wrote of an image: its record out of `predictions.json`, its PNG out of `folder`."""
+    label_of = {category.id: label for label, category in enumerate(categories)}
+    with open_image(folder / result["file_name"]) as image:
+        pixels = np.asarray(image)
+    if task == "panoptic":
+        segments = result["segments_info"]  # numbered 1, 2, ... in this order
+        return PanopticSegmentation(
+            torch.from_numpy(rgb_to_ids(pixels)),
+            torch.tensor([label_of[segment["category_id"]] for segment in segments], dtype=torch.int64),
+            torch.tensor([segment["score"] for segment in segments], dtype=torch.float32),
+        )
+    values = np.full(max(label_of) + 1, -1, np.int32)
+    values[list(label_of)] = list(label_of.values())
+    return SemanticSegmentation(torch.from_numpy(values[pixels]))
 
 
 def decoded(found: EncodedInstances, size: tuple[int, ...], threshold: float = 0.0) -> Instances:
@@ -56,8 +84,14 @@ def decoded(found: EncodedInstances, size: tuple[int, ...], threshold: float = 0
     return Instances(found.boxes[keep], found.labels[keep], found.scores[keep], torch.from_numpy(masks).bool())
 
 
-def ground_truth(record: ImageRecord) -> Instances:
-    """The objects of an image as its annotations have them, crowds left out."""
+def ground_truth(record: Any, task: Task) -> Segmentation:
+    """What an image's annotation says, in the form of a prediction; crowds are left out of instances."""
+    if task == "panoptic":
+        return record.truth().segmentation
+    return record.truth() if task == "semantic" else _true_instances(record)
+
+
+def _true_instances(record: ImageRecord) -> Instances:
     objects = [annotation for annotation in record.annotations if not annotation.is_crowd]
     rles = []
     for annotation in objects:

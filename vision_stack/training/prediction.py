@@ -1,13 +1,13 @@
-"""Predicting on images of the user's own: overlays, and a COCO results file."""
+"""Predicting on images of the user's own: overlays, and results in COCO's formats."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +16,41 @@ from rich.progress import track
 from vision_stack.data.images import read_image
 from vision_stack.data.validation import DataError
 from vision_stack.metrics.coco import coco_results
+from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
+from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.postprocess import encode_instances
-from vision_stack.structures import EncodedInstances, ImageInfo
-from vision_stack.training.pictures import draw_encoded
-from vision_stack.training.results import write_config
+from vision_stack.structures import (
+    Category,
+    ImageInfo,
+    MaskOutputs,
+    PanopticSegmentation,
+    Segmentation,
+    SemanticSegmentation,
+    Task,
+)
+from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded
+from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config
+from vision_stack.visualization.overlay import draw_segmentation
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+
+
+class Found(NamedTuple):
+    """What is written and drawn of one image."""
+
+    records: list[dict[str, Any]]  # for predictions.json
+    label_map: bytes | None  # PNG, of segment ids (panoptic) or category ids (semantic)
+    shown: Segmentation
 
 
 def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     """Go through the images of `config["source"]`; give the records that `predictions.json` gets.
 
-    Overlays show what scores at least `threshold`; `predictions.json` keeps the `top_k` of every image. An image that
-    cannot be read is reported and left out.
+    Instances: overlays show what scores at least `threshold`; `predictions.json` keeps the `top_k` of every image.
+    Panoptic and semantic: `predictions.json` has a record for each image, whose label map, named `file_name`, is in the
+    folder `predictions`. An image that cannot be read is reported and left out.
 
     Args:
         config: the plain options of configs/predict.yaml.
@@ -42,9 +62,9 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     device = _device(config["device"])
     model = VisionModel.from_pretrained(config["checkpoint"]).to(device)
     write_config(config, run_dir)
-    pictures = run_dir / "pictures"
     records: list[dict[str, Any]] = []
     skipped: list[str] = []
+    used: set[str] = set()
     for image_id, path in enumerate(track(paths, "predicting", transient=True), start=1):
         name = os.path.relpath(path, base)
         try:
@@ -52,32 +72,79 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         except DataError as error:
             skipped.append(str(error))
             continue
-        found = detect(model, image, config["top_k"])
-        records += [{**r, "file_name": name} for r in coco_results(image_id, found, model.categories, boxes=True)]
-        draw_encoded(image, found, model.categories, config["threshold"], (pictures / name).with_suffix(".jpg"))
-    (run_dir / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
+        stem = os.path.splitext(name)[0]
+        stem = f"{stem}_{image_id}" if stem in used else stem  # a.jpg beside a.png
+        used.add(stem)
+        found = find(model, image, image_id, config["threshold"], config["top_k"])
+        if found.label_map is None:
+            records += [{**record, "file_name": name} for record in found.records]
+        else:
+            _write(run_dir / PREDICTIONS_DIR / f"{stem}.png", found.label_map)
+            records += [{**record, "image": name, "file_name": f"{stem}.png"} for record in found.records]
+        picture = run_dir / "pictures" / f"{stem}.jpg"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_segmentation(image, found.shown, model.categories).save(picture, quality=90)
+    task = model.config.task
+    content = records if task == "instance" else {"annotations": records, **_header(task, model.categories)}
+    (run_dir / PREDICTIONS_FILE).write_text(json.dumps(content), encoding="utf-8")
     for line in skipped:
         print(f"skipped: {line}")
     counted = f"{len(paths) - len(skipped):,} images" + (f", {len(skipped):,} skipped" if skipped else "")
-    shown = sum(record["score"] >= config["threshold"] for record in records)
     print(
-        f"{counted}; {shown:,} objects with a score of at least {config['threshold']:g}",
-        f"pictures: {pictures}",
-        f"results:  {run_dir / 'predictions.json'}",
+        f"{counted}; {_summary(task, records, config['threshold'])}",
+        f"pictures: {run_dir / 'pictures'}",
+        f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task == "instance" else f", {run_dir / PREDICTIONS_DIR}"),
         sep="\n",
     )
     return records
 
 
 @torch.inference_mode()
-def detect(model: VisionModel, image: np.ndarray, top_k: int) -> EncodedInstances:
-    """The `top_k` detections of an RGB uint8 image [height, width, 3], masks as RLE in its own pixels."""
+def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float | None, top_k: int) -> Found:
+    """What the model finds in an RGB uint8 image [height, width, 3], in its own pixels.
+
+    Args:
+        threshold, top_k: as in configs/predict.yaml.
+    """
+    outputs, info = _forward(model, image)
+    if model.config.task == "instance":
+        (found,) = encode_instances(outputs, [info], top_k=top_k)
+        records = coco_results(image_id, found, model.categories, boxes=True)
+        shown: Segmentation = decoded(found, info.size, SHOWN_FROM_SCORE if threshold is None else threshold)
+        return Found(records, None, shown)
+    (shown,) = model.segment(outputs, [info], threshold=threshold)
+    if isinstance(shown, PanopticSegmentation):
+        label_map, segments = encode_panoptic(shown, model.categories)
+        return Found([{"image_id": image_id, "segments_info": segments}], label_map, shown)
+    assert isinstance(shown, SemanticSegmentation)
+    return Found([{"image_id": image_id}], encode_semantic(shown, model.categories), shown)
+
+
+def _forward(model: VisionModel, image: np.ndarray) -> tuple[MaskOutputs, ImageInfo]:
     height, width = image.shape[:2]
     size = resized_size(height, width, model.config.input_size.short_edge, model.config.input_size.long_edge)
     images, padding_mask = pad_batch([resize_image(image, size)])
     images, padding_mask = images.to(model.device), padding_mask.to(model.device)
-    outputs = model(model.normalize(images, padding_mask))
-    return next(iter(encode_instances(outputs, [ImageInfo(0, "", (height, width), size)], top_k=top_k)))
+    return model(model.normalize(images, padding_mask)), ImageInfo(0, "", (height, width), size)
+
+
+def _header(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
+    return {"categories": panoptic_categories(categories) if task == "panoptic" else semantic_categories(categories)}
+
+
+def _summary(task: Task, records: list[dict[str, Any]], threshold: float | None) -> str:
+    if task == "semantic":
+        return "every pixel has a class"
+    if task == "panoptic":
+        return f"{sum(len(record['segments_info']) for record in records):,} segments"
+    threshold = SHOWN_FROM_SCORE if threshold is None else threshold
+    shown = sum(record["score"] >= threshold for record in records)
+    return f"{shown:,} objects with a score of at least {threshold:g}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def find_images(source: str) -> tuple[list[Path], Path]:

@@ -16,7 +16,7 @@ SHOWN_EVERY_S = 0.5  # of a bar; reading the losses waits for the accelerator, s
 
 
 class TrainingProgress(pl.Callback):
-    """Steps of the whole run, time left, losses, and the last validation's AP.
+    """Steps of the whole run, time left, losses, and the last validation's score.
 
     Args:
         line_every_s: seconds between two lines where the output is no terminal.
@@ -75,7 +75,7 @@ class TrainingProgress(pl.Callback):
             self._validation = None
         if trainer.sanity_checking or pl_module.results is None:
             return
-        self._score = f"mask AP {pl_module.results.score:.3f}"
+        self._score = f"{pl_module.evaluator.score_name} {pl_module.results.score:.3f}"
         line = f"step {trainer.global_step}  validation: {pl_module.results.one_line()}"
         self.console.print(line, soft_wrap=True)
 

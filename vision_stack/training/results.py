@@ -1,9 +1,10 @@
-"""What validation found: scores, detections, and the files that hold them."""
+"""What validation found: scores, predictions, and the files that hold them."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from vision_stack.metrics.coco import CocoEvaluator
+from vision_stack.metrics import Evaluator
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.json"
+METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
 
 
 @dataclass(frozen=True)
@@ -21,38 +22,64 @@ class Results:
     """Of one pass over the validation set.
 
     Attributes:
-        metrics: `{"segm": {"AP": ..., "AP50": ...}, "bbox": {...}, "per_class": {...}}`.
-        predictions: COCO results, with the data set's own image and category ids.
+        metrics: what the evaluator's `compute` gives, and the map from labels to category ids and names:
+            instance `{"segm": {"AP": ..., "AP50": ...}, "bbox": {...}, "per_class": {...}, "categories": [...]}`;
+            panoptic `{"all": {"PQ", "SQ", "RQ", "classes"}, "things", "stuff", "per_class", "categories"}`;
+            semantic `{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class", "categories"}`.
+        predictions: what `predictions.json` gets, with the data set's own image and category ids: COCO results,
+            COCO panoptic annotations, or the names of the semantic label maps.
+        files: label maps by name, for the folder `predictions`; none for instances.
+        score: mask AP, PQ or mIoU, by which the best checkpoint is chosen; -1 where there is nothing to find.
+        line: the most important metrics in words.
+        logged: those that loggers get.
     """
 
     metrics: dict[str, Any]
-    predictions: list[dict[str, Any]]
+    predictions: Any
+    files: dict[str, bytes]
+    score: float
+    line: str
+    logged: dict[str, float | None]
 
     @classmethod
-    def of(cls, evaluator: CocoEvaluator, *, only_updated: bool = False) -> Results:
+    def of(cls, evaluator: Evaluator, *, only_updated: bool = False) -> Results:
         """What an evaluator has been fed, scored; `only_updated` leaves out images that it has not been fed."""
+        metrics = evaluator.compute(only_updated=only_updated)
         classes = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(evaluator.categories)]
-        return cls({**evaluator.compute(only_updated=only_updated), "categories": classes}, evaluator.results())
-
-    @property
-    def score(self) -> float:
-        """Mask AP, by which the best checkpoint is chosen; -1 where there is nothing to find."""
-        ap = self.metrics["segm"]["AP"]
-        return -1.0 if ap is None else float(ap)
+        return cls(
+            metrics={**metrics, "categories": classes},
+            predictions=evaluator.results(),
+            files=evaluator.files(),
+            score=evaluator.score(metrics),
+            line=evaluator.one_line(metrics),
+            logged=evaluator.scalars(metrics),
+        )
 
     def scalars(self) -> dict[str, float]:
-        """`segm_AP`, `segm_AP50`, ..., `bbox_AP`, ...: what loggers get."""
-        values = {f"{kind}_{k}": v for kind in ("segm", "bbox") for k, v in self.metrics[kind].items()}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        """`segm_AP`, `segm_AP50`, ..., `bbox_AP`, ...; `PQ`, ...; `mIoU`, ...: what loggers get."""
+        return {name: float(value) for name, value in self.logged.items() if value is not None}
 
     def one_line(self) -> str:
-        segm, bbox = self.metrics["segm"], self.metrics["bbox"]
-        return f"mask AP {_number(segm['AP'])}, AP50 {_number(segm['AP50'])}, box AP {_number(bbox['AP'])}"
+        return self.line
 
     def write(self, run_dir: Path) -> None:
-        """Write `metrics.json` and `predictions.json`; each is replaced as a whole."""
+        """Write `metrics.json`, `predictions.json` and the folder `predictions`; each is replaced as a whole."""
+        if self.files:
+            write_files(run_dir / PREDICTIONS_DIR, self.files)
         _write(run_dir / PREDICTIONS_FILE, json.dumps(self.predictions))
         _write(run_dir / METRICS_FILE, json.dumps(self.metrics, indent=2) + "\n")
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A folder of just these files, in place of one that may be there."""
+    scratch = folder.with_suffix(".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for name, content in files.items():
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
 
 
 def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
@@ -66,7 +93,3 @@ def _write(path: Path, text: str) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

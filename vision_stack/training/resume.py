@@ -10,12 +10,13 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from vision_stack.model import load_strictly, model_state, read_checkpoint
+from vision_stack.config import from_dict, to_dict
+from vision_stack.model import VisionModelConfig, load_strictly, model_state, read_checkpoint
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.position import Position
 
-KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json")
+KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json", "predictions")
 
 
 def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def check_same_model(checkpoint: Mapping[str, Any], model_config: dict[str, Any]) -> None:
     """Raises ValueError if the checkpoint is of another model than the options describe."""
-    differing = list(differences(checkpoint["model_config"], model_config))
+    stored = to_dict(from_dict(checkpoint["model_config"], cls=VisionModelConfig))  # with options of later versions
+    differing = list(differences(stored, model_config))
     if differing:
         raise ValueError(
             f"resume: the model differs from the checkpoint's: {', '.join(differing[:4])}; "
@@ -84,9 +86,10 @@ def _adopt_best(checkpoint: Path, run_dir: Path, best_score: float | None) -> No
     if best_score is None or old_run.resolve() == run_dir.resolve():
         return
     for name in KEPT_WITH_BEST:
-        if (old_run / name).is_file() and not (run_dir / name).exists():
+        if (old_run / name).exists() and not (run_dir / name).exists():
             (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(old_run / name, run_dir / name)
+            copy = shutil.copytree if (old_run / name).is_dir() else shutil.copyfile
+            copy(old_run / name, run_dir / name)
 
 
 class RestoreOptimizer(pl.Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
-from vision_stack.metrics.coco import CocoEvaluator
-from vision_stack.metrics.table import format_table
-from vision_stack.model import InputSize, VisionModel, VisionModelConfig
+from vision_stack.metrics import Evaluator
+from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
@@ -30,17 +29,25 @@ from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, write_config
+from vision_stack.training.start import PARTS, Start, describe_start, read_start, transfer, without_pretrained
 from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
+from vision_stack.training.tasks import build_evaluator
 from vision_stack.visualization.curves import plot_curves
 
 
-def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list[Any]], pl.Trainer]) -> None:
+def train(
+    config: Mapping[str, Any],
+    run_dir: Path,
+    make_trainer: Callable[[list[Any]], pl.Trainer],
+    overrides: Sequence[str] = (),
+) -> None:
     """Train, validate, and leave checkpoints, metrics and pictures in `run_dir`.
 
     Args:
         config: the plain options of configs/train.yaml.
         run_dir: where everything goes.
         make_trainer: gives the trainer with these callbacks added to the configured ones.
+        overrides: what was typed on the command line, which goes before what `weights` says of the model.
 
     Raises:
         ValueError: options, data or checkpoint that the user has to mend; one line.
@@ -52,16 +59,19 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
     optim = from_dict(config["optim"], cls=OptimConfig, path="optim")
     finetune = from_dict(config["finetune"], cls=FinetuneConfig, path="finetune")
     data_config: DataConfig = from_dict(config["data"], kind="data")
-    parts = {kind: _without_pretrained(config[kind]) for kind in ("backbone", "neck", "head")}
-    decoded = {kind: from_dict(options, kind=kind) for kind, options in parts.items()}
+    start = read_start(config["weights"], config, overrides) if config["weights"] else None
+    parts = start.parts if start else {k: from_dict(without_pretrained(config[k]), kind=k) for k in PARTS}
     rank_zero_only(write_config)(config, run_dir)
 
-    data = build_datamodule(data_config, seed)
+    data = build_datamodule(data_config, seed, task=config["task"])
     size = data_config.eval_transform
     model_config = VisionModelConfig(
-        **decoded,
+        **parts,
         categories=data.categories,
+        task=config["task"],
+        panoptic=from_dict(config["panoptic"], cls=PanopticOptions, path="panoptic"),
         input_size=InputSize(short_edge=size.short_edge, long_edge=size.long_edge),
+        **(start.pixel_statistics if start else {}),
     )
     run_config = {
         "data": stored_data(data_config),
@@ -77,14 +87,17 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
     if finetune.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     finetune.apply(model.backbone, epoch=0)
-    weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config)
-    evaluator = CocoEvaluator(data.val_ground_truth(), data.categories, max_detections=config["top_k"])
+    weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
+    evaluator = build_evaluator(data, top_k=config["top_k"])
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
 
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
-    _warn_about_queries(data, config["head"].get("num_queries"))
+    if start and not checkpoint:
+        say(*describe_start(start, model.categories, optim, config, overrides))
+    start = None  # a whole model's memory
+    _warn_about_queries(data, getattr(model_config.head, "num_queries", None))
     say(*describe_run(run_dir, str(config["resume"]) if checkpoint else ""))
 
     if checkpoint is not None:
@@ -97,7 +110,7 @@ def train(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[list
     except Interrupted as stop:
         say(f"{stop}; go on with the same options and resume={run_dir / 'checkpoints' / 'last.ckpt'}")
         raise SystemExit(128 + stop.signum) from None
-    _finish(trainer, data, run_dir, config["num_pictures"])
+    _finish(trainer, data, evaluator, run_dir, config["num_pictures"])
 
 
 def _go_on(
@@ -110,17 +123,15 @@ def _go_on(
     data.set_position(position.epoch, position.batches_done)
 
 
-def _initial_weights(model: VisionModel, config: Mapping[str, Any]) -> str:
-    if config["weights"]:
-        count, left_out = resume.load_weights(model, config["weights"])
-        rest = f"; at random: {', '.join(left_out[:4])}{' ...' if len(left_out) > 4 else ''}" if left_out else ""
-        return f"{count} tensors of {config['weights']}{rest}"
+def _initial_weights(model: VisionModel, config: Mapping[str, Any], start: Start | None) -> str:
+    taken = ""
+    if start:
+        taken = f"{start.source}: {transfer(start, model)}"
+        if "backbone" not in start.changed:
+            return taken
     report = load_pretrained(model.backbone, model.config.backbone, config["backbone"].get("pretrained", "auto"))
-    return f"{report.source} (see the warning)" if report.warning else str(report)
-
-
-def _without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "pretrained"}
+    source = f"{report.source} (see the warning)" if report.warning else str(report)
+    return f"{taken}; the backbone's: {source}" if taken else source
 
 
 def stored_data(config: DataConfig) -> dict[str, Any]:
@@ -136,27 +147,33 @@ def say(*lines: str) -> None:
         print(line, flush=True)
 
 
+_WHAT_QUERIES_FIND = {"instance": "objects", "panoptic": "segments", "semantic": "classes"}
+
+
 def _warn_about_queries(data: DataModule, num_queries: int | None) -> None:
     if num_queries and (crowded := data.num_train_images_with_more_objects_than(num_queries)):
         say(
-            f"warning: {crowded:,} training images have more than {num_queries} objects, the most that can be found "
-            "in one; raise head.num_queries"
+            f"warning: {crowded:,} training images have more than {num_queries} {_WHAT_QUERIES_FIND[data.task]}, the "
+            "most that can be found in one; raise head.num_queries"
         )
 
 
 @rank_zero_only
-def _finish(trainer: pl.Trainer, data: DataModule, run_dir: Path, num_pictures: int) -> None:
+def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir: Path, num_pictures: int) -> None:
     checkpoints = run_dir / "checkpoints"
     best = checkpoints_of(trainer).best_score
     if best is None:
         say(f"no validation was run; checkpoint: {checkpoints / 'last.ckpt'}")
         return
-    Console().print(format_table(json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))))
-    pictures = draw_validation(run_dir, data.val_records, data.categories, num_pictures)
+    Console().print(evaluator.table(json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))))
+    pictures = draw_validation(run_dir, data.val_records, data.categories, num_pictures, data.task)
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / "pictures" / "curves.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for path in pictures:
                 logger.experiment.add_image(path.stem, read_image(path), trainer.global_step, dataformats="HWC")
-    say(f"pictures:   {run_dir / 'pictures'}", f"checkpoint: {checkpoints / 'best.ckpt'} (mask AP {best:.3f})")
+    say(
+        f"pictures:   {run_dir / 'pictures'}",
+        f"checkpoint: {checkpoints / 'best.ckpt'} ({evaluator.score_name} {best:.3f})",
+    )

@@ -1,4 +1,4 @@
-"""Losses and AP of a run as a picture, from the csv that its logger wrote."""
+"""Losses and scores of a run as a picture, from the csv that its logger wrote."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+SCORES = ("AP", "PQ", "mIoU")
 Series = dict[str, list[tuple[float, float]]]
 
 
 def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
-    """Draw every column named after a loss, and every one named after an AP, against the step.
+    """Draw every column named after a loss, and every one named after AP, PQ or mIoU, against the step.
 
     Args:
         csv_file: of Lightning's CSVLogger: one row per logging call, empty where a row has no value for a column.
@@ -25,10 +26,14 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
     series = _read(Path(csv_file))
     # Of the losses the last layer's alone: loss_mask, not loss_mask_0.
     losses = {name: points for name, points in series.items() if "loss" in name.lower() and not name[-1].isdigit()}
-    precisions = {name: points for name, points in series.items() if "AP" in name.replace("/", "_").split("_")}
-    panels = [(title, lines) for title, lines in (("loss", losses), ("AP", precisions)) if lines]
+    panels = [("loss", losses)] if losses else []
+    for score in SCORES:
+        lines = {name: points for name, points in series.items() if score in name.replace("/", "_").split("_")}
+        panels += [(score, lines)] if lines else []
     if not panels:
-        raise ValueError(f"{csv_file}: no column with values is named after a loss or AP; found: {', '.join(series)}")
+        raise ValueError(
+            f"{csv_file}: no column with values is named after a loss, {', '.join(SCORES)}; found: {', '.join(series)}"
+        )
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, title, lines)

@@ -1,4 +1,4 @@
-"""Pictures of instances: masks, boxes, names and scores over the image."""
+"""Pictures of what is in an image: instances, things and stuff, or classes over its pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_stack.structures import Category, Instances
+from vision_stack.structures import Category, Instances, PanopticSegmentation, Segmentation, SemanticSegmentation
 from vision_stack.visualization.colors import Color, instance_color, text_color
 
 MASK_OPACITY = 0.5
@@ -33,43 +33,63 @@ def draw_instances(
     Raises:
         ValueError: the image is of another kind, or the masks are of another size.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected an image [height, width, 3] of uint8, got {list(image.shape)} of {image.dtype}")
-    if len(instances) and tuple(instances.masks.shape[1:]) != image.shape[:2]:
-        raise ValueError(f"masks are {list(instances.masks.shape[1:])}, the image is {list(image.shape[:2])}")
+    _check(image, instances.masks.shape[1:] if len(instances) else None)
     shown = instances[instances.scores >= threshold]
-    colors = _colors(shown.labels.tolist())
-    masks = shown.masks.cpu().numpy()
-    scale = max(1, round(MIN_SIDE / max(image.shape[:2])))
-    canvas = Image.fromarray(image)
-    if scale > 1:
-        canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
-    pixels = np.array(canvas)
-    line = max(1, round(min(canvas.size) / 280))
-    by_area = np.argsort(-masks.sum((1, 2)), kind="stable")  # small objects over large ones
-    for n in by_area:
-        _paint(pixels, masks[n], scale, colors[n], line)
-    canvas = Image.fromarray(pixels)
-    boxes = [tuple(scale * edge for edge in box) for box in shown.boxes.tolist()]
     texts = [_caption(categories[n].name, score) for n, score in zip(shown.labels, shown.scores.tolist(), strict=True)]
-    _annotate(canvas, boxes, texts, colors, line)
-    return canvas
+    masks = list(shown.masks.cpu().numpy())
+    return _draw(image, masks, _colors(shown.labels.tolist()), texts, shown.boxes.tolist())
+
+
+def draw_panoptic(
+    image: np.ndarray, found: PanopticSegmentation, categories: Sequence[Category], *, threshold: float = 0.0
+) -> Image.Image:
+    """Draw the segments that score at least `threshold`, each with its name; otherwise as `draw_instances`."""
+    _check(image, found.segment_map.shape)
+    segment_map, scores = found.segment_map.cpu().numpy(), found.scores.tolist()
+    chosen = [n for n, score in enumerate(scores) if score >= threshold and (segment_map == n + 1).any()]
+    labels = [int(found.labels[n]) for n in chosen]
+    texts = [_caption(categories[label].name, scores[n]) for n, label in zip(chosen, labels, strict=True)]
+    return _draw(image, [segment_map == n + 1 for n in chosen], _colors(labels), texts)
+
+
+def draw_semantic(image: np.ndarray, found: SemanticSegmentation, categories: Sequence[Category]) -> Image.Image:
+    """Draw every class that is there, in a colour of its own; otherwise as `draw_instances`."""
+    _check(image, found.label_map.shape)
+    label_map = found.label_map.cpu().numpy()
+    labels = [int(label) for label in np.unique(label_map) if label >= 0]
+    texts = [categories[label].name for label in labels]
+    return _draw(image, [label_map == label for label in labels], _colors(labels), texts)
+
+
+def draw_segmentation(
+    image: np.ndarray, found: Segmentation, categories: Sequence[Category], *, threshold: float = 0.0
+) -> Image.Image:
+    """Whichever of the three it is. `threshold` is for scores, which semantic segmentations have none of."""
+    if isinstance(found, SemanticSegmentation):
+        return draw_semantic(image, found, categories)
+    if isinstance(found, PanopticSegmentation):
+        return draw_panoptic(image, found, categories, threshold=threshold)
+    return draw_instances(image, found, categories, threshold=threshold)
 
 
 def side_by_side(
     image: np.ndarray,
-    ground_truth: Instances,
-    prediction: Instances,
+    ground_truth: Segmentation,
+    prediction: Segmentation,
     categories: Sequence[Category],
     *,
     threshold: float = 0.5,
 ) -> Image.Image:
-    """The image, its ground truth and what was predicted, next to each other (below each other if it is wide)."""
-    blank = prediction[:0]
+    """The image, its ground truth and what was predicted, next to each other (below each other if it is wide).
+
+    `threshold` is for instances, of which all are predicted; segments without overlap have been chosen already.
+    """
+    chosen = threshold if isinstance(prediction, Instances) else 0.0
+    caption = f"prediction (score >= {threshold:g})" if isinstance(prediction, Instances) else "prediction"
     panels = [
-        ("image", draw_instances(image, blank, categories)),
-        ("ground truth", draw_instances(image, ground_truth, categories)),
-        (f"prediction (score >= {threshold:g})", draw_instances(image, prediction, categories, threshold=threshold)),
+        ("image", _draw(image, [], [], [])),
+        ("ground truth", draw_segmentation(image, ground_truth, categories)),
+        (caption, draw_segmentation(image, prediction, categories, threshold=chosen)),
     ]
     width, height = panels[0][1].size
     font, gap = _font(max(14, min(width, height) // 28)), 8
@@ -84,6 +104,45 @@ def side_by_side(
         draw.text((x + 4, y + title / 2), name, fill=(0, 0, 0), font=font, anchor="lm")
         grid.paste(panel, (x, y + title))
     return grid
+
+
+def _check(image: np.ndarray, size: Sequence[int] | None) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an image [height, width, 3] of uint8, got {list(image.shape)} of {image.dtype}")
+    if size is not None and tuple(size) != image.shape[:2]:
+        raise ValueError(f"masks are {list(size)}, the image is {list(image.shape[:2])}")
+
+
+def _draw(
+    image: np.ndarray,
+    masks: list[np.ndarray],
+    colors: list[Color],
+    texts: list[str],
+    boxes: list[list[float]] | None = None,
+) -> Image.Image:
+    """Masks [h, w] over the image, small ones over large ones; names at the boxes, or else inside of the masks."""
+    scale = max(1, round(MIN_SIDE / max(image.shape[:2])))
+    canvas = Image.fromarray(image)
+    if scale > 1:
+        canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
+    pixels = np.array(canvas)
+    line = max(1, round(min(canvas.size) / 280))
+    for n in np.argsort([-int(np.count_nonzero(mask)) for mask in masks], kind="stable"):
+        _paint(pixels, masks[n], scale, colors[n], line)
+    canvas = Image.fromarray(pixels)
+    if boxes is not None:
+        _draw_boxes(canvas, [[scale * edge for edge in box] for box in boxes], colors, line)
+    anchors = boxes if boxes is not None else [_middle(mask) for mask in masks]
+    _write_names(canvas, [[scale * edge for edge in box] for box in anchors], texts, colors)
+    return canvas
+
+
+def _middle(mask: np.ndarray) -> list[float]:
+    """A box without area in the middle of the longest run of a mask's fullest row."""
+    row = int(mask.sum(1).argmax())
+    edges = np.flatnonzero(np.diff(mask[row].astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    start, stop = edges[(edges[:, 1] - edges[:, 0]).argmax()] if len(edges) else (0, 0)
+    return [float(start + stop) / 2, row + 0.5] * 2
 
 
 def _caption(name: str, score: float) -> str:
@@ -115,14 +174,15 @@ def _paint(pixels: np.ndarray, mask: np.ndarray, scale: int, color: Color, line:
     region[inside & ~inner] = color
 
 
-def _annotate(
-    canvas: Image.Image, boxes: Sequence[Sequence[float]], texts: list[str], colors: list[Color], line: int
-) -> None:
-    """Boxes, then labels over all of them; the best detections choose their label's place first."""
+def _draw_boxes(canvas: Image.Image, boxes: list[list[float]], colors: list[Color], line: int) -> None:
     draw = ImageDraw.Draw(canvas)
-    for box, color in reversed(list(zip(boxes, colors, strict=True))):
-        x0, y0, x1, y1 = box
+    for (x0, y0, x1, y1), color in reversed(list(zip(boxes, colors, strict=True))):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line)
+
+
+def _write_names(canvas: Image.Image, boxes: list[list[float]], texts: list[str], colors: list[Color]) -> None:
+    """Over everything else; the best detections choose their name's place first."""
+    draw = ImageDraw.Draw(canvas)
     font = _font(max(11, round(min(canvas.size) / 36)))
     placed: list[Rectangle] = []
     for box, text, color in zip(boxes, texts, colors, strict=True):

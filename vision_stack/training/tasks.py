@@ -1,0 +1,39 @@
+"""What of a run depends on its task: the evaluator, and what evaluation keeps of a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vision_stack.data.datamodule import DataModule
+from vision_stack.metrics import CocoEvaluator, Evaluator, PanopticEvaluator, SemanticEvaluator
+from vision_stack.metrics.coco import IouType
+from vision_stack.model import VisionModel
+from vision_stack.postprocess import encode_instances
+from vision_stack.structures import ImageInfo, MaskOutputs
+
+
+def build_evaluator(data: DataModule, *, top_k: int, boundary_ap: bool = False) -> Evaluator:
+    """The evaluator of the validation images, for the task that the data is read for.
+
+    Args:
+        top_k: detections of an image that count (instances).
+        boundary_ap: boundary AP beside mask and box AP (instances).
+    """
+    truth, categories = data.val_ground_truth(), data.categories
+    if data.task == "semantic":
+        return SemanticEvaluator(truth, categories)
+    if data.task == "panoptic":
+        return PanopticEvaluator(truth, categories)
+    kinds: tuple[IouType, ...] = ("segm", "bbox", "boundary") if boundary_ap else ("segm", "bbox")
+    return CocoEvaluator(truth, categories, kinds, max_detections=top_k)
+
+
+def predictions_for(
+    evaluator: Evaluator, model: VisionModel, outputs: MaskOutputs, infos: Sequence[ImageInfo]
+) -> Iterator[Any]:
+    """What the evaluator takes of a batch, one image after the other: instances as run-length codes, of whatever
+    score; segmentations without overlap as the model's `predict` gives them."""
+    if isinstance(evaluator, CocoEvaluator):
+        return encode_instances(outputs, infos, top_k=evaluator.max_detections)
+    return model.segment(outputs, infos)
