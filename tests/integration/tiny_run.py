@@ -55,7 +55,7 @@ def train(run_dir: Path, *overrides: str, callbacks: tuple[pl.Callback, ...] = (
         made.append(instantiate(config["trainer"], **everything))
         return made[0]
 
-    fit(config, run_dir, make_trainer)
+    fit(config, run_dir, make_trainer, overrides)
     return made[0]
 
 

@@ -1,0 +1,184 @@
+"""`weights=`: a run that starts from a trained model, ours or published, instead of from the options alone.
+
+The model's own parts are used, whatever the yaml files say. What the command line says of a part goes on top:
+`head.num_queries=50` changes that value, `backbone=swin_tiny` takes another backbone. Weights are taken over as far as
+they then fit, and the class head's rows by the names of the classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_stack.config import Config, ConfigError, from_dict, to_dict
+from vision_stack.model import VisionModel
+from vision_stack.structures import Category
+from vision_stack.training.optim import OptimConfig
+from vision_stack.weights.class_names import ClassMatch, match_classes
+
+PARTS = ("backbone", "neck", "head")
+CLASS_LAYER = "head.class_embed."  # a row per class, then one for "no object"
+SHOWN_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class Start:
+    """The trained model that a run starts from, and the parts of the run's own model."""
+
+    source: str
+    model: VisionModel
+    parts: dict[str, Config]
+    changed: tuple[str, ...]  # what the command line changed, as typed: "head.num_queries", "backbone"
+
+    @property
+    def pixel_statistics(self) -> dict[str, Any]:
+        """Mean and std of the trained model, which another backbone may not share."""
+        own, config = "backbone" in self.changed, self.model.config
+        return {} if own else {"image_mean": config.image_mean, "image_std": config.image_std}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the run's model took over. Names are its own."""
+
+    matched: tuple[str, ...]
+    regrouped: tuple[str, ...]  # rows of the class head, by name
+    fresh: tuple[str, ...]  # in no fitting form in the source: random, or of the backbone's own published weights
+    classes: tuple[ClassMatch, ...]
+
+    def __str__(self) -> str:
+        kept = sum(match.source is not None for match in self.classes)
+        fresh = f"; at random: {', '.join(self.fresh[:4])}{' ...' if len(self.fresh) > 4 else ''}" if self.fresh else ""
+        rows = f", {len(self.regrouped)} by class ({kept} of {len(self.classes)} classes known)"
+        return f"{len(self.matched)} tensors taken over{rows if self.regrouped else ''}{fresh}"
+
+
+def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str]) -> Start:
+    """The model that `weights=source` means, and the parts of the run's own.
+
+    Args:
+        config: the plain options of configs/train.yaml.
+        overrides: the command line's.
+
+    Raises:
+        ValueError: no such model, or an option that its part does not have; one line.
+    """
+    try:
+        model = VisionModel.from_pretrained(source)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("weights") else f"weights: {text}") from None
+    typed = [match[1] for text in overrides if (match := re.match(r"\+{0,2}([\w./]+)(?:@[\w.]+)?=", text))]
+    parts: dict[str, Config] = {}
+    changed: list[str] = []
+    for kind in PARTS:
+        keys = [key for key in typed if key == kind or (key.startswith(f"{kind}.") and key != "backbone.pretrained")]
+        options = without_pretrained(config[kind])
+        if kind not in keys:
+            own = to_dict(getattr(model.config, kind))
+            for key in keys:
+                _put(own, options, key)
+            options = own
+        parts[kind] = from_dict(options, kind=kind)
+        changed += keys
+    return Start(source, model, parts, tuple(changed))
+
+
+def transfer(start: Start, model: VisionModel) -> Transfer:
+    """Take over what fits: a backbone as a whole or not at all, of the rest each tensor by itself."""
+    theirs, own = start.model.state_dict(), model.state_dict()
+    known = [category.name for category in start.model.categories]
+    classes = match_classes([category.name for category in model.categories], known)
+    fitting = {name: theirs[name] for name, tensor in own.items() if _fits(theirs.get(name), tensor)}
+    if any(name.startswith("backbone.") and name not in fitting for name in own):
+        fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith("backbone.")}
+    by_class: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name.startswith(CLASS_LAYER):
+            fitting.pop(name, None)
+            if name in theirs and len(theirs[name]) == len(known) + 1 and theirs[name].shape[1:] == tensor.shape[1:]:
+                by_class[name] = _rows(tensor, theirs[name], classes)
+    if not fitting and not by_class:
+        raise ValueError(f"weights: nothing in {start.source} fits this model")
+    model.load_state_dict(fitting | by_class, strict=False)
+    return Transfer(
+        matched=tuple(fitting),
+        regrouped=tuple(by_class),
+        fresh=tuple(name for name in own if name not in fitting and name not in by_class),
+        classes=tuple(classes),
+    )
+
+
+def describe_start(
+    start: Start,
+    categories: Sequence[Category],
+    optim: OptimConfig,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> list[str]:
+    """What the run took from the weights, the recipe it trains by, and the table of classes."""
+    names = [text.partition("=")[2] for text in overrides if text.startswith("experiment=")]
+    recipe = f"experiment={names[-1]}" if names else "the options as they are"
+    changed = f", changed on the command line: {', '.join(start.changed)}" if start.changed else ""
+    length = config["trainer"].get("max_epochs")
+    epochs = f", {length} epochs" if length and length > 0 else ""
+    known = [category.name for category in start.model.categories]
+    return [
+        f"{'model':<11} that of {start.source}{changed}",
+        f"{'recipe':<11} {recipe}: rate {optim.lr:g} (backbone x {optim.backbone_lr_multiplier:g}), {optim.schedule}, "
+        f"batch {config['data']['batch_size']}{epochs}, decay {optim.weight_decay:g}, clip {optim.clip_norm:g}",
+        *describe_classes(match_classes([category.name for category in categories], known), known),
+    ]
+
+
+def describe_classes(matches: Sequence[ClassMatch], known: Sequence[str]) -> list[str]:
+    """A table: class of the data set, class of the weights, how they were found to be the same."""
+    width = max(len(match.name) for match in matches)
+    rows = []
+    for match in matches[:SHOWN_CLASSES]:
+        theirs = "-" if match.source is None else known[match.source]
+        rows.append(f"  {match.name:<{width}}  {theirs:<{max(map(len, known))}}  {match.how}")
+    header = f"  {'class':<{width}}  {'of weights':<{max(map(len, known))}}  found by"
+    more = [f"  ... and {len(matches) - SHOWN_CLASSES} more"] if len(matches) > SHOWN_CLASSES else []
+    return [header, *rows, *more]
+
+
+def without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's options without the question of initial weights, which its config does not have."""
+    return {name: value for name, value in options.items() if name != "pretrained"}
+
+
+def _put(own: dict[str, Any], options: Mapping[str, Any], key: str) -> None:
+    """Change `own` to what `options` has at a dotted key such as head.loss.num_points."""
+    kind, *path, last = key.split(".")
+    try:
+        for name in path:
+            own, options = own[name], options[name]
+        if last not in own:
+            raise KeyError
+        own[last] = copy.deepcopy(options[last])
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{key}: the {kind} of the weights has no such option; leave it out, or choose a {kind} by {kind}=NAME"
+        ) from None
+
+
+def _fits(theirs: Tensor | None, own: Tensor) -> bool:
+    return theirs is not None and theirs.shape == own.shape
+
+
+@torch.no_grad()
+def _rows(own: Tensor, theirs: Tensor, classes: Sequence[ClassMatch]) -> Tensor:
+    """`own` [K + 1, ...] with the rows of known classes, and the last, from `theirs`."""
+    rows = own.clone()
+    for label, match in enumerate(classes):
+        if match.source is not None:
+            rows[label] = theirs[match.source]
+    rows[-1] = theirs[-1]
+    return rows
