@@ -58,7 +58,7 @@ def test_load_torchvision_file_stages_not_built_are_no_fault(tmp_path, suffix, f
     config = TorchvisionBackboneConfig("resnet18", out_strides=[8], out_norms=True, freeze_norm=freeze_norm)
     backbone = config.build()
     report = load_pretrained(backbone, config, str(path))
-    published = pretrained._read(path)
+    published = pretrained.read_tensors(path)
     for name, value in backbone.state_dict().items():
         if not name.startswith("norms."):
             assert torch.equal(value, published[name.removeprefix("net.")])

@@ -43,14 +43,15 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     text = _checked(name)
     if use_timm_backbone:
         return TimmBackboneConfig(text.removeprefix("timm/")).starting_from(True)
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder, timm_name = Path(text).expanduser(), text.removeprefix("timm/")
+    built_in = text in named_backbones() or timm.is_model(timm_name.partition(".")[0])
+    if (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not built_in):
         config = read_backbone_config(folder / CONFIG_FILE, companion_file(folder, PROCESSOR_FILE))
         return config.starting_from(str(folder))
     if text in named_backbones():
         return _read_named(named_backbones()[text]).starting_from(True)
-    if timm.is_model(text.partition(".")[0]):
-        return TimmBackboneConfig(text).starting_from(True)
+    if built_in:
+        return TimmBackboneConfig(timm_name).starting_from(True)
     if _HUB_ID.fullmatch(text):
         return _from_hub(text)
     close = get_close_matches(text, {*named_backbones(), *timm.list_models()}, n=3)
