@@ -7,7 +7,7 @@ import timm
 import torch
 import transformers
 
-from vision_stack.backbones import RandomWeightsWarning, load_pretrained  # noqa: F401
+from vision_stack.backbones import load_pretrained
 from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
 from vision_stack.config import ConfigError, from_dict, to_dict
 
@@ -138,6 +138,8 @@ def test_family_of_a_published_size_takes_timms_own_weights_whole(model_name, fa
         ("ConvNextV2ForImageClassification", "convnextv2"),
         ("ViTForImageClassification", "vit"),
         ("ViTModel", "vit"),
+        ("ViTForMaskedImageModeling", "vit"),
+        ("SwinForMaskedImageModeling", "swin"),
         ("Dinov2ForImageClassification", "dinov2"),
         ("DINOv3ViTModel", "dinov3_vit"),
         ("DINOv3ConvNextModel", "dinov3_convnext"),
@@ -152,7 +154,9 @@ def test_family_takes_transformers_classifier_without_its_head(model, family, tm
     assert report.matched
     assert not report.missing
     assert all(
-        name.startswith(("classifier.", "layernorm.", "layer_norm.", "norm.", "pooler.", "embeddings.mask_token"))
+        name.startswith(
+            ("classifier.", "layernorm.", "layer_norm.", "norm.", "pooler.", "embeddings.mask_token", "decoder.")
+        )
         for name in report.not_built
     )
 

@@ -24,7 +24,6 @@ _COMMON: Rules = (
     (r"encoder\.layers\.(\d+)\.downsample\.(.+)", lambda m: f"layers.{int(m[1]) + 1}.downsample.{m[2]}"),
     *((rf"{_BLOCK}{re.escape(theirs)}\.(\w+)", rf"layers.\1.blocks.\2.{ours}.\3") for theirs, ours in _PARTS.items()),
     (r".+\.relative_(position_index|coords_table)", None),  # these follow from the window size
-    (r"embeddings\.mask_token", None),
 )
 _SWIN: Rules = (
     *_COMMON,

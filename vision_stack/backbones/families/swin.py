@@ -113,7 +113,7 @@ class SwinBackbone(FamilyBackbone):
     config: SwinConfig | Swinv2Config
     prefix = "swin"
     landmark = "patch_embed.proj.weight"
-    unused = r"classifier\.|head\.|(layer)?norm\."
+    unused = r"classifier\.|head\.|(layer)?norm\.|embeddings\.mask_token|decoder\."
     to_timm = staticmethod(convert_swin)
 
     def __init__(self, config: SwinConfig | Swinv2Config) -> None:

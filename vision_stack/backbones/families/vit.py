@@ -153,7 +153,7 @@ class PlainBackbone(FamilyBackbone):
 
     config: PlainConfig
     landmark = "patch_embed.proj.weight"
-    unused = r"classifier\.|head\.|pooler\.|embeddings\.mask_token"
+    unused = r"classifier\.|head\.|pooler\.|embeddings\.mask_token|decoder\."
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config, multiple=config.patch_size)
