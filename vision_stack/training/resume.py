@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
 
 from vision_stack.config import from_dict, to_dict
 from vision_stack.model import VisionModelConfig, load_strictly, model_state, read_checkpoint
@@ -114,17 +113,3 @@ class RestoreOptimizer(pl.Callback):
         if self.checkpoint["precision"]:
             trainer.precision_plugin.load_state_dict(self.checkpoint["precision"])
         self.checkpoint = None  # free the memory
-
-
-def load_weights(model: nn.Module, path: str | Path) -> tuple[int, list[str]]:
-    """Start from the weights of another checkpoint, where names and shapes agree (another number of classes is fine).
-
-    Returns:
-        the number of tensors loaded, and the names of the model's tensors that were not.
-    """
-    state, expected = model_state(read_checkpoint(path)), model.state_dict()
-    fitting = {name: t for name, t in state.items() if name in expected and expected[name].shape == t.shape}
-    if not fitting:
-        raise ValueError(f"weights: nothing in {path} fits this model")
-    model.load_state_dict(fitting, strict=False)
-    return len(fitting), [name for name in expected if name not in fitting]

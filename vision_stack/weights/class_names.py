@@ -29,8 +29,19 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("sports ball", "ball"),
     ("bottle", "water bottle"),
 )
-_IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
-              "knives": "knife", "sheep": "sheep", "skis": "skis", "scissors": "scissors", "bus": "bus"}  # fmt: skip
+_IRREGULAR = {
+    "people": "person",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "mice": "mouse",
+    "knives": "knife",
+    "leaves": "leaf",
+    "buses": "bus",
+    "tomatoes": "tomato",
+    "potatoes": "potato",
+}
+_UNCHANGED = frozenset({"sheep", "skis", "scissors", "bus", "glass", "tennis"})
 _SUFFIXES = re.compile(r"( (other|merged|stuff))+$")  # of COCO's panoptic classes: "tree-merged", "wall-other-merged"
 
 How = Literal["same name", "spelling", "synonym", "new"]
@@ -76,11 +87,11 @@ def fold(name: str) -> str:
 
 
 def _singular(word: str) -> str:
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
+    if word in _IRREGULAR or word in _UNCHANGED:
+        return _IRREGULAR.get(word, word)
     if word.endswith("ies") and len(word) > 4:
         return f"{word[:-3]}y"
-    if re.search(r"(ss|x|ch|sh|o)es$", word):
+    if re.search(r"(ss|x|ch|sh)es$", word):
         return word[:-2]
     if re.search(r"[^siu]s$", word):
         return word[:-1]
