@@ -1,0 +1,86 @@
+"""Every backbone x neck x head of the yamls on the meta device: it builds, or fails with the listed advice.
+
+A backbone is built once; what necks and heads say depends on its `out_specs` alone, so that equal ones are asked once.
+"""
+
+import functools
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import vision_stack.model  # noqa: F401  registers everything
+from vision_stack.config import ConfigError, from_dict, to_dict
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PLAIN = {f"{f}_{s}" for f in ("vit", "eva02") for s in ("tiny", "small", "base", "large")} | {"sam_base"}
+PLAIN |= {f"{f}_{s}" for f in ("dinov2", "dinov2_reg", "dinov3") for s in ("small", "base", "large")}
+PLAIN |= {"vit", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+# Of a plain transformer, which has one stride. Every other cell builds.
+ADVICE = "neck=simple_pyramid"
+FAILS = {
+    ("fpn", "maskformer"): "head: maskformer needs a map at stride 4, got",
+    ("fpn", "mask2former"): "head: mask2former needs a map at stride 4, got",
+    ("ms_deform", "maskformer"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
+    ("ms_deform", "mask2former"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
+    ("pixel_decoder", "maskformer"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
+    ("pixel_decoder", "mask2former"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
+}
+
+
+def names(group):
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def read(group, name):
+    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def build_neck(name, specs):
+    with torch.device("meta"):
+        return from_dict(read("neck", name), "neck").build(specs).out_specs
+
+
+@functools.cache
+def build_head(name, specs):
+    with torch.device("meta"):
+        from_dict(read("head", name), "head").build(specs, 3)
+
+
+def outcome(neck, head, specs):
+    """The one line of the error; empty if it builds."""
+    try:
+        build_head(head, build_neck(neck, specs))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", names("backbone"))
+def test_grid_backbone_builds_as_its_yaml_says_and_so_does_every_cell(name):
+    options = read("backbone", name)
+    if options["type"] == "transformers":
+        pytest.importorskip("transformers")
+    assert options.pop("pretrained") in ("auto", False)
+    config = from_dict(options, "backbone")
+    assert options.keys() == to_dict(config).keys()
+    with torch.device("meta"):
+        backbone = config.build()
+    assert backbone.out_specs == config.out_specs
+    strides = [spec.stride for spec in backbone.out_specs]
+    assert (len(strides) == 1) == (name in PLAIN)
+    assert strides[:3] == [4, 8, 16] or name in PLAIN
+    for neck, head in itertools.product(names("neck"), names("head")):
+        expected = FAILS.get((neck, head), "") if name in PLAIN else ""
+        found = outcome(neck, head, backbone.out_specs)
+        assert found.startswith(expected) if expected else not found, (neck, head, found)
+        assert not found or ADVICE in found
+        assert "\n" not in found
+
+
+def test_grid_plain_transformers_build_with_simple_pyramid_alone():
+    assert {neck for neck, _ in FAILS} == set(names("neck")) - {"simple_pyramid"}
+    assert set(names("backbone")) > PLAIN
