@@ -5,6 +5,8 @@ snippets, and what timm publishes as resnet50; a directory by its path does as w
 and fewer layers.
 """
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -252,7 +254,7 @@ def test_pretrained_weights_that_cannot_be_had_fail_when_the_backbone_is_built(m
         ("a\0b", "name: expected a directory"),
         ("x" * 5000, "name: expected a directory"),
         (None, "name: expected a directory"),
-        ("timm/resnet50.a1_in1k/../..", "'timm/resnet50.a1_in1k/../..' is no directory"),
+        ("timm/resnet50.a1_in1k/../..", "model_name: resnet50 has no weights tagged 'a1_in1k/../..'; choose one of"),
     ],
 )
 def test_auto_backbone_unknown_name_gives_one_line_with_what_was_tried(name, line):
@@ -283,3 +285,35 @@ def test_auto_backbone_options_that_are_no_fields_are_named():
         AutoBackbone.from_pretrained(SWIN, out_features=("stage1",))
     with pytest.raises(ConfigError, match="is no ResNetConfig but a SwinConfig"):
         ResNetConfig.from_pretrained(SWIN)
+
+
+def test_auto_backbone_directory_in_timm_s_hub_layout(tmp_path):
+    torch.manual_seed(0)
+    published = {name: value.contiguous() for name, value in timm.create_model("test_resnet").state_dict().items()}
+    save_file(published, tmp_path / "model.safetensors")
+    facts = {"architecture": "test_resnet", "num_features": 96, "pretrained_cfg": {"tag": "r160_in1k"}}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    model = AutoBackbone.from_pretrained(tmp_path, out_strides=(4, 8))
+    assert model.config.model_name == "test_resnet.r160_in1k"
+    torch.testing.assert_close(model.state_dict()["net.conv1.0.weight"], published["conv1.0.weight"], **EXACT)
+
+
+def test_auto_backbone_directory_of_transformers_timm_backbone(tmp_path):
+    torch.manual_seed(0)
+    theirs = transformers.TimmBackbone(transformers.TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 3]))
+    theirs.eval().save_pretrained(tmp_path)
+    ours = AutoBackbone.from_pretrained(tmp_path)
+    assert ours.out_indices == [1, 3]
+    pixel_values = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = theirs(pixel_values).feature_maps, ours(pixel_values).feature_maps
+    for want, got in zip(expected, found, strict=True):
+        assert (got - want).abs().max() < 1e-4 * want.std()
+
+
+def test_auto_backbone_folder_of_a_built_in_name_does_not_shadow_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_resnet").mkdir()
+    assert AutoBackbone.from_pretrained("test_resnet", use_pretrained_backbone=False).channels == [96]
+    transformers.ResNetConfig(depths=[1, 1, 1, 1]).save_pretrained("test_resnet")
+    assert AutoBackbone.from_pretrained("test_resnet", use_pretrained_backbone=False).channels == [2048]

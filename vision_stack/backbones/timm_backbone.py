@@ -179,7 +179,8 @@ class TimmBackbone(Backbone):
             return _create(self.config.model_name, {**facts.sizes.options, **_given(self.config)})
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """timm's layout -> ours; see `Backbone.convert_weights`."""
+        """timm's layout, or that of transformers' `TimmBackbone`, -> ours; see `Backbone.convert_weights`."""
+        state = {name.removeprefix("_backbone."): value for name, value in state.items()}
         whole = self._whole_on_meta()
         adapt = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:  # older or foreign layouts of the same model, other position table sizes
