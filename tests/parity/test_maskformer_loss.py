@@ -110,20 +110,32 @@ def test_planted_fault_is_found(fault):
     assert relative(total, expected) > 1e-4
 
 
-def test_point_losses_equal_transformers_mask2former_with_the_same_points():
-    outputs, targets = make_case((1, 1), size=(96, 128))  # with more objects the points go to them in another order
-    outputs = outputs._replace(aux_logits=outputs.aux_logits[:0], aux_mask_embed=outputs.aux_mask_embed[:0])
+def test_point_losses_equal_transformers_mask2former_with_the_same_points(monkeypatch):
+    draw, generator, drawn = torch.rand, torch.Generator().manual_seed(0), {}
+
+    def same_points(*shape, device=None):
+        """What is drawn first for so many points is drawn again, for all masks, layers and images."""
+        if shape[-2] not in drawn:
+            drawn[shape[-2]] = draw(*shape[-2:], generator=generator)
+        return drawn[shape[-2]].expand(*shape).contiguous()
+
+    outputs, targets = make_case((4, 2), size=(96, 128))
     config = transformers.Mask2FormerConfig(num_labels=NUM_CLASSES, train_num_points=500)
     weights = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
-    torch.manual_seed(0)
-    theirs = hf2.Mask2FormerLoss(config=config, weight_dict=weights)(
-        outputs.pred_masks, outputs.pred_logits, [t["masks"].float() for t in targets], [t["labels"] for t in targets]
-    )
-    torch.manual_seed(0)
     criterion = MaskCriterionConfig(
         class_weight=2, mask_weight=5, dice_weight=5, mask_loss="point", num_points=500
     ).build(NUM_CLASSES)
+    monkeypatch.setattr(torch, "rand", same_points)
     ours = criterion(outputs, targets)
-    for name, weight in weights.items():
-        own = ours[name.replace("cross_entropy", "class")]
-        assert relative(own, weight * theirs[name]) < TOLERANCE, name
+    reference = hf2.Mask2FormerLoss(config=config, weight_dict=weights)
+    total = 0.0
+    for suffix, logits, masks in layer_outputs(outputs):
+        theirs = reference(masks, logits, [t["masks"].float() for t in targets], [t["labels"] for t in targets])
+        for name, weight in weights.items():
+            own = ours[name.replace("cross_entropy", "class") + suffix]
+            assert relative(own, weight * theirs[name]) < TOLERANCE, (name, suffix)
+            total = total + weight * theirs[name]
+    assert sorted(drawn) == [125, 500, 1500]  # uniform, matching, candidates
+    own_gradients = torch.autograd.grad(sum(ours.values()), outputs)
+    for name, own, value in zip(outputs._fields, own_gradients, torch.autograd.grad(total, outputs), strict=True):
+        assert float((own - value).abs().max() / value.abs().max()) < TOLERANCE, name

@@ -13,7 +13,7 @@ from vision_stack.losses.functional import (
     point_cross_entropy_and_dice_loss,
     softplus,
 )
-from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks, uncertain_points
+from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
 from vision_stack.structures import MaskOutputs
 
 NUM_CLASSES = 3
@@ -104,30 +104,6 @@ def test_classification_loss_equals_weighted_cross_entropy_of_each_layer():
     torch.testing.assert_close(classification_loss(logits, labels, 0.1), torch.stack(plain))
 
 
-def test_sample_masks_equals_grid_sample_of_float_masks_up_to_the_border():
-    masks, index, points = torch.rand(3, 9, 5) > 0.5, torch.tensor([2, 0, 0, 1]), torch.rand(4, 200, 2)
-    points[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
-    expected = sample_maps(masks[index][:, None].float(), points)[:, 0]
-    torch.testing.assert_close(sample_masks(masks, index, points), expected, rtol=0, atol=1e-5)  # positions in float32
-
-
-def test_pixel_centers_sample_the_map_itself():
-    maps = torch.randn(1, 2, 5, 3)
-    at_centers = sample_maps(maps, pixel_centers(5, 3, maps.device)[None])
-    torch.testing.assert_close(at_centers, maps.flatten(2), rtol=0, atol=1e-5)  # positions in float32
-
-
-def test_uncertain_points_lie_where_the_logits_cross_zero():
-    ramp = torch.linspace(-10, 10, 32).expand(2, 32, 32)  # zero in the middle column
-    points = uncertain_points(ramp, num_points=400, oversample_ratio=3.0, importance_ratio=0.75)
-    distance = (points[..., 0] - 0.5).abs()
-    assert points.shape == (2, 400, 2)
-    # 300 of 1200 uniform candidates: the nearest quarter, |x - 0.5| < 0.125; and a few in the corners, where the
-    # zeros around a map draw its values to zero
-    assert (distance[:, :300] < 0.2).float().mean() > 0.97
-    assert distance[:, 300:].max() > 0.4  # the rest is uniform
-
-
 @pytest.mark.parametrize("mask_loss", ["focal", "point"])
 @pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0), (9, 1)], ids=["usual", "one empty", "empty", "crowded"])
 @pytest.mark.filterwarnings("ignore:some images have more objects")
@@ -172,12 +148,12 @@ def test_criterion_at_points_is_nearly_the_dense_average_over_uniform_points():
     config = MaskCriterionConfig(mask_loss="point", num_points=20_000, importance_sample_ratio=0.0)
     sampled = config.build(NUM_CLASSES)(outputs, targets)
     # every pixel of a 24 x 28 grid as often as any other: the same integral by the midpoint rule
-    points = pixel_centers(240, 280, torch.device("cpu")).expand(5, -1, -1)
+    points = pixel_centers(240, 280, torch.device("cpu"))
     masks = torch.cat([target["masks"].as_subclass(torch.Tensor) for target in targets])
-    inside = sample_masks(masks, torch.arange(5), points)
+    inside = sample_masks(masks, points)
     best = []
     for image, rows in ((0, slice(0, 3)), (1, slice(3, 5))):
-        logits = sample_maps(outputs.pred_masks[image : image + 1], points[:1])[0]  # [Q, P]
+        logits = sample_maps(outputs.pred_masks[image : image + 1], points[None])[0]  # [Q, P]
         pairs = [
             point_cross_entropy_and_dice_loss(logits, inside[rows][i].expand(6, -1)) for i in range(len(inside[rows]))
         ]

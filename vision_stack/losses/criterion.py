@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative, Range
-from vision_stack.losses.functional import (
-    classification_loss,
-    focal_and_dice_loss,
-    point_cross_entropy_and_dice_loss,
-)
+from vision_stack.losses.functional import classification_loss, focal_and_dice_loss
 from vision_stack.losses.matcher import Matches, Objects, Weights, match
-from vision_stack.ops.point_sampling import sample_maps, sample_masks, uncertain_points
+from vision_stack.losses.point_losses import uncertain_point_losses
 from vision_stack.structures import MaskOutputs, Target
 
 
@@ -106,14 +102,16 @@ class MaskCriterion(nn.Module):
     def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches, num_layers: int) -> tuple[Tensor, Tensor]:
         """Mask and dice loss [M] of the matched masks' logits [M, h, w]."""
         config = self.config
+        # Every object has one query in each layer, unless some were dropped.
+        layers, targets = (1, objects.masks[matches.objects]) if matches.dropped else (num_layers, objects.masks)
+        masks = masks.unflatten(0, (len(targets), layers))
         if config.mask_loss == "focal":
-            # Every object has one query in each layer, unless some were dropped.
-            layers, targets = (1, objects.masks[matches.objects]) if matches.dropped else (num_layers, objects.masks)
-            focal, dice = focal_and_dice_loss(masks.unflatten(0, (len(targets), layers)), targets)
-            return focal.flatten(), dice.flatten()
-        points = uncertain_points(masks, config.num_points, config.oversample_ratio, config.importance_sample_ratio)
-        inside = sample_masks(objects.masks, matches.objects, points)
-        return point_cross_entropy_and_dice_loss(sample_maps(masks[:, None], points)[:, 0], inside)
+            losses = focal_and_dice_loss(masks, targets)
+        else:
+            losses = uncertain_point_losses(
+                masks, targets, config.num_points, config.oversample_ratio, config.importance_sample_ratio
+            )
+        return losses[0].flatten(), losses[1].flatten()
 
     def _note_dropped(self, dropped: int, num_queries: int) -> None:
         self.objects_without_query = dropped

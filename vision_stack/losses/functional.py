@@ -17,13 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vision_stack.ops.tiles import slices, tile_elements
+
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2  # the formulas below are written out for it
-
-
-def tile_elements(device: torch.device, on_cpu: int) -> int:
-    """How many floats a temporary may hold: what measured best for a CPU's cache; enough to fill an accelerator."""
-    return on_cpu if device.type == "cpu" else 2**24
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -50,7 +47,7 @@ def dense_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     focal = mask_embed.new_zeros(rows, len(targets))
     overlap = torch.zeros_like(focal)
     background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
-    for tile in _slices(pixels, max(256, tile_elements(mask_embed.device, 2**18) // max(rows, 1))):
+    for tile in slices(pixels, max(256, tile_elements(mask_embed.device, 2**18) // max(rows, 1))):
         logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
         prob, negative = logits.sigmoid(), softplus(logits)
         positive = negative - logits  # -log(p); `negative` is -log(1 - p)
@@ -78,11 +75,20 @@ def point_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     Returns:
         cross-entropy [R, N] (mean over points) and dice [R, N].
     """
-    logits = mask_embed @ features
-    # -log(1 - p) off the mask, -log(p) = -log(1 - p) - logit on it
-    cross_entropy = (softplus(logits).sum(1, keepdim=True) - logits @ targets.T) / logits.shape[1]
-    prob = logits.sigmoid_()
-    return cross_entropy, _dice(prob @ targets.T, prob.sum(1, keepdim=True) + targets.sum(1))
+    rows, points = len(mask_embed), features.shape[1]
+    cross_entropy = mask_embed.new_zeros(rows, len(targets))
+    overlap = torch.zeros_like(cross_entropy)
+    background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
+    for tile in slices(points, max(256, tile_elements(mask_embed.device, 2**20) // max(rows, 1))):
+        logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
+        # -log(1 - p) off the mask, -log(p) = -log(1 - p) - logit on it
+        background += softplus(logits).sum(1)
+        cross_entropy.addmm_(logits, inside, alpha=-1)
+        prob = logits.sigmoid_()
+        overlap.addmm_(prob, inside)
+        area += prob.sum(1)
+    cross_entropy = (cross_entropy + background[:, None]) / points
+    return cross_entropy, _dice(overlap, area[:, None] + targets.sum(1))
 
 
 def _dice(overlap: Tensor, total: Tensor) -> Tensor:
@@ -118,10 +124,10 @@ class _FocalAndDice(torch.autograd.Function):
         d_focal, d_dice = torch.zeros_like(logits), torch.zeros_like(logits)
         rows, columns = _interpolation(h, height, logits), _interpolation(w, width, logits)
         at_once = max(1, tile_elements(logits.device, 2**20) // pixels)  # masks
-        for objects in _slices(num_objects, max(1, at_once // layers)):
+        for objects in slices(num_objects, max(1, at_once // layers)):
             inside = masks[objects].to(logits.dtype).flatten(1)[:, None]  # [n, 1, H * W], the same for all layers
             sign, area = 1 - 2 * inside, inside.sum(2)
-            for some in _slices(layers, at_once):
+            for some in slices(layers, at_once):
                 part = (objects, some)
                 maps = logits[part].flatten(0, 1)[:, None]  # as a batch: interpolation is slower over few channels
                 upsampled = F.interpolate(maps, size=(height, width), mode="bilinear").view(len(inside), -1, pixels)
@@ -175,10 +181,6 @@ def _on_pixels(
     return focal, _dice(overlap, total), slopes
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, length, step))
-
-
 def _interpolation(size: int, new_size: int, like: Tensor) -> Tensor:
     """Linear interpolation as a matrix [new_size, size], whose transpose is the adjoint: faster than scattering."""
     identity = torch.eye(size, dtype=like.dtype, device=like.device)
@@ -189,15 +191,15 @@ def point_cross_entropy_and_dice_loss(logits: Tensor, targets: Tensor) -> tuple[
     """Sigmoid cross-entropy (mean over points) and dice loss at points (Mask2Former, Sec. 3.3).
 
     Args:
-        logits: [M, P].
-        targets: [M, P] in [0, 1].
+        logits: [..., P].
+        targets: [..., P] in [0, 1].
 
     Returns:
-        cross-entropy [M] and dice [M].
+        cross-entropy [...] and dice [...].
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
     prob = logits.sigmoid()
-    return cross_entropy, _dice((prob * targets).sum(1), prob.sum(1) + targets.sum(1))
+    return cross_entropy, _dice((prob * targets).sum(-1), prob.sum(-1) + targets.sum(-1))
 
 
 def classification_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:

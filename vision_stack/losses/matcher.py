@@ -106,8 +106,7 @@ def _at_points(features: Tensor, masks: Tensor, num_points: int) -> tuple[Tensor
     else:
         points = torch.rand(num_points, 2, device=features.device)
         at_points = sample_maps(features[None], points[None])[0]
-    index = torch.arange(len(masks), device=masks.device)
-    return at_points, sample_masks(masks, index, points.expand(len(masks), -1, -1))
+    return at_points, sample_masks(masks, points)
 
 
 def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:
