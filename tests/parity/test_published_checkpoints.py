@@ -1,0 +1,176 @@
+"""Directories that transformers writes load here, and are written back such that transformers gives equal logits."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig  # noqa: E402
+
+from vision_stack.backbones import TimmBackboneConfig  # noqa: E402
+from vision_stack.config import ConfigError  # noqa: E402
+from vision_stack.heads import Mask2FormerHeadConfig, MaskFormerHeadConfig  # noqa: E402
+from vision_stack.model import VisionModel, VisionModelConfig  # noqa: E402
+from vision_stack.necks import FPNConfig, MSDeformConfig, PixelDecoderConfig  # noqa: E402
+from vision_stack.structures import Category  # noqa: E402
+from vision_stack.weights.transformers_config import guess_task  # noqa: E402
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# Of the logits' spread: float32 rounding through up to a hundred layers, some with batch norms that were never settled.
+# A tensor in the wrong place changes logits by their spread; other files compare settled models more sharply.
+TOLERANCE = 1e-3
+# Depths, windows and the ratio of heads as published, at a quarter of the width.
+SWIN = {
+    "tiny": {"embed_dim": 24, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+    "small": {"embed_dim": 24, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+    "base": {"embed_dim": 32, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
+    "large": {"embed_dim": 48, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
+}
+RESNET = {
+    "18": {"hidden_sizes": [16, 32, 64, 128], "depths": [2, 2, 2, 2], "layer_type": "basic"},
+    "50": {"hidden_sizes": [32, 64, 128, 256], "depths": [3, 4, 6, 3], "layer_type": "bottleneck"},
+    "101": {"hidden_sizes": [32, 64, 128, 256], "depths": [3, 4, 23, 3], "layer_type": "bottleneck"},
+}
+SIZES = [*(("swin", size) for size in SWIN), *(("resnet", size) for size in RESNET)]
+CASES = [*(("mask2former", *each) for each in SIZES), ("maskformer", "swin", "base"), ("maskformer", "resnet", "50")]
+
+
+def mask2former(family, size, classes=3):
+    if family == "swin":
+        backbone = transformers.SwinConfig(out_features=STAGES, **SWIN[size])
+    else:
+        backbone = transformers.ResNetConfig(out_features=STAGES, **RESNET[size])
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone,
+        num_labels=classes,
+        num_queries=10,
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
+        num_attention_heads=4,
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+    )
+    return transformers.Mask2FormerForUniversalSegmentation(config)
+
+
+def maskformer(family, size, classes=3):
+    if family == "swin":
+        backbone = MaskFormerSwinConfig(out_features=STAGES, **SWIN[size])
+    else:
+        backbone = transformers.ResNetConfig(out_features=STAGES, **RESNET[size])
+    decoder = transformers.DetrConfig(
+        num_queries=10, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=32
+    )
+    config = transformers.MaskFormerConfig(
+        backbone_config=backbone,
+        decoder_config=decoder.to_dict(),
+        num_labels=classes,
+        fpn_feature_size=32,
+        mask_feature_size=32,
+    )
+    return transformers.MaskFormerForInstanceSegmentation(config)
+
+
+BUILD = {"mask2former": mask2former, "maskformer": maskformer}
+
+
+def logits(model):
+    images = torch.randn(1, 3, 75, 101, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs = model.eval()(images)
+    if isinstance(model, VisionModel):
+        return outputs.pred_logits, outputs.pred_masks
+    return outputs.class_queries_logits, outputs.masks_queries_logits
+
+
+def largest_difference(model, other):
+    pairs = zip(logits(model), logits(other), strict=True)
+    return max(float((got - want).abs().max() / want.std()) for got, want in pairs)
+
+
+@pytest.mark.parametrize(("architecture", "family", "size"), CASES)
+def test_checkpoint_of_transformers_loads_strictly_and_back_with_equal_logits(architecture, family, size, tmp_path):
+    torch.manual_seed(0)
+    theirs = BUILD[architecture](family, size)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = VisionModel.from_pretrained(tmp_path / "theirs")
+    assert len(ours.load_report.matched) == len(ours.state_dict())
+    assert ours.load_report.missing == ours.load_report.unexpected == ()
+    assert largest_difference(ours, theirs) < TOLERANCE
+    ours.export_transformers(tmp_path / "back")
+    back, info = type(theirs).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+    assert largest_difference(back, theirs) == 0
+
+
+def test_checkpoint_with_a_planted_fault_is_told_apart(tmp_path):
+    theirs = mask2former("resnet", "18")
+    theirs.save_pretrained(tmp_path)
+    ours = VisionModel.from_pretrained(tmp_path)
+    with torch.no_grad():  # query and key of one attention exchanged
+        attention = ours.head.layers[0].cross_attn
+        for name in ("weight", "bias"):
+            q, k = (getattr(getattr(attention, f"{part}_proj"), name) for part in "qk")
+            q.data, k.data = k.data.clone(), q.data.clone()
+    assert largest_difference(ours, theirs) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("architecture", BUILD)
+def test_timm_backbones_of_the_recipes_are_written_for_transformers(architecture, name, tmp_path):
+    small = {"num_queries": 7, "hidden_dim": 32, "num_heads": 4, "ffn_dim": 32, "num_decoder_layers": 2}
+    if architecture == "mask2former":
+        neck = MSDeformConfig(channels=32, mask_channels=32, num_encoder_layers=1, num_heads=4, ffn_dim=32)
+        head = Mask2FormerHeadConfig(**small)
+    else:
+        neck, head = PixelDecoderConfig(channels=32, mask_channels=32), MaskFormerHeadConfig(**small)
+    config = VisionModelConfig(
+        backbone=TimmBackboneConfig(name, out_strides=[4, 8, 16, 32], out_norms="swin" in name),
+        neck=neck,
+        head=head,
+        categories=(Category(id=7, name="cat"), Category(id=9, name="dog")),
+    )
+    ours = VisionModel(config)
+    ours.export_transformers(tmp_path)
+    theirs, info = type(BUILD[architecture]("resnet", "18")).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.config.id2label == {0: "cat", 1: "dog"}
+    assert largest_difference(ours, theirs) < TOLERANCE
+    assert largest_difference(VisionModel.from_pretrained(tmp_path), theirs) < TOLERANCE
+
+
+def test_export_of_parts_that_transformers_has_not_fails_in_one_line(tmp_path):
+    parts = {
+        "backbone": TimmBackboneConfig("resnet18", out_strides=[4, 8, 16, 32]),
+        "categories": (Category(id=1, name="a"),),
+    }
+    model = VisionModel(
+        VisionModelConfig(neck=FPNConfig(channels=16), head=Mask2FormerHeadConfig(hidden_dim=16), **parts)
+    )
+    with pytest.raises(ConfigError, match="no model with neck=fpn and head=mask2former; it has ms_deform"):
+        model.export_transformers(tmp_path)
+
+
+def test_panoptic_checkpoint_of_coco_classes_has_eighty_things(tmp_path):
+    directory = tmp_path / "mask2former-tiny-coco-panoptic"
+    mask2former("resnet", "18", classes=133).save_pretrained(directory)
+    config = VisionModel.from_pretrained(directory).config
+    assert config.task == "panoptic"
+    assert sum(category.is_thing for category in config.categories) == 80
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "task"),
+    [
+        ("facebook/mask2former-swin-tiny-coco-instance", "mask2former", "instance"),
+        ("facebook/mask2former-swin-large-cityscapes-semantic", "mask2former", "semantic"),
+        ("facebook/maskformer-swin-base-ade", "maskformer", "semantic"),
+        ("facebook/maskformer-resnet50-coco-stuff", "maskformer", "semantic"),
+        ("facebook/maskformer-swin-small-coco", "maskformer", "panoptic"),
+        ("some/model", "maskformer", "instance"),
+    ],
+)
+def test_task_of_published_names(name, architecture, task):
+    assert guess_task(name, architecture) == task
