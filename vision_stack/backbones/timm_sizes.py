@@ -30,7 +30,7 @@ _PAD_THEMSELVES = ("swin_transformer", "swin_transformer_v2")
 # Position tables, token mixing or global queries of one size.
 _ONE_SIZE = (
     "beit", "cait", "coat", "convit", "crossvit", "efficientformer", "efficientformer_v2", "gcvit", "hiera", "levit",
-    "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer", "vision_transformer_relpos", "volo",
+    "maxxvit", "mlp_mixer", "mvitv2", "nest", "pit", "tnt", "visformer", "vision_transformer_relpos", "volo",
 )
 IMG_SIZE_UNUSED = ("efficientformer",)  # takes the option and builds for its native size all the same
 # Convolutions and poolings without padding, which lose the rim of their input: it is given to them.
