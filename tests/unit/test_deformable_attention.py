@@ -72,3 +72,41 @@ def test_deformable_attention_starts_as_rings_around_each_cell():
     expected = centre + step * torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])  # head 0 looks to the right
     torch.testing.assert_close(locations[0, 0, 1], expected)
     torch.testing.assert_close(locations[0, 1, 1], centre + step * torch.tensor([[0.0, 1], [0, 2], [0, 3]]))
+
+
+def make_attention():
+    torch.manual_seed(0)
+    attention = DeformableAttention(16, num_heads=4, num_levels=2, num_points=3)
+    torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.5)
+    return attention, torch.randn(2, 26, 16), [(2, 3), (4, 5)]
+
+
+def test_deformable_attention_compiled_has_no_graph_break_and_equal_gradients():
+    attention, x, shapes = make_attention()
+    compiled = torch.compile(lambda x: attention(x, x, shapes), backend="aot_eager", fullgraph=True)
+    expected = attention(x, x, shapes)
+    gradients = torch.autograd.grad(expected.square().sum(), list(attention.parameters()))
+    out = compiled(x)
+    torch.testing.assert_close(out, expected)
+    for got, want in zip(torch.autograd.grad(out.square().sum(), list(attention.parameters())), gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # float32, gradients of size 1 to 100
+
+
+def test_deformable_attention_exported_is_made_of_pytorch_operations_alone():
+    attention, x, shapes = make_attention()
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, shapes)
+
+    program = torch.export.export(Module(), (x,), strict=False)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any("vision_stack" in name for name in names)
+    assert any("grid_sampler" in name for name in names)
+    torch.testing.assert_close(
+        program.module()(x), attention(x, x, shapes), rtol=1e-4, atol=1e-4
+    )  # another order of sums

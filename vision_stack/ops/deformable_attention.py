@@ -65,33 +65,34 @@ def _rows(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> 
         index [B * Q * H, 4 * L * P] int32, and weights of the same shape.
     """
     batch, cells, heads, _ = value.shape
-    queries, levels, points = locations.shape[1], *locations.shape[3:5]
+    levels, points = locations.shape[3:5]
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32)  # [L, 2]
     sizes = sizes.T[:, :, None].expand(-1, -1, points).reshape(2, levels * points)
     starts = torch.tensor([0] + [h * w for h, w in shapes[:-1]]).cumsum(0)
     starts = starts[:, None].expand(-1, points).reshape(-1).int() * heads
     coordinates = locations.flatten(3, 4).unbind(-1)  # [B, Q, H, L * P] each
-    (left, near_x), (top, near_y) = (_two_cells(c, size) for c, size in zip(coordinates, sizes, strict=True))
+    left, near_x = _two_cells(coordinates[0], sizes[0], any_single=any(w == 1 for _, w in shapes))
+    top, near_y = _two_cells(coordinates[1], sizes[1], any_single=any(h == 1 for h, _ in shapes))
 
     widths = sizes[0].int() * heads
+    right, down = (sizes[0] > 1).int() * heads, (sizes[1] > 1).int() * widths  # to the next cell, if there is one
     first = torch.arange(batch, dtype=torch.int32)[:, None] * (cells * heads) + torch.arange(heads, dtype=torch.int32)
-    rows = top * widths + (first[:, None, :, None] + starts)
-    columns = left * heads
-    index = rows.new_empty(batch, queries, heads, 4, levels * points)
-    torch.add(rows, columns, out=index[..., 0, :])
-    torch.add(index[..., 0, :], (sizes[0] > 1).int() * heads, out=index[..., 1, :])
-    torch.add(index[..., 0:2, :], ((sizes[1] > 1) * widths).int(), out=index[..., 2:, :])
+    corners = [top * widths + (first[:, None, :, None] + starts) + left * heads]
+    corners.append(corners[0] + right)
+    corners += [corner + down for corner in corners]
+    index = torch.stack(corners, dim=3)
     scaled = [near * weights.flatten(3) for near in near_y]
-    corner = torch.stack([x * y for y in scaled for x in near_x], dim=3)
-    return index.view(-1, 4 * levels * points), corner.view(-1, 4 * levels * points)
+    counts = torch.stack([x * y for y in scaled for x in near_x], dim=3)
+    return index.view(-1, 4 * levels * points), counts.view(-1, 4 * levels * points)
 
 
-def _two_cells(coordinate: Tensor, size: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _two_cells(coordinate: Tensor, size: Tensor, *, any_single: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The first of two neighbouring cells that lie within the map, and what each of the two counts.
 
     Args:
         coordinate: [..., N] in [0, 1].
         size: [N] of the map, in cells.
+        any_single: whether any of the sizes is 1, so that there is no second cell.
     """
     position = coordinate * size - 0.5
     with torch.no_grad():
@@ -101,7 +102,7 @@ def _two_cells(coordinate: Tensor, size: Tensor) -> tuple[Tensor, tuple[Tensor, 
     distance = position - cell
     near = (1 - distance.abs()).clamp(min=0)
     far = (1 - (distance - 1).abs()).clamp(min=0)
-    return cell, (near, far if bool((size > 1).all()) else far * (size > 1))
+    return cell, (near, far * (size > 1) if any_single else far)
 
 
 @torch.library.custom_op("vision_stack::sum_rows", mutates_args=())
@@ -125,7 +126,7 @@ def sum_rows_backward(grad: Tensor, table: Tensor, index: Tensor, weights: Tenso
     (count, per_row), rows = index.shape, len(table)
     ends = torch.arange(0, (count + 1) * per_row, per_row, dtype=torch.int32)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Ss]parse.*beta", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Sparse ", category=UserWarning)
         pattern = torch.sparse_csr_tensor(
             ends, index.flatten(), weights.new_zeros(index.numel()), size=(count, rows), check_invariants=False
         )
