@@ -7,6 +7,9 @@ them and the top of the image attends to the bottom. Where windows divide the ma
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
@@ -27,7 +30,14 @@ class _PadThenShift:
 
 
 class SwinBlock(_PadThenShift, SwinTransformerBlock):
-    """timm's block of Swin (Liu et al. 2021, Sec. 3.2)."""
+    """timm's block of Swin (Liu et al. 2021, Sec. 3.2), with torch's fused attention, which timm leaves off."""
+
+    attn: Any
+
+    def _attn(self, x: Tensor) -> Tensor:
+        # On CPUs the fused kernel has no gradient of the bias: in training torch would take a slower way round.
+        self.attn.fused_attn = x.device.type != "cpu" or not torch.is_grad_enabled()
+        return super()._attn(x)
 
 
 class SwinV2Block(_PadThenShift, SwinTransformerV2Block):
