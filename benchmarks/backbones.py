@@ -1,6 +1,6 @@
 """Backbones: every family of timm, and the speed of ResNet-50 and Swin-T against transformers' own.
 
-    python benchmarks/backbones.py                                   # everything: about ten minutes on two cores
+    python benchmarks/backbones.py                                   # everything; the largest models take minutes each
     python benchmarks/backbones.py --parts coverage --only swin vit  # some of timm's modules
     python benchmarks/backbones.py --parts timing --rounds 9
     python benchmarks/backbones.py --update-list                     # after an update of timm

@@ -1,6 +1,6 @@
 """Every family of timm as a backbone: a few on the meta device, all of them with real numbers on request.
 
-    pytest -m slow tests/contract/test_timm_families.py      # about ten minutes on two cores
+    pytest -m slow tests/contract/test_timm_families.py      # the largest models take minutes each
 
 `benchmarks/backbones.py --parts coverage` prints the same as a table, with what each model costs.
 """
