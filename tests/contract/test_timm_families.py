@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from timm_coverage import ODD_SIZE, backbone, families, measure, native_size, wrong_maps
 
 # Those that need more than timm's own extractor and padding.
-FEW = "beit coat inception_v3 levit mvitv2 tresnet".split()
+FEW = ["beit", "coat", "inception_v3", "levit", "mvitv2", "tresnet"]
 # The misses: (module, at the odd size alone) and why.
 MISSES = {
     "crossvit": (False, "stride 17"),  # 240 pixels resized to 224 by the model, then patches of 16: no whole stride
