@@ -98,6 +98,7 @@ def test_weights_run_prints_recipe_and_table_of_classes(run: tuple[Path, str], p
     lines = run[1].splitlines()
     assert any(line.startswith("recipe") and "rate 1e-12" in line for line in lines)
     assert any(line.startswith("model") and line.endswith(str(published)) for line in lines)
+    assert any(line.startswith("loaded") and " 0 missing, 0 unexpected" in line for line in lines)
     rows = [line.split() for line in lines]
     assert ["ellipse", "Ellipses", "spelling"] in rows
     assert ["rectangle", "rectangle", "same", "name"] in rows

@@ -73,7 +73,7 @@ def test_load_position_table_of_another_size_is_resampled_and_reported(tmp_path)
     path = saved(tmp_path, timm.create_model("test_vit", img_size=64))
     report = load_pretrained(config.build(), config, str(path))
     assert report.reshaped == ("net.model.pos_embed",)
-    assert "1 resampled" in str(report)
+    assert "1 reshaped" in str(report)
 
 
 @pytest.mark.parametrize(

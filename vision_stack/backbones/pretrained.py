@@ -51,7 +51,7 @@ class LoadReport:
     matched: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # in the backbone, not in the source: empty, for loading is strict
     unexpected: tuple[str, ...] = ()  # in the source, unknown to the model: empty, likewise
-    reshaped: tuple[str, ...] = ()  # resampled to the model's sizes, such as position embeddings
+    reshaped: tuple[str, ...] = ()  # resampled or regrouped, such as position tables, or query, key and value
     not_built: tuple[str, ...] = ()  # in the source, but of the classifier or of stages that are not used
     fresh: tuple[str, ...] = ()  # of layers that published weights never have, such as output norms
     warning: str | None = None  # why the weights are random although published ones were asked for
@@ -60,7 +60,7 @@ class LoadReport:
         if not self.matched:
             return f"{self.source} ({self.warning})" if self.warning else self.source
         counts = {"matched": self.matched, "missing": self.missing, "unexpected": self.unexpected}
-        rest = {"resampled": self.reshaped, "new here": self.fresh, "not used": self.not_built}
+        rest = {"reshaped": self.reshaped, "new here": self.fresh, "not used": self.not_built}
         counts |= {name: keys for name, keys in rest.items() if keys}
         return f"{self.source}: " + ", ".join(f"{len(keys)} {name}" for name, keys in counts.items())
 

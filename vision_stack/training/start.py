@@ -129,8 +129,10 @@ def describe_start(
     length = config["trainer"].get("max_epochs")
     epochs = f", {length} epochs" if length and length > 0 else ""
     known = [category.name for category in start.model.categories]
+    report = start.model.load_report  # of a model that transformers wrote
     return [
         f"{'model':<11} that of {start.source}{changed}",
+        *([f"{'loaded':<11} {report}"] if report else []),
         f"{'recipe':<11} {recipe}: rate {optim.lr:g} (backbone x {optim.backbone_lr_multiplier:g}), {optim.schedule}, "
         f"batch {config['data']['batch_size']}{epochs}, decay {optim.weight_decay:g}, clip {optim.clip_norm:g}",
         *describe_classes(match_classes([category.name for category in categories], known), known),
