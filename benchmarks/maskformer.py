@@ -15,20 +15,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from batches import cycle, first_batches, max_rss, open_data
 from maskformer_peers import Ours, Theirs, new_state
 from maskformer_postprocess import compare_postprocessing
 from timing import Times, alternate, report
 
-from vision_stack.data.configs import CocoDataConfig, DataConfig, ShapesDataConfig
-from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.transforms import TrainTransformConfig
 from vision_stack.structures import Batch
 from vision_stack.training.allocator import keep_freed_memory
 
@@ -64,16 +61,6 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _data_config(folder: Path) -> DataConfig:
-    """Whole images that just fit the square; generated ones where there is no data."""
-    fit = TrainTransformConfig(mode="large_scale_jitter", crop_size=SIZE, scale_range=(1.0, 1.0), flip=0.0)
-    common = {"train_transform": fit, "batch_size": BATCH_SIZE, "num_workers": 0}
-    if folder.is_dir():
-        return CocoDataConfig(root=str(folder), **common)  # type: ignore[arg-type]
-    print(f"{folder}: not there; generated images instead")
-    return ShapesDataConfig(image_size=SIZE, num_train=16, num_val=1, max_objects=16, **common)  # type: ignore[arg-type]
-
-
 def _build(side: str, state: dict[str, torch.Tensor], num_classes: int, all_layers: bool) -> Ours | Theirs:
     if side == "vision_stack":
         return Ours(state, num_classes, all_layers)
@@ -81,8 +68,8 @@ def _build(side: str, state: dict[str, torch.Tensor], num_classes: int, all_laye
 
 
 def _compare_training(options: argparse.Namespace) -> None:
-    data = build_datamodule(_data_config(options.data))
-    batches = list(itertools.islice(data.train_dataloader(), 6))
+    data = open_data(options.data, SIZE, BATCH_SIZE)
+    batches = first_batches(data, 6)
     objects = [len(target["labels"]) for batch in batches for target in batch.targets]
     num_classes = len(data.categories)
     print(f"{len(objects)} images, {sum(objects) / len(objects):.1f} objects each, {num_classes} classes")
@@ -93,7 +80,7 @@ def _compare_training(options: argparse.Namespace) -> None:
         what = "all six decoder layers supervised" if all_layers else "last decoder layer supervised"
         for name, side in sides.items():
             print(f"loss of three batches in eval mode, {what}, {name}: {_losses(side, batches[:3])}", flush=True)
-        steps = {name: _cycle(side.train_step, batches) for name, side in sides.items()}
+        steps = {name: cycle(side.train_step, batches) for name, side in sides.items()}
         times = alternate(steps, options.rounds)
         report(f"train step, {what}", times, "vision_stack", required)
         if all_layers:
@@ -109,15 +96,9 @@ def _losses(side: Ours | Theirs, batches: list[Batch]) -> str:
     return ", ".join(f"{loss:.5f}" for loss in losses)
 
 
-def _cycle(step: Callable[[Batch], object], batches: list[Batch]) -> Callable[[], object]:
-    """Every side goes through the same batches in the same order."""
-    turns: Iterator[Batch] = itertools.cycle(batches)
-    return lambda: step(next(turns))
-
-
 def _print_shares(sides: dict[str, Ours | Theirs], batches: list[Batch], times: dict[str, Times]) -> None:
     """Where the time goes: convolutions by the profiler, loss and matcher (both ways) by running them alone."""
-    loss = alternate({name: _cycle(side.loss_step(batches), batches) for name, side in sides.items()}, rounds=5)
+    loss = alternate({name: cycle(side.loss_step(batches), batches) for name, side in sides.items()}, rounds=5)
     print("  shares of the step (loss: with the matcher, forward and backward):")
     for name, side in sides.items():
         step = times[name].median
@@ -146,17 +127,13 @@ def _compare_memory(options: argparse.Namespace) -> None:
 
 def _peak_memory(side: str, options: argparse.Namespace) -> tuple[float, float]:
     """MiB at the peak and before the model was built."""
-    data = build_datamodule(_data_config(options.data))
-    batches = list(itertools.islice(data.train_dataloader(), 6))
-    before = _max_rss()
+    data = open_data(options.data, SIZE, BATCH_SIZE)
+    batches = first_batches(data, 6)
+    before = max_rss()
     trained = _build(side, {}, len(data.categories), options.layers == ["all"])
     for batch in batches:
         trained.train_step(batch)
-    return _max_rss(), before
-
-
-def _max_rss() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return max_rss(), before
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Ours:
         self.model = VisionModel(config).train()
         if state:
             self.model.load_state_dict(convert_maskformer(state), strict=True)
-        self.optimizer = _adamw(self.model)
+        self.optimizer = adamw(self.model)
 
     def outputs(self, batch: Batch) -> MaskOutputs:
         return self.model(self.model.normalize(batch.images, batch.padding_mask), batch.padding_mask)
@@ -64,7 +64,7 @@ class Ours:
         return torch.stack(list(self.model.head.compute_loss(outputs, batch.targets).values())).sum()
 
     def train_step(self, batch: Batch) -> float:
-        return _step(self.loss(batch), self.optimizer)
+        return take_step(self.loss(batch), self.optimizer)
 
     def loss_step(self, batches: list[Batch]) -> Callable[[Batch], object]:
         """Loss and matcher alone, forward and backward, on outputs of the first batch."""
@@ -89,7 +89,7 @@ class Theirs:
             self.model.load_state_dict(state)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.format)
-        self.optimizer = _adamw(self.model)
+        self.optimizer = adamw(self.model)
         self.hidden: list[Tensor] = []
         if all_layers:
             for layer in self.model.model.transformer_module.decoder.layers[:-1]:
@@ -122,7 +122,7 @@ class Theirs:
         return total
 
     def train_step(self, batch: Batch) -> float:
-        return _step(self.loss(batch), self.optimizer)
+        return take_step(self.loss(batch), self.optimizer)
 
     def loss_step(self, batches: list[Batch]) -> Callable[[Batch], object]:
         """Loss and matcher alone, forward and backward, on outputs of the first batch (and the two small heads)."""
@@ -136,11 +136,11 @@ class Theirs:
         return step
 
 
-def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
+def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as transformers' Trainer has it
 
 
-def _step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+def take_step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -35,7 +35,7 @@ def compare_postprocessing(rounds: int) -> None:
             return list(predict_instances(outputs, infos, top_k=QUERIES, score_threshold=THRESHOLD))
 
         found, expected = ours(), transformers(return_binary_maps=True)
-        print(f"\n{IMAGES} images to {SIZE[0]} x {SIZE[1]}: {_overlap(found, expected)}")
+        print(f"\n{IMAGES} images to {SIZE[0]} x {SIZE[1]}: {overlap(found, expected)}")
 
         def with_product(outputs: MaskOutputs = outputs, f=transformers) -> None:  # type: ignore[no-untyped-def]
             outputs.pred_masks  # noqa: B018  vision_stack multiplies the kept queries only, and does it here
@@ -83,7 +83,7 @@ def ellipses(kept: int) -> MaskOutputs:
     return MaskOutputs(logits, embed, features, none, none)
 
 
-def _overlap(ours: list[Instances], theirs: list[dict[str, Tensor]]) -> str:
+def overlap(ours: list[Instances], theirs: list[dict[str, Tensor]]) -> str:
     """How well each of our masks is met by one of theirs."""
     best: list[float] = []
     for own, other in zip(ours, theirs, strict=True):

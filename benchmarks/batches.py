@@ -1,0 +1,42 @@
+"""Batches that both sides of a benchmark train on, and the turns in which they do."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vision_stack.data.configs import CocoDataConfig, DataConfig, ShapesDataConfig
+from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.transforms import TrainTransformConfig
+from vision_stack.structures import Batch
+
+
+def open_data(folder: Path, size: int, batch_size: int) -> DataModule:
+    """Whole images that just fit a square; generated ones where there is no data."""
+    return build_datamodule(_config(folder, size, batch_size))
+
+
+def _config(folder: Path, size: int, batch_size: int) -> DataConfig:
+    fit = TrainTransformConfig(mode="large_scale_jitter", crop_size=size, scale_range=(1.0, 1.0), flip=0.0)
+    common = {"train_transform": fit, "batch_size": batch_size, "num_workers": 0}
+    if folder.is_dir():
+        return CocoDataConfig(root=str(folder), **common)  # type: ignore[arg-type]
+    print(f"{folder}: not there; generated images instead")
+    return ShapesDataConfig(image_size=size, num_train=16, num_val=1, max_objects=16, **common)  # type: ignore[arg-type]
+
+
+def first_batches(data: DataModule, count: int) -> list[Batch]:
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def cycle(step: Callable[[Batch], object], batches: list[Batch]) -> Callable[[], object]:
+    """Every side goes through the same batches in the same order."""
+    turns: Iterator[Batch] = itertools.cycle(batches)
+    return lambda: step(next(turns))
+
+
+def max_rss() -> float:
+    """The most memory that was ever resident in this process, MiB (Linux; `getrusage` would count the parent's too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
