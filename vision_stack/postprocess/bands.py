@@ -15,6 +15,7 @@ from torch import Tensor
 from vision_stack.structures import MaskOutputs
 
 STRIDE = 4  # of mask logits
+CPU_BYTES, GPU_BYTES = 64 * 2**20, 512 * 2**20  # of what exists at once for a band
 
 
 def mask_logits(outputs: MaskOutputs, image: int, queries: Tensor | slice = slice(None)) -> Tensor:
@@ -24,8 +25,9 @@ def mask_logits(outputs: MaskOutputs, image: int, queries: Tensor | slice = slic
 
 
 def bands(height: int, bytes_per_row: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Half-open intervals of rows: what is made of one stays in a CPU's cache; a GPU wants few, large ones."""
-    budget = (8 if device.type == "cpu" else 512) * 2**20
+    """Half-open intervals of rows, each of which takes a bounded memory. Smaller ones would stay in a CPU's cache, but
+    that gains nothing, and every further operation waits for all threads once more."""
+    budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
     step = max(1, budget // bytes_per_row)
     for start in range(0, height, step):
         yield start, min(start + step, height)
