@@ -1,4 +1,7 @@
-"""Outputs of 8 images to instances, classes and segments of 480 x 640 pixels: vision_stack's and transformers'."""
+"""Outputs of 8 images to instances, classes and segments of 480 x 640 pixels: vision_stack's and transformers'.
+
+transformers is given the mask logits, vision_stack multiplies them itself.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from torch import Tensor
 from transformers import Mask2FormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
-from vision_stack.postprocess.instance import predict_instances
-from vision_stack.postprocess.panoptic import predict_panoptic
-from vision_stack.postprocess.semantic import predict_semantic
+from vision_stack.postprocess import predict_instances, predict_panoptic, predict_semantic
 from vision_stack.structures import ImageInfo, MaskOutputs, PanopticSegmentation
 
 OBJECTS = 15  # confident ones in an image
+THINGS = 60  # of the classes; the others are stuff
+SURE, OVERLAP = 0.8, 0.8  # what a segment needs
 REQUIRED = {"instance": 8.0, "semantic": 2.0, "panoptic": 3.0}
 
 
@@ -38,10 +41,12 @@ def compare_postprocessing(rounds: int) -> None:
 
 def _ours(outputs: MaskOutputs) -> dict[str, Callable[[], Any]]:
     infos = [ImageInfo(i, "", SIZE, INPUT) for i in range(IMAGES)]
+    is_thing = [label < THINGS for label in range(CLASSES)]
+    thresholds = {"score_threshold": SURE, "overlap_threshold": OVERLAP}
     return {
         "instance": lambda: list(predict_instances(outputs, infos, top_k=QUERIES, score_threshold=THRESHOLD)),
         "semantic": lambda: list(predict_semantic(outputs, infos)),
-        "panoptic": lambda: list(predict_panoptic(outputs, infos, [True] * CLASSES, score_threshold=THRESHOLD)),
+        "panoptic": lambda: list(predict_panoptic(outputs, infos, is_thing, **thresholds)),
     }
 
 
@@ -56,7 +61,11 @@ def _theirs(outputs: MaskOutputs) -> dict[str, Callable[[], Any]]:
         ),
         "semantic": lambda: processor.post_process_semantic_segmentation(named, target_sizes=sizes),
         "panoptic": lambda: processor.post_process_panoptic_segmentation(
-            named, THRESHOLD, label_ids_to_fuse=set(), target_sizes=sizes
+            named,
+            threshold=SURE,
+            overlap_mask_area_threshold=OVERLAP,
+            label_ids_to_fuse=set(range(THINGS, CLASSES)),
+            target_sizes=sizes,
         ),
     }
 
@@ -66,16 +75,17 @@ def _equal(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def _same_segments(ours: list[PanopticSegmentation], theirs: list[dict[str, Any]]) -> str:
-    """By the class at each pixel: the two number segments each in their own way, and drop others."""
-    maps, inside = ([], []), []  # type: tuple[list[Tensor], list[Tensor]], list[Tensor]
+    """transformers gives pixels outside of a query's own mask to its segment, and counts overlaps of other areas; so
+    segments are counted, and classes compared where both have one."""
+    same, counts = [], [0, 0]
     for own, other in zip(ours, theirs, strict=True):
-        ids = [info["label_id"] for info in other["segments_info"]]
-        maps[0].append(torch.cat([torch.tensor([-1]), own.labels])[own.segment_map.long()])
-        maps[1].append(torch.tensor([-1, *ids])[other["segmentation"].long().clamp(min=0)])
-        inside.append((own.segment_map > 0).float().mean())
-    counts = sum(len(x.labels) for x in ours) / IMAGES, sum(len(x["segments_info"]) for x in theirs) / IMAGES
-    within = torch.cat([(a == b)[a >= 0] for a, b in zip(*maps, strict=True)]).float().mean()
+        labels = {info["id"]: info["label_id"] for info in other["segments_info"]}
+        both = (own.segment_map > 0) & (other["segmentation"] > 0)
+        names = torch.tensor([labels.get(number, -1) for number in range(max(labels, default=0) + 1)])
+        mine = own.labels[own.segment_map[both] - 1]
+        same.append((mine == names[other["segmentation"][both].long()]).float().mean())
+        counts = [counts[0] + len(own.labels), counts[1] + len(labels)]
     return (
-        f"{counts[0]:.1f} segments an image (transformers {counts[1]:.1f}), the same class at {within:.2%} of the "
-        f"pixels with a segment of vision_stack ({torch.stack(inside).mean():.0%} of all)"
+        f"{counts[0] / IMAGES:.1f} segments an image (transformers {counts[1] / IMAGES:.1f}), the same class at "
+        f"{float(torch.stack(same).mean()):.2%} of the pixels that both have in a segment"
     )
