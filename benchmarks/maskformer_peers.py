@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
 
-from vision_stack.backbones import TimmBackboneConfig
+from vision_stack.backbones import ResNetConfig as OurResNetConfig
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
+from vision_stack.published import PublishedModel, convert
 from vision_stack.structures import Batch, Category, MaskOutputs
-from vision_stack.weights.maskformer import convert_maskformer
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/parity"))
 from maskformer_oracle import perturb
@@ -43,14 +43,15 @@ class Ours:
 
     def __init__(self, state: Mapping[str, Tensor], num_classes: int, all_layers: bool) -> None:
         config = VisionModelConfig(
-            backbone=TimmBackboneConfig("resnet50", out_strides=[4, 8, 16, 32]),
+            backbone=OurResNetConfig(out_strides=[4, 8, 16, 32]),
             neck=PixelDecoderConfig(),
             head=MaskFormerHeadConfig(dropout=0.0, deep_supervision=all_layers),
             categories=tuple(Category(id=i, name=str(i)) for i in range(num_classes)),
         )
         self.model = VisionModel(config).train()
         if state:
-            self.model.load_state_dict(convert_maskformer(state), strict=True)
+            published = PublishedModel("", "maskformer", {}, dict(state))
+            self.model.load_state_dict(convert(published, self.model.backbone, self.model.state_dict())[0], strict=True)
         self.optimizer = adamw(self.model)
 
     def outputs(self, batch: Batch) -> MaskOutputs:

@@ -24,7 +24,7 @@ from vision_stack.backbones.pretrained import (
 )
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.weights import mask2former, maskformer
-from vision_stack.weights.backbones import split_encoder
+from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.transformers_config import COCO_PANOPTIC, class_names, guess_task, is_foreign, to_parts
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"

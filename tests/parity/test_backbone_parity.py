@@ -6,7 +6,8 @@ import transformers
 from torch import nn
 
 from vision_stack.backbones import TimmBackboneConfig, TorchvisionBackboneConfig
-from vision_stack.weights.backbones import convert_resnet, convert_swin
+from vision_stack.weights.resnet import convert_resnet
+from vision_stack.weights.swin import convert_swin
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 TOLERANCE = 1e-4  # of a map's standard deviation: fp32, other kernels, tens of layers
@@ -32,11 +33,12 @@ def perturb(model):
 
 
 def load(backbone, state, norms=()):
-    """Into `backbone`, strictly but for batch counters; `norms`: the oracle's norms of its outputs."""
-    state = {f"net.{name}": value for name, value in state.items()}
+    """timm's state into `backbone`, strictly but for batch counters; `norms`: the oracle's norms of its outputs."""
+    converted, not_built = backbone.convert_weights(state)
+    assert not not_built
     for i, norm in enumerate(norms):
-        state |= {f"norms.{i}.{name}": value for name, value in norm.state_dict().items()}
-    report = backbone.load_state_dict(state, strict=False)
+        converted |= {f"norms.{i}.{name}": value for name, value in norm.state_dict().items()}
+    report = backbone.load_state_dict(converted, strict=False)
     assert not report.unexpected_keys
     assert all(name.endswith("num_batches_tracked") for name in report.missing_keys)
     return backbone.eval()
@@ -51,7 +53,7 @@ def pair(family):
         return theirs, load(ours, convert_resnet(theirs.state_dict()))
     theirs = perturb(transformers.MaskFormerSwinBackbone(transformers.MaskFormerSwinConfig(out_features=STAGES)))
     config = TimmBackboneConfig("swin_tiny_patch4_window7_224", out_strides=[4, 8, 16, 32], out_norms=True)
-    state = {name.removeprefix("model."): value for name, value in theirs.model.state_dict().items()}
+    state = {k: v for k, v in theirs.model.state_dict().items() if not k.startswith("layernorm.")}  # of the classifier
     return theirs, load(config.build(), convert_swin(state), theirs.hidden_states_norms)
 
 

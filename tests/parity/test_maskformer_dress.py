@@ -10,7 +10,7 @@ import transformers
 from maskformer_oracle import oracle_layers, perturb
 
 from vision_stack import MaskFormerConfig, MaskFormerForInstanceSegmentation
-from vision_stack.weights.maskformer import convert_maskformer
+from vision_stack.published import PublishedModel, convert
 
 NUM_LABELS = 7
 TOLERANCE = 1e-4  # of the logits' spread, and relative for the loss; float32 rounding comes to 3e-5
@@ -38,7 +38,9 @@ def pair(use_auxiliary_loss):
     common |= {"use_auxiliary_loss": use_auxiliary_loss, "output_auxiliary_logits": use_auxiliary_loss}
     config = MaskFormerConfig(backbone_config=backbone.to_dict(), decoder_config=decoder, id2label=names, **common)
     ours = MaskFormerForInstanceSegmentation(config).eval()
-    ours.vision_model.load_state_dict(convert_maskformer(theirs.state_dict()), strict=True)
+    model = ours.vision_model
+    state, _ = convert(PublishedModel("", "maskformer", {}, theirs.state_dict()), model.backbone, model.state_dict())
+    model.load_state_dict(state, strict=True)
     return theirs, ours
 
 

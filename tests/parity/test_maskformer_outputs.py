@@ -5,6 +5,7 @@ The pixel decoder's transformer encoder has no counterpart in transformers; see 
 
 import copy
 import functools
+import tempfile
 
 import pytest
 import torch
@@ -14,20 +15,14 @@ pytest.importorskip("transformers")
 from maskformer_oracle import build_oracle, oracle_layers
 
 import vision_stack.heads.maskformer
-from vision_stack.backbones import TimmBackboneConfig
-from vision_stack.heads import MaskFormerHeadConfig
-from vision_stack.model import VisionModel, VisionModelConfig
-from vision_stack.necks import PixelDecoderConfig
-from vision_stack.structures import Category
-from vision_stack.weights.maskformer import convert_maskformer
+from vision_stack.model import VisionModel
+from vision_stack.weights.encoder import split_encoder
+from vision_stack.weights.maskformer import convert_decoder
 
 TOLERANCE = 1e-4  # of the logits' spread; float32 rounding through R50 and six decoder layers comes to 3e-5
 FAULT = 100 * TOLERANCE  # a mistake in the architecture is at least this large
 NUM_CLASSES, NUM_QUERIES = 7, 20
-BACKBONES = {
-    "resnet50": TimmBackboneConfig("resnet50", out_strides=[4, 8, 16, 32]),
-    "swin_tiny": TimmBackboneConfig("swin_tiny_patch4_window7_224", out_strides=[4, 8, 16, 32], out_norms=True),
-}
+BACKBONES = ("resnet50", "swin_tiny")
 
 
 @functools.cache
@@ -42,15 +37,9 @@ def their_layers(backbone, size):
 
 @functools.cache
 def our_model(backbone):
-    config = VisionModelConfig(
-        backbone=BACKBONES[backbone],
-        neck=PixelDecoderConfig(),
-        head=MaskFormerHeadConfig(num_queries=NUM_QUERIES),
-        categories=tuple(Category(id=i, name=str(i)) for i in range(NUM_CLASSES)),
-    )
-    model = VisionModel(config).eval()
-    model.load_state_dict(convert_maskformer(oracle(backbone).state_dict()), strict=True)
-    return model
+    with tempfile.TemporaryDirectory() as directory:
+        oracle(backbone).save_pretrained(directory)
+        return VisionModel.from_pretrained(directory)
 
 
 def image_batch(height, width):
@@ -99,7 +88,7 @@ def test_maskformer_with_swapped_axes_of_the_positions_is_told_apart(monkeypatch
 
 
 def drop_last_shift(model):
-    blocks = model.backbone.net.layers_3.blocks
+    blocks = model.backbone.net.layers[3].blocks
     assert any(any(block.shift_size) for block in blocks)
     for block in blocks:
         block.shift_size = (0, 0)
@@ -118,15 +107,15 @@ def test_maskformer_swin_with_wrong_windows_is_told_apart(fault):
     assert largest_difference(model, their_layers("swin_tiny", (75, 101)), image_batch(75, 101)) > FAULT
 
 
-def test_convert_maskformer_names_of_older_checkpoints_give_the_same_weights():
-    state = oracle("resnet50").state_dict()
+def test_convert_decoder_names_of_older_checkpoints_give_the_same_weights():
+    _, state = split_encoder(oracle("resnet50").state_dict())
     older = {key.replace(".o_proj.", ".out_proj.").replace(".mlp.fc", ".fc"): value for key, value in state.items()}
     assert older.keys() != state.keys()
-    converted, expected = convert_maskformer(older), convert_maskformer(state)
+    converted, expected = convert_decoder(older), convert_decoder(state)
     assert converted.keys() == expected.keys()
     assert all(converted[key] is expected[key] or converted[key].equal(expected[key]) for key in expected)
 
 
-def test_convert_maskformer_unknown_key_fails_naming_it():
+def test_convert_decoder_unknown_key_fails_naming_it():
     with pytest.raises(ValueError, match=r"'model\.transformer_module\.decoder\.layers\.0\.extra' is no key"):
-        convert_maskformer({"model.transformer_module.decoder.layers.0.extra": torch.zeros(1)})
+        convert_decoder({"model.transformer_module.decoder.layers.0.extra": torch.zeros(1)})

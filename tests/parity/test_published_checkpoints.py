@@ -153,6 +153,21 @@ def test_export_of_parts_that_transformers_has_not_fails_in_one_line(tmp_path):
         model.export_transformers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("norms", "levels", "message"),
+    [(True, 3, r"backbone\.out_norms: .* of Swin alone"), (False, 2, r"head\.num_levels: .* reads 3 levels, not 2")],
+)
+def test_export_never_leaves_out_what_transformers_cannot_hold(norms, levels, message, tmp_path):
+    config = VisionModelConfig(
+        backbone=TimmBackboneConfig("resnet18", out_strides=[4, 8, 16, 32], out_norms=norms),
+        neck=MSDeformConfig(channels=16, mask_channels=16, num_encoder_layers=1),
+        head=Mask2FormerHeadConfig(hidden_dim=16, num_levels=levels),
+        categories=(Category(id=1, name="a"),),
+    )
+    with pytest.raises(ConfigError, match=message):
+        VisionModel(config).export_transformers(tmp_path)
+
+
 def test_panoptic_checkpoint_of_coco_classes_has_eighty_things(tmp_path):
     directory = tmp_path / "mask2former-tiny-coco-panoptic"
     mask2former("resnet", "18", classes=133).save_pretrained(directory)
@@ -170,6 +185,7 @@ def test_panoptic_checkpoint_of_coco_classes_has_eighty_things(tmp_path):
         ("facebook/maskformer-resnet50-coco-stuff", "maskformer", "semantic"),
         ("facebook/maskformer-swin-small-coco", "maskformer", "panoptic"),
         ("some/model", "maskformer", "instance"),
+        ("/data/semantic/mask2former-coco-panoptic/", "mask2former", "panoptic"),
     ],
 )
 def test_task_of_published_names(name, architecture, task):

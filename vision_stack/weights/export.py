@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,52 +13,12 @@ from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, to_dict
 from vision_stack.weights import mask2former, maskformer
-from vision_stack.weights.backbones import ENCODER
-from vision_stack.weights.renaming import Names, rename, split_part, to_theirs
+from vision_stack.weights.encoder import ENCODER
+from vision_stack.weights.resnet import export_resnet
+from vision_stack.weights.swin import export_swin
 from vision_stack.weights.transformers_config import Parts, from_parts
 
 _DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
-_BLOCK = ("encoder.layers.{i}.blocks.{j}.", "layers.{i}.blocks.{j}.")
-_SWIN_PARTS = {
-    "layernorm_before": "norm1",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-}
-_SWIN: Names = (
-    ("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
-    ("embeddings.norm.{p}", "patch_embed.norm.{p}"),
-    *((f"{_BLOCK[0]}{theirs}.{{p}}", f"{_BLOCK[1]}{ours}.{{p}}") for theirs, ours in _SWIN_PARTS.items()),
-    *(
-        (f"{_BLOCK[0]}attention.self.{part}.{{p}}", f"{_BLOCK[1]}attn.qkv.{{p}}#{number}")
-        for number, part in enumerate(("query", "key", "value"))
-    ),
-    (
-        f"{_BLOCK[0]}attention.self.relative_position_bias_table",
-        f"{_BLOCK[1]}attn.relative_position_bias_table",
-    ),
-    # transformers has the patch merging at the end of a stage, timm at the start of the next.
-    *(
-        (f"encoder.layers.{stage}.downsample.{part}.{{p}}", f"layers.{stage + 1}.downsample.{part}.{{p}}")
-        for stage in range(6)
-        for part in ("reduction", "norm")
-    ),
-)
-_RESNET: Names = (
-    ("embedder.embedder.convolution.{p}", "conv1.{p}"),
-    ("embedder.embedder.normalization.{p}", "bn1.{p}"),
-    *(
-        (f"encoder.stages.{stage}.layers.{{j}}.{theirs}.{{p}}", f"layer{stage + 1}.{{j}}.{ours}.{{p}}")
-        for stage in range(4)
-        for theirs, ours in (
-            ("shortcut.convolution", "downsample.0"),
-            ("shortcut.normalization", "downsample.1"),
-            *((f"layer.{k}.convolution", f"conv{k + 1}") for k in range(3)),
-            *((f"layer.{k}.normalization", f"bn{k + 1}") for k in range(3)),
-        )
-    ),
-)
 
 
 def export_transformers(model: nn.Module, config: Config, directory: Path) -> None:
@@ -105,6 +64,10 @@ def _backbone(
         )
     inner = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
     stages = {"out_features": [f"stage{i}" for i in range(1, 5)], "num_channels": 3}
+    if "patch_embed.proj.weight" in inner and any(k.endswith("relative_position_bias_table") for k in inner):
+        return _swin(options, backbone, net, state, inner, stages, maskformer=raw["model_type"] == "maskformer")
+    if len(inner) < len(state):
+        raise ConfigError("backbone.out_norms: transformers has norms on the maps of Swin alone")
     if options["type"] == "resnet":
         fields = ("embedding_size", "hidden_sizes", "depths", "layer_type", "downsample_in_bottleneck")
         return {
@@ -113,9 +76,7 @@ def _backbone(
             "hidden_act": "relu",
             "downsample_in_first_stage": False,
             **stages,
-        }, rename(inner, to_theirs(_RESNET))
-    if "patch_embed.proj.weight" in inner and any(k.endswith("relative_position_bias_table") for k in inner):
-        return _swin(options, backbone, net, state, inner, stages, maskformer=raw["model_type"] == "maskformer")
+        }, export_resnet(inner)
     if options["type"] == "timm":
         indices = backbone.config.out_indices
         described = {"backbone": options["model_name"].partition(".")[0], "out_indices": indices}
@@ -159,8 +120,7 @@ def _swin(
         "use_absolute_embeddings": False,
         **stages,
     }
-    plain = {re.sub(r"^layers_(\d+)", r"layers.\1", key): value for key, value in inner.items()}
-    converted = rename(split_part(plain, ".attn.qkv.", 3), to_theirs(_SWIN))
+    converted = export_swin(inner)
     # The norm of the classifier, which no segmentation model reads, but transformers looks for.
     width = backbone.out_specs[-1].channels
     unread = {"layernorm.weight": torch.ones(width), "layernorm.bias": torch.zeros(width)}

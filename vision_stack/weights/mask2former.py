@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_stack.weights.backbones import UNUSED, convert_encoder, split_encoder
+from vision_stack.weights.encoder import UNUSED
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
 _PIXEL = "model.pixel_level_module.decoder."
@@ -56,20 +56,12 @@ _NAMES: Names = (
 )
 
 
-def convert_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of transformers' Mask2Former, as its files have it -> of a `VisionModel` with a timm backbone.
-
-    The backbone may be transformers' ResNet or Swin (then `out_norms` belongs to our backbone) or one of timm's.
+def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of transformers' Mask2Former, as its files have it, without the backbone -> that of neck and head.
 
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    encoder, rest = split_encoder(state)
-    return convert_encoder(encoder) | convert_decoder(rest)
-
-
-def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All but the backbone; see `convert_mask2former`."""
     return rename(split_part(state, _CROSS, 3), (*to_ours(_NAMES), UNUSED))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vision_stack.weights.backbones import UNUSED, convert_encoder, split_encoder
+from vision_stack.weights.encoder import UNUSED
 from vision_stack.weights.renaming import Names, rename, to_ours, to_theirs
 
 _FPN = "model.pixel_level_module.decoder.fpn."
@@ -45,20 +45,12 @@ _NAMES: Names = (
 )
 
 
-def convert_maskformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of transformers' MaskFormer, as its files have it -> of a `VisionModel` with a timm backbone.
-
-    The backbone may be transformers' ResNet or Swin (then `out_norms` belongs to our backbone) or one of timm's.
+def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of transformers' MaskFormer, as its files have it, without the backbone -> that of neck and head.
 
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    encoder, rest = split_encoder(state)
-    return convert_encoder(encoder) | convert_decoder(rest)
-
-
-def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All but the backbone; see `convert_maskformer`."""
     num_levels = len({k.removeprefix(f"{_FPN}layers.").split(".")[0] for k in state if k.startswith(f"{_FPN}layers.")})
     return rename(state, (*to_ours((*_NAMES, *_laterals(num_levels))), UNUSED))
 

@@ -123,6 +123,8 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
     if pair == ("ms_deform", "mask2former"):
         if neck["num_heads"] != head["num_heads"] or neck["num_points"] != 4:
             raise ConfigError("neck: transformers' Mask2Former has 4 points, and as many heads as its decoder")
+        if head["num_levels"] < 3:
+            raise ConfigError(f"head.num_levels: transformers' Mask2Former reads 3 levels, not {head['num_levels']}")
         return {
             **_header("mask2former"),
             **_theirs(neck, _M2F_NECK),
@@ -167,7 +169,7 @@ def class_names(raw: Mapping[str, Any]) -> list[str]:
 
 def guess_task(source: str, architecture: str) -> Literal["instance", "panoptic", "semantic"]:
     """Published configs do not say for which task they were trained; the names of published checkpoints do."""
-    name = source.lower()
+    name = source.lower().rstrip("/").rpartition("/")[2]  # not the folders that it lies in
     tasks: tuple[Literal["instance", "panoptic", "semantic"], ...] = ("instance", "panoptic", "semantic")
     for task in tasks:
         if task in name:

@@ -14,7 +14,7 @@ from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, L
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, register
 from vision_stack.structures import FeatureSpec
-from vision_stack.weights.backbones import convert_resnet
+from vision_stack.weights.resnet import convert_resnet
 
 
 @register("backbone", "resnet")
