@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vision_stack.metrics import CocoEvaluator, coco_results, format_table
 from vision_stack.structures import Category, EncodedInstances
+from vision_stack.training.results import Results
 
 CATEGORIES = (Category(id=7, name="cat"), Category(id=3, name="dog"), Category(id=90, name="none here"))
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -111,7 +112,7 @@ def filled(ground_truth, detections, **kwargs):
 def test_metrics_noisy_detections_equal_pycocotools_on_the_written_file(tmp_path, iou_type, seed):
     ground_truth, objects = random_data(seed=seed)
     evaluator = filled(ground_truth, noisy_detections(objects))
-    evaluator.write_results(tmp_path / "predictions.json")
+    (tmp_path / "predictions.json").write_text(json.dumps(evaluator.results()))
     metrics = evaluator.compute()
     expected = by_hand(ground_truth, tmp_path / "predictions.json", iou_type)
     assert 0.02 < expected.stats[0] < 0.9
@@ -200,7 +201,7 @@ def test_only_updated_leaves_the_other_images_out(tmp_path):
     detections = noisy_detections(objects)
     seen = sorted(detections)[:2]
     evaluator = filled(ground_truth, {image_id: detections[image_id] for image_id in seen})
-    evaluator.write_results(tmp_path / "predictions.json")
+    (tmp_path / "predictions.json").write_text(json.dumps(evaluator.results()))
     for only_updated, image_ids in ((True, seen), (False, None)):
         expected = by_hand(ground_truth, tmp_path / "predictions.json", "segm", image_ids).stats[0]
         assert evaluator.compute(only_updated=only_updated)["segm"]["AP"] == pytest.approx(expected, abs=1e-12)
@@ -263,7 +264,7 @@ def test_more_detections_than_allowed_keeps_the_best_and_equals_pycocotools(tmp_
     ground_truth, objects = random_data()
     detections = noisy_detections(objects)
     evaluator = filled(ground_truth, detections, max_detections=3)
-    evaluator.write_results(tmp_path / "predictions.json")
+    (tmp_path / "predictions.json").write_text(json.dumps(evaluator.results()))
     for image_id, instances in detections.items():
         kept = [record["score"] for record in evaluator.results() if record["image_id"] == image_id]
         best = instances.scores.sort(descending=True).values[:3]
@@ -281,13 +282,15 @@ def test_records_carry_original_ids_names_and_plain_values():
     assert isinstance(record["segmentation"]["counts"], str)
 
 
-def test_metrics_file_holds_the_category_map(tmp_path):
+def test_files_hold_metrics_with_the_category_map_and_all_detections(tmp_path):
     ground_truth, objects = random_data()
-    written = filled(ground_truth, noisy_detections(objects)).write_metrics(tmp_path / "metrics.json")
+    evaluator = filled(ground_truth, noisy_detections(objects))
+    Results.of(evaluator).write(tmp_path)
     read = json.loads((tmp_path / "metrics.json").read_text())
-    assert read == written
     assert read["categories"][0] == {"index": 0, "id": 7, "name": "cat"}
-    assert set(read) == {"segm", "bbox", "per_class", "categories"}
+    del read["categories"]
+    assert read == evaluator.compute()
+    assert json.loads((tmp_path / "predictions.json").read_text()) == evaluator.results()
 
 
 def test_same_class_names_are_told_apart():

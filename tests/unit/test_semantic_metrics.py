@@ -1,6 +1,7 @@
 """mIoU and accuracies by hand, and what the evaluator writes."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -50,6 +51,19 @@ def test_ignored_pixels_count_neither_way():
 def test_images_accumulate_before_the_ratio():
     metrics = evaluate(([[0, 0, 0, 0]], [[0, 0, 0, 0]]), ([[0]], [[1]])).compute()
     assert metrics["per_class"]["road"]["IoU"] == pytest.approx(4 / 5)
+
+
+def test_ranks_merge_and_what_is_kept_does_not_grow_with_the_classes():
+    categories = tuple(Category(id=n, name=str(n)) for n in range(1000))
+    truth = {n: label_map([[n, 500]]) for n in range(4)}
+    ranks = [SemanticEvaluator(truth, categories) for _ in range(2)]
+    for n in truth:
+        ranks[n % 2].update(n, label_map([[n, n]]))
+    assert len(pickle.dumps(ranks[0].state())) < 5000
+    ranks[0].merge([ranks[1].state()])
+    metrics = ranks[0].compute()
+    assert [metrics["per_class"][str(n)]["IoU"] for n in (0, 3, 500)] == [1 / 2, 1 / 2, 0.0]
+    assert metrics["pixel_accuracy"] == 1 / 2
 
 
 def test_confusion_of_random_maps_equals_counting_pixels():

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import Evaluator, three_digits
+from vision_stack.metrics.base import Evaluator, class_names, three_digits
 from vision_stack.metrics.boundary import BoundaryEval
 from vision_stack.metrics.table import format_table
 from vision_stack.structures import Category, EncodedInstances
@@ -90,7 +88,7 @@ class CocoEvaluator(Evaluator):
         self._kept[image_id] = sorted(records, key=lambda record: -record["score"])[: self.max_detections]
 
     def results(self) -> list[dict[str, Any]]:
-        """All detections in COCO's results format, images by id, detections of an image best first."""
+        """All detections as `pycocotools.coco.COCO.loadRes` takes them: images by id, of an image the best first."""
         return [record for image_id in sorted(self._kept) for record in self._kept[image_id]]
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
@@ -104,7 +102,8 @@ class CocoEvaluator(Evaluator):
         image_ids = sorted(self._kept if only_updated and self._kept else self._ground_truth.imgs)
         detections = [_measured(record, number) for number, record in enumerate(self.results(), start=1)]
         found = _index({**self._ground_truth.dataset, "annotations": detections})
-        names = self._class_names()
+        listed = {c["id"]: str(c["name"]) for c in self._ground_truth.dataset["categories"]}
+        names = dict(zip(listed, class_names(listed.values(), listed), strict=True))
         metrics: dict[str, Any] = {}
         per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
         for iou_type in self.iou_types:
@@ -125,23 +124,6 @@ class CocoEvaluator(Evaluator):
 
     def table(self, metrics: Mapping[str, Any]) -> RenderableType:
         return format_table(metrics)
-
-    def write_results(self, path: str | Path) -> None:
-        """`results()` as json: what `pycocotools.coco.COCO.loadRes` takes."""
-        Path(path).write_text(json.dumps(self.results()), encoding="utf-8")
-
-    def write_metrics(self, path: str | Path, *, only_updated: bool = False) -> dict[str, Any]:
-        """`compute()` as json, with the map from labels to category ids and names. Gives what it wrote."""
-        metrics = self.compute(only_updated=only_updated)
-        metrics["categories"] = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(self.categories)]
-        Path(path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        return metrics
-
-    def _class_names(self) -> dict[int, str]:
-        """Names by the ground truth's category ids; two classes of one name are told apart by their ids."""
-        names = {category["id"]: str(category["name"]) for category in self._ground_truth.dataset["categories"]}
-        known = list(names.values())
-        return {key: name if known.count(name) == 1 else f"{name} ({key})" for key, name in names.items()}
 
     def _evaluate(self, found: COCO, iou_type: IouType, image_ids: list[int]) -> COCOeval:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

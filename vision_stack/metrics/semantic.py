@@ -17,9 +17,10 @@ from vision_stack.structures import Category, SemanticSegmentation
 
 
 class _Image(NamedTuple):
-    """What is kept of an image."""
+    """What is kept of an image: of the confusion matrix, which is large with many classes, what is not zero."""
 
-    confusion: NDArray[np.int64]  # [K, K]
+    cells: NDArray[np.int64]  # in the flattened matrix
+    pixels: NDArray[np.int64]  # of each
     png: bytes  # of category ids
 
 
@@ -63,7 +64,9 @@ class SemanticEvaluator(Evaluator):
         truth = self.ground_truth[image_id].label_map.numpy()
         found = prediction.label_map.cpu().numpy()
         confusion = confusion_matrix(truth, found, len(self.categories))
-        self._kept[image_id] = _Image(confusion, encode_semantic(prediction, self.categories))
+        cells = np.flatnonzero(confusion)
+        png = encode_semantic(prediction, self.categories)
+        self._kept[image_id] = _Image(cells, confusion.ravel()[cells], png)
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class": {name: {"IoU", "accuracy"}}}.
@@ -71,7 +74,9 @@ class SemanticEvaluator(Evaluator):
         Means are over the classes that the truth has. Images that have not been fed count for nothing either way.
         """
         count = len(self.categories)
-        total = sum((kept.confusion for kept in self._kept.values()), np.zeros((count, count), np.int64))
+        total = np.zeros((count, count), np.int64)
+        for kept in self._kept.values():
+            total.ravel()[kept.cells] += kept.pixels
         hits, true, union = np.diag(total), total.sum(1), total.sum(0) + total.sum(1) - np.diag(total)
         iou = [h / u if t else None for h, u, t in zip(*(x.tolist() for x in (hits, union, true)), strict=True)]
         accuracy = [h / t if t else None for h, t in zip(hits.tolist(), true.tolist(), strict=True)]
