@@ -1,4 +1,4 @@
-"""Evaluate: `python eval.py checkpoint=PATH [data.root=DIR] [run_dir=DIR]` prints mask and box AP."""
+"""Evaluate: `python eval.py checkpoint=PATH [data.root=DIR] [run_dir=DIR]` prints AP, PQ or mIoU."""
 
 import os
 import sys

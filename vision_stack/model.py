@@ -163,21 +163,21 @@ class VisionModel(nn.Module):
             found: list[Segmentation] = []
             for start in range(0, len(items), batch_size):
                 arrays = [_as_array(item) for item in items[start : start + batch_size]]
-                found.extend(self._predict_arrays(arrays, threshold=threshold, top_k=top_k))
+                found.extend(self.segment(*self.infer(arrays), threshold=threshold, top_k=top_k))
             return found
         finally:
             self.train(was_training)
 
-    def _predict_arrays(
-        self, arrays: Sequence[np.ndarray], *, threshold: float | None, top_k: int
-    ) -> Iterator[Segmentation]:
+    @torch.inference_mode()
+    def infer(self, arrays: Sequence[np.ndarray]) -> tuple[MaskOutputs, list[ImageInfo]]:
+        """RGB uint8 images [height, width, 3] -> outputs of one forward pass, resized and padded as in evaluation."""
         size = self.config.input_size
         targets = [resized_size(a.shape[0], a.shape[1], size.short_edge, size.long_edge) for a in arrays]
         tensors = [resize_image(a, target) for a, target in zip(arrays, targets, strict=True)]
         infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
         images, padding_mask = pad_batch(tensors, size_divisor=SIZE_DIVISOR)
         images, padding_mask = images.to(self.device), padding_mask.to(self.device)
-        return self.segment(self(self.normalize(images, padding_mask)), infos, threshold=threshold, top_k=top_k)
+        return self(self.normalize(images, padding_mask)), infos
 
     def segment(
         self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, threshold: float | None = None, top_k: int = 100

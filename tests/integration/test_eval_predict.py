@@ -17,6 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from vision_stack import cli
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import build_datamodule
+from vision_stack.model import VisionModel
+from vision_stack.training import evaluation, prediction
 from vision_stack.training.evaluation import data_of, evaluate
 from vision_stack.training.prediction import find_images, predict
 
@@ -135,6 +137,33 @@ def test_predict_display_threshold_leaves_the_results_file_alone(run: Path, phot
     high = run_predict(run, str(photos / "a.png"), tmp_path / "high", threshold=0.99)
     assert low == high
     assert len(low) > 0
+
+
+def test_predict_gives_what_the_model_gives_in_python(run: Path, photos: Path, tmp_path: Path) -> None:
+    records = run_predict(run, str(photos / "a.png"), tmp_path / "out")
+    (found,) = VisionModel.from_pretrained(run / "checkpoints" / "best.ckpt").predict(photos / "a.png", threshold=0.0)
+    assert [r["score"] for r in records] == pytest.approx(found.scores.tolist(), rel=1e-5)  # written with six digits
+    assert len(records) > 0
+
+
+class Called(Exception):
+    pass
+
+
+def call(*_: Any) -> None:
+    raise Called
+
+
+def test_scripts_return_freed_memory_before_anything_large(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VisionModel, "from_pretrained", lambda *_: pytest.fail("there is a model already"))
+    monkeypatch.setattr(evaluation, "return_freed_memory", call)
+    with pytest.raises(Called):
+        run_eval(tmp_path, f"checkpoint='{run}/checkpoints/best.ckpt'")
+    monkeypatch.setattr(prediction, "return_freed_memory", call)
+    with pytest.raises(Called):
+        run_predict(run, str(photos), tmp_path)
 
 
 def test_find_images_file_folder_and_pattern(photos: Path) -> None:

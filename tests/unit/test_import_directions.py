@@ -29,7 +29,8 @@ ALLOWED = {
     "to_transformers": {"model", "cli"},
     "compat": BASE | {"backbones", "necks", "heads", "losses", "data", "model"},
     "training": BASE
-    | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"},
+    | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"}
+    | {"published"},
 }
 FRAMEWORKS = {
     "hydra": set(),
@@ -66,6 +67,11 @@ def test_imports_point_one_way(file: Path) -> None:
         if top in FRAMEWORKS:
             homes = FRAMEWORKS[top]
             assert room in homes or relative.as_posix() in homes, f"{relative} imports {top}"
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {str(p.relative_to(PACKAGE)): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 def test_hydra_is_imported_by_the_scripts() -> None:

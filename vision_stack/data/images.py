@@ -38,6 +38,9 @@ _FORMATS = (
     "AVIF",
     "TGA",
 )  # none that runs other programs
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+)  # of files in a folder that are taken for images
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

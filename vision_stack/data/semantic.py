@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ImageFolder, check_files, read_listed
+from vision_stack.data.images import IMAGE_SUFFIXES
 from vision_stack.data.json_file import parse_json, refusal
 from vision_stack.data.label_files import check_maps
 from vision_stack.data.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
 from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show
 from vision_stack.structures import Category
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"}
 _VALUES = 2**16  # of a map with 16 bits
 
 
@@ -135,7 +135,7 @@ def _image_names(folders: SemanticFolders) -> list[str]:
     names = []
     for folder, _, files in os.walk(root):
         for file in files:
-            wanted = Path(file).suffix.lower() in _SUFFIXES
+            wanted = Path(file).suffix.lower() in IMAGE_SUFFIXES
             if file.endswith(folders.image_suffix) if folders.image_suffix else wanted:
                 names.append(Path(folder, file).relative_to(root).as_posix())
     if not names:

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: model and data are rebuilt from it alone."""
+"""Evaluating a model: a training checkpoint says what to rebuild, of a published one the data are said."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel, read_checkpoint
+from vision_stack.published import locate
+from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
@@ -28,7 +30,9 @@ PATHS = (
 
 
 def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[], pl.Trainer]) -> Results:
-    """Score a checkpoint on its validation data, by its task; writes metrics, predictions and pictures (`Results`).
+    """Score a model on validation data, by its task; writes metrics, predictions and pictures (`Results`).
+
+    A training checkpoint says which data. A directory or hub id does not, only how large its input is.
 
     Args:
         config: the plain options of configs/eval.yaml.
@@ -37,14 +41,20 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
         ValueError: checkpoint or data that the user has to mend; one line.
     """
     quiet_lightning()
-    path = Path(config["checkpoint"])
-    checkpoint = read_checkpoint(path)
-    model = VisionModel.from_pretrained(path)
-    data_config = data_of(checkpoint, path, config["data"])
+    return_freed_memory()
+    path = locate(config["checkpoint"])
+    if path.is_dir():
+        model = VisionModel.from_pretrained(config["checkpoint"])
+        size = {"eval_transform": to_dict(model.config.input_size)}
+        data_config = data_of({}, path, merged(size, config["data"]))
+    else:
+        data_config = data_of(read_checkpoint(path), path, config["data"])
+        model = VisionModel.from_pretrained(path)
     write_config({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
     evaluator = build_evaluator(data, top_k=config["top_k"], boundary_ap=config["boundary_ap"])
-    print(f"evaluating {path} on {len(data.val_records):,} images of {data_config.root or data_config.type}")
+    source = data_config.root or data_config.type
+    print(f"evaluating {config['checkpoint']} on {len(data.val_records):,} images of {source}")
 
     module = SegmentationModule(model, OptimConfig(), evaluator)
     trainer = make_trainer()

@@ -13,28 +13,18 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from vision_stack.data.images import read_image
+from vision_stack.data.images import IMAGE_SUFFIXES, read_image
 from vision_stack.data.validation import DataError
 from vision_stack.metrics.coco import coco_results
 from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
-from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.postprocess import encode_instances
-from vision_stack.structures import (
-    Category,
-    ImageInfo,
-    MaskOutputs,
-    PanopticSegmentation,
-    Segmentation,
-    SemanticSegmentation,
-    Task,
-)
+from vision_stack.structures import Category, PanopticSegmentation, Segmentation, SemanticSegmentation, Task
+from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded
 from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config
 from vision_stack.visualization.overlay import draw_segmentation
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
 
 
 class Found(NamedTuple):
@@ -58,6 +48,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: no such checkpoint, or no image at the source; one line.
     """
+    return_freed_memory()
     paths, base = find_images(config["source"])
     device = _device(config["device"])
     model = VisionModel.from_pretrained(config["checkpoint"]).to(device)
@@ -106,7 +97,7 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
     Args:
         threshold, top_k: as in configs/predict.yaml.
     """
-    outputs, info = _forward(model, image)
+    outputs, (info,) = model.infer([image])
     if model.config.task == "instance":
         (found,) = encode_instances(outputs, [info], top_k=top_k)
         records = coco_results(image_id, found, model.categories, boxes=True)
@@ -118,14 +109,6 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
         return Found([{"image_id": image_id, "segments_info": segments}], label_map, shown)
     assert isinstance(shown, SemanticSegmentation)
     return Found([{"image_id": image_id}], encode_semantic(shown, model.categories), shown)
-
-
-def _forward(model: VisionModel, image: np.ndarray) -> tuple[MaskOutputs, ImageInfo]:
-    height, width = image.shape[:2]
-    size = resized_size(height, width, model.config.input_size.short_edge, model.config.input_size.long_edge)
-    images, padding_mask = pad_batch([resize_image(image, size)])
-    images, padding_mask = images.to(model.device), padding_mask.to(model.device)
-    return model(model.normalize(images, padding_mask)), ImageInfo(0, "", (height, width), size)
 
 
 def _header(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
