@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
+from hydra.utils import instantiate
 
 from vision_stack import to_transformers
 from vision_stack.model import VisionModel
+from vision_stack.training.evaluation import evaluate
 from vision_stack.training.start import read_start, transfer
 
 transformers = pytest.importorskip("transformers")
@@ -105,6 +107,28 @@ def test_weights_run_prints_recipe_and_table_of_classes(run: tuple[Path, str], p
     assert ["triangle", "-", "new"] in rows
 
 
+@pytest.mark.parametrize("write", ["save_pretrained", "export_transformers"])
+def test_eval_of_a_directory_gives_what_its_checkpoint_gave(run: tuple[Path, str], tmp_path: Path, write: str) -> None:
+    run_dir, _ = run
+    getattr(VisionModel.from_pretrained(run_dir / "checkpoints" / "best.ckpt"), write)(tmp_path / "model")
+    data = ["++data.type=shapes", "++data.image_size=64", "++data.num_train=8", "++data.num_val=2"]
+    config = tiny_run.compose_options("eval", ["trainer.accelerator=cpu", "num_pictures=0", "checkpoint=x", *data])
+    config["checkpoint"] = str(tmp_path / "model")
+    results = evaluate(
+        config, tmp_path / "out", lambda: instantiate(config["trainer"], logger=False, default_root_dir=str(tmp_path))
+    )
+    before = json.loads((run_dir / "predictions.json").read_text())
+    assert len(results.predictions) == len(before) > 0
+    scores = [record["score"] for record in results.predictions]
+    assert scores == pytest.approx([record["score"] for record in before], rel=1e-4)  # mean and std to six digits
+
+
+def test_eval_of_a_directory_without_data_says_what_to_give(published: Path, tmp_path: Path) -> None:
+    config = tiny_run.compose_options("eval", ["checkpoint=x"]) | {"checkpoint": str(published)}
+    with pytest.raises(ValueError, match=r"says nothing of its data; give data\.type=coco data\.root=DIR"):
+        evaluate(config, tmp_path, lambda: None)  # type: ignore[arg-type, return-value]
+
+
 def start_of(source: Path, *overrides: str) -> Any:
     return read_start(str(source), tiny_run.compose_options("train", list(overrides)), overrides)
 
@@ -128,6 +152,13 @@ def test_weights_a_part_chosen_on_the_command_line_replaces_theirs(published: Pa
     assert not any(name.startswith("backbone.") for name in report.matched)
     assert "neck.level_embed.weight" in report.matched
     assert report.regrouped == ("head.class_embed.weight", "head.class_embed.bias")
+
+
+def test_weights_whose_backbone_an_option_makes_unfit_are_warned_about(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run.train(tmp_path, f"weights='{published}'", "backbone.out_norms=true", "trainer.max_steps=1")
+    assert "warning: with backbone.out_norms the backbone of the weights does not fit" in capsys.readouterr().out
 
 
 def test_weights_option_that_their_part_does_not_have_fails_in_one_line(published: Path) -> None:

@@ -126,8 +126,12 @@ def _go_on(
 def _initial_weights(model: VisionModel, config: Mapping[str, Any], start: Start | None) -> str:
     taken = ""
     if start:
-        taken = f"{start.source}: {transfer(start, model)}"
+        taken_over = transfer(start, model)
+        taken = f"{start.source}: {taken_over}"
         if "backbone" not in start.changed:
+            if any(name.startswith("backbone.") for name in taken_over.fresh):
+                typed = ", ".join(key for key in start.changed if key.startswith("backbone."))
+                say(f"warning: with {typed} the backbone of the weights does not fit: all of it starts at random")
             return taken
     report = load_pretrained(model.backbone, model.config.backbone, config["backbone"].get("pretrained", "auto"))
     source = f"{report.source} (see the warning)" if report.warning else str(report)
