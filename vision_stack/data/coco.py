@@ -23,7 +23,7 @@ from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ListedImage, check_files, read_listed
 from vision_stack.data.json_file import load_coco_json, refusal
 from vision_stack.data.transforms import Affine
-from vision_stack.data.validation import DataError, Findings, Problem, data_error, listing, whole_number
+from vision_stack.data.validation import DataError, Findings, Problem, data_error, report, whole_number
 from vision_stack.structures import Category
 
 __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
@@ -102,14 +102,7 @@ class CocoSplit:
 
     def report(self, shown: int = 20) -> str:
         """What was skipped and mended, for printing; empty if nothing was."""
-        parts = []
-        if self.problems:
-            parts.append(f"{self.annotation_file}: broken records skipped: {len(self.problems):,}")
-            parts.append(listing(self.problems, shown))
-        if self.notes:
-            parts.append(f"{self.annotation_file}: harmless, mended: {len(self.notes):,}")
-            parts.append(listing(self.notes, shown))
-        return "\n".join(parts)
+        return report(self.annotation_file, "broken records", self.problems, self.notes, shown)
 
 
 def read_coco(

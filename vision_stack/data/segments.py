@@ -7,7 +7,7 @@ same targets as for instances.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vision_stack.data.label_files import masks_of, read_class_map, read_segment_map
 from vision_stack.data.transforms import Affine
-from vision_stack.data.validation import Problem, data_error, listing
+from vision_stack.data.validation import Problem, data_error, report
 from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 
 IGNORE, UNKNOWN = -1, -2  # labels of pixels that say nothing, and of values that no class has
@@ -180,7 +180,7 @@ class LabelMapSplit:
     records: list[Any]  # PanopticRecord or SemanticRecord
     categories: tuple[Category, ...]  # by label
     problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
-    notes: tuple[Problem, ...] = field(default=())  # harmless things that were mended
+    notes: tuple[Problem, ...] = ()  # harmless things that were mended
 
     def ground_truth(self) -> TruthByImage:
         """The annotations of the records by image id, read when they are asked for."""
@@ -188,8 +188,4 @@ class LabelMapSplit:
 
     def report(self, shown: int = 20) -> str:
         """What was skipped and mended, for printing; empty if nothing was."""
-        parts = []
-        for title, found in (("broken images skipped", self.problems), ("harmless, mended", self.notes)):
-            if found:
-                parts += [f"{self.annotation_file}: {title}: {len(found):,}", listing(found, shown)]
-        return "\n".join(parts)
+        return report(self.annotation_file, "broken images", self.problems, self.notes, shown)

@@ -70,6 +70,15 @@ def listing(problems: Sequence[Problem], shown: int = _SHOWN) -> str:
     return "\n".join(lines)
 
 
+def report(file: str, skipped: str, problems: Sequence[Problem], notes: Sequence[Problem], shown: int = _SHOWN) -> str:
+    """What of a split was skipped and mended, for printing; empty if nothing was. `skipped`: "broken images"."""
+    parts = []
+    for title, found in ((f"{skipped} skipped", problems), ("harmless, mended", notes)):
+        if found:
+            parts += [f"{file}: {title}: {len(found):,}", listing(found, shown)]
+    return "\n".join(parts)
+
+
 def show(value: Any) -> str:
     """A value out of a json file, short enough for a line. Never walks through a big one."""
     if isinstance(value, dict):

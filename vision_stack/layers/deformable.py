@@ -54,11 +54,10 @@ class DeformableAttention(nn.Module):
 
     def _locations(self, query: Tensor, shapes: Shapes) -> Tensor:
         """Where to read, (x, y) in [0, 1]: [B, S, heads * levels * points * 2]."""
-        sizes = torch.tensor([(w, h) for h, w in shapes], dtype=query.dtype, device=query.device)  # [L, 2]
-        per_cell = (1 / sizes)[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
+        centers, cell_sizes = _cells(tuple(shapes), query.device)
+        per_cell = cell_sizes[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         linear = self.sampling_offsets  # scaled in the weights, which are few
         offsets = F.linear(query, linear.weight * per_cell[:, None], linear.bias * per_cell)
-        centers = _cell_centers(tuple(shapes), query.device).to(query.dtype)
         return offsets + centers.repeat(1, len(per_cell) // 2)
 
 
@@ -90,23 +89,23 @@ def _rings(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     return (direction[:, None, None] * steps).expand(-1, num_levels, -1, -1).flatten()
 
 
-def _cell_centers(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def _cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # a traced tensor must not end up in the cache
-        return _centers(shapes, device)
-    return _cached_centers(shapes, device)
+        return _make_cells(shapes, device)
+    return _cached_cells(shapes, device)
 
 
-def _centers(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """The centre of every cell, map after map, (x, y) in [0, 1]: [S, 2]."""
+def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The centre of every cell, map after map, and the size of a cell of each map, (x, y) in [0, 1]: [S, 2], [L, 2]."""
     maps = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
         maps.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1))
-    return torch.cat(maps)
+    return torch.cat(maps), torch.tensor([(1 / w, 1 / h) for h, w in shapes], device=device)
 
 
-@functools.lru_cache(maxsize=32)
-def _cached_centers(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=32)  # also since a tensor made of numbers makes the host wait for an accelerator
+def _cached_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # what validation caches, training must be able to use
-        return _centers(shapes, device)
+        return _make_cells(shapes, device)

@@ -93,7 +93,9 @@ def _query_map(logits: Tensor, scores: Tensor, info: ImageInfo) -> tuple[Tensor,
     count = len(scores)
     result = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     areas = torch.zeros(3, count, dtype=torch.int64, device=logits.device)
-    for start, stop in bands(height, 4 * count * (2 * input_width + 4 * width), logits.device):
+    input_rows_each = -(-input_height // height)  # of an image that was enlarged, several make one row
+    row_bytes = 4 * count * (2 * input_rows_each * input_width + 4 * width)
+    for start, stop in bands(height, row_bytes, logits.device):
         first, last = source_rows(start, stop, input_height, height)
         own = resize_rows(input_rows(logits, first, last, info.input_size), first, start, stop, input_height, height)
         own = resize_columns(own, width)  # [n, width, U]

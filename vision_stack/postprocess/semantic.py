@@ -42,7 +42,8 @@ def _label_map(outputs: MaskOutputs, image: int, info: ImageInfo) -> Tensor:
     logits = mask_logits(outputs, image)  # [h, w, Q]
     (input_height, input_width), (height, width) = info.input_size, info.size
     num_queries, num_classes = probabilities.shape
-    row_bytes = 4 * (input_width * (num_queries + num_classes) + 2 * width * num_classes)
+    input_rows_each = -(-input_height // height)  # of an image that was enlarged, several make one row
+    row_bytes = 4 * (input_rows_each * input_width * (num_queries + num_classes) + 2 * width * num_classes)
     labels = torch.empty(height, width, dtype=torch.int32, device=logits.device)
     for start, stop in bands(height, row_bytes, logits.device):
         first, last = source_rows(start, stop, input_height, height)
