@@ -75,6 +75,26 @@ def test_cost_matrices_of_every_layer_and_image_equal_transformers_with_the_same
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # float32, costs of 1 to 50
 
 
+def test_losses_of_all_layers_equal_transformers_with_the_same_points(monkeypatch):
+    """Those of the matching, the candidates and the uniform ones are told apart by how many they are."""
+    outputs, targets = make_case((3, 1))
+    outputs = MaskOutputs(*(x.detach() for x in outputs))
+    num_points, draw, drawn = 300, torch.rand, set()
+
+    def rand(*size, **_):
+        *masks, count, two = size
+        drawn.add(count)
+        return draw(count, two, generator=torch.Generator().manual_seed(count)).expand(*masks, -1, -1).clone()
+
+    monkeypatch.setattr(torch, "rand", rand)
+    ours = float(sum(criterion(num_points)(outputs, targets).values()))
+    assert drawn == {300, 900, 75}
+    # float32; of 900 candidates the last that is kept and the first that is not may change places
+    assert ours == pytest.approx(their_total(outputs, targets, num_points), rel=1e-4)
+    assert drawn == {300, 900, 75}
+    assert float(sum(criterion(301)(outputs, targets).values())) != pytest.approx(ours, rel=1e-3)  # other points
+
+
 def test_total_loss_equals_transformers_in_expectation_over_seeds():
     """Points are drawn anew for every layer there, shared here; the map has more pixels than points."""
     outputs, targets = make_case((3, 1))
