@@ -53,8 +53,8 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", nargs="+", type=int, default=[100, 200, 400], help="steps")
-    parser.add_argument("--pretraining-steps", type=int, default=800)
-    parser.add_argument("--pretraining-images", type=int, default=1600)
+    parser.add_argument("--pretraining-steps", type=int, default=600)
+    parser.add_argument("--pretraining-images", type=int, default=1200)
     parser.add_argument("--images", type=int, default=200, help="to train on, for each budget")
     parser.add_argument("--val-images", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of scenes and runs; the pretraining's is one higher")
