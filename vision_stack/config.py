@@ -43,6 +43,7 @@ Count = Annotated[int, Range(1, 100_000)]
 Depth = Annotated[int, Range(0, 200)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
 NonNegative = Annotated[float, Range(0.0, math.inf)]
+Positive = Annotated[float, Range(1e-6)]
 
 
 class Config:
@@ -208,9 +209,12 @@ def _decode_scalar(value: Any, hint: Any, path: str) -> Any:
     elif hint is int:
         _expect(isinstance(value, int) and not isinstance(value, bool), path, "a whole number", value)
     elif hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(number and not math.isnan(value), path, "a number", value)
-        return float(value)
+        try:
+            number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        except OverflowError:  # of a whole number with more than 308 digits
+            number = math.nan
+        _expect(not math.isnan(number), path, "a number", value)
+        return number
     elif hint is str:
         _expect(isinstance(value, str), path, "a string", value)
     else:

@@ -8,10 +8,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import vision_stack.model  # noqa: F401  registers everything
+from vision_stack.backbones.meta import on_meta
 from vision_stack.config import ConfigError, from_dict, to_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,13 +40,13 @@ def read(group, name):
 
 @functools.cache
 def build_neck(name, specs):
-    with torch.device("meta"):
+    with on_meta():
         return from_dict(read("neck", name), "neck").build(specs).out_specs
 
 
 @functools.cache
 def build_head(name, specs):
-    with torch.device("meta"):
+    with on_meta():
         from_dict(read("head", name), "head").build(specs, 3)
 
 
@@ -67,7 +67,7 @@ def test_grid_backbone_builds_as_its_yaml_says_and_so_does_every_cell(name):
     assert options.pop("pretrained") in ("auto", False)
     config = from_dict(options, "backbone")
     assert options.keys() == to_dict(config).keys()
-    with torch.device("meta"):
+    with on_meta():
         backbone = config.build()
     assert backbone.out_specs == config.out_specs
     strides = [spec.stride for spec in backbone.out_specs]

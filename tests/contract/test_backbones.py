@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vision_stack.backbones import TimmBackboneConfig, TorchvisionBackboneConfig
+from vision_stack.backbones import ResNetConfig, TimmBackboneConfig, TorchvisionBackboneConfig
 from vision_stack.backbones.base import OutputNorms
 from vision_stack.structures import FeatureSpec
 
@@ -80,9 +80,17 @@ def test_backbone_channels_last_gives_equal_maps_in_the_same_format(cls, name):
         assert x.is_contiguous(memory_format=torch.channels_last) or "vit" in name  # tokens come in neither format
 
 
-@pytest.mark.parametrize("cls", [TimmBackboneConfig, TorchvisionBackboneConfig])
-def test_backbone_frozen_norms_survive_train_and_have_no_parameters(cls):
-    backbone = build(cls, "resnet18", freeze_norm=True, out_strides=[8]).train()
+@pytest.mark.parametrize(
+    "config",
+    [
+        TimmBackboneConfig("resnet18", freeze_norm=True, out_strides=[8]),
+        TorchvisionBackboneConfig("resnet18", freeze_norm=True, out_strides=[8]),
+        ResNetConfig(freeze_norm=True, out_strides=[8]),
+    ],
+    ids=lambda config: config.type,
+)
+def test_backbone_frozen_norms_survive_train_and_have_no_parameters(config):
+    backbone = config.build().train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone(image(32, 32))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())

@@ -13,9 +13,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import timm
-import torch
 import yaml
 
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.names import named_backbones
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.config import ConfigError, from_dict, registered
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 def describe(name: str, config: Any) -> Row:
     """Built on the meta device."""
-    with torch.device("meta"):
+    with on_meta():
         backbone = config.build()
     specs = backbone.out_specs
     count = sum(p.numel() for p in backbone.parameters())

@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import timm
-import torch
 from timm.layers import Format, unfreeze_batch_norm_2d
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, group_parameters
 from timm.models._features import FeatureGetterNet, FeatureListNet
@@ -26,6 +25,7 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.backbones.timm_sizes import IMG_SIZE_UNUSED, ImageSizes, family, image_sizes, keep_rims, pad_to
@@ -44,9 +44,9 @@ class TimmBackboneConfig(BackboneConfigMixin):
 
     Stage names and indices are timm's own (a ResNet has five, a ConvNeXt four); strides mean the same everywhere.
 
-    The last three options are for Python, in transformers' words: initial weights (True loads the published ones or
-    fails; also "auto" or a path), which are no part of the config; what `freeze_norm` is; and that only features are
-    given, which is so in any case.
+    The last three options are transformers' and for Python alone. `use_pretrained_backbone` are the initial weights,
+    which are no part of the config: True loads the published ones or fails; also "auto" or a path.
+    `freeze_batch_norm_2d` is another name of `freeze_norm`. `features_only` can be nothing but True.
     """
 
     model_name: str = field(kw_only=False)
@@ -81,7 +81,7 @@ class TimmBackboneConfig(BackboneConfigMixin):
         return _describe(self.model_name, self.output_stride).stages
 
     def build(self) -> TimmBackbone:
-        """The backbone, with random weights."""
+        """The backbone, with random weights unless the config came with others."""
         return TimmBackbone(self)
 
 
@@ -164,18 +164,18 @@ class TimmBackbone(Backbone):
 
     def layer_groups(self) -> list[list[str]]:
         """timm's own grouping (`group_matcher`): a stem, then the blocks one by one where timm has them so."""
-        matcher = getattr(self._whole_on_meta(), "group_matcher", None)
-        if matcher is None:
+        whole = self._whole_on_meta()
+        if not hasattr(whole, "group_matcher"):
             return super().layer_groups()
         own = {name for name, _ in self.named_parameters()}
-        grouped = group_parameters(self._whole_on_meta(), matcher())
+        grouped = group_parameters(whole, whole.group_matcher())
         layers = [[_place(name, own) for name in grouped[i]] for i in sorted(grouped)]
         return [built for layer in layers if (built := [name for name in layer if name])]
 
     def _whole_on_meta(self) -> Any:
         """The whole classifier, without memory: what timm says of its names."""
         facts = _describe(self.config.model_name, self.config.output_stride)
-        with torch.device("meta"):
+        with on_meta():
             return _create(self.config.model_name, {**facts.sizes.options, **_given(self.config)})
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -216,7 +216,7 @@ class _Facts(NamedTuple):
 def _describe(model_name: str, output_stride: int | None) -> _Facts:
     """Built on the meta device: no memory, no arithmetic, no random numbers."""
     dilation = {} if output_stride is None else {"output_stride": output_stride}
-    with torch.device("meta"):
+    with on_meta():
         whole = _create(model_name, dilation)
         sizes = image_sizes(whole)
         every = tuple(range(len(whole.feature_info)))

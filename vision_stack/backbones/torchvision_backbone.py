@@ -22,6 +22,7 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.backbones.torchvision_stages import FAMILIES, Family, Stage, keep_only
 from vision_stack.config import ConfigError, Fraction, register
@@ -54,7 +55,7 @@ class TorchvisionBackboneConfig(BackboneConfigMixin):
 
     def build(self) -> TorchvisionBackbone:
         """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(TorchvisionBackbone(self))
+        return TorchvisionBackbone(self)
 
 
 class TorchvisionBackbone(Backbone):
@@ -82,6 +83,7 @@ class TorchvisionBackbone(Backbone):
         recipe = weights.transforms()
         self.image_mean, self.image_std = tuple(recipe.mean), tuple(recipe.std)
         self.published = PublishedWeights(None, weights.url)
+        load_initial_weights(self)
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
@@ -104,7 +106,7 @@ class TorchvisionBackbone(Backbone):
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """torchvision's layout -> ours; see `Backbone.convert_weights`."""
-        with torch.device("meta"):
+        with on_meta():
             known = set(_whole(self.config.model_name).state_dict())
         own = set(self.state_dict())
         not_built = [key for key in state if key in known and f"net.{key}" not in own]
@@ -114,7 +116,7 @@ class TorchvisionBackbone(Backbone):
 
 @functools.cache
 def _describe(model_name: str) -> tuple[Stage, ...]:
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with on_meta(), torch.random.fork_rng(devices=[]):
         return tuple(_family(model_name).stages(_whole(model_name)))
 
 

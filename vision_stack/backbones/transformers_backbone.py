@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import load_initial_weights
-from vision_stack.config import ConfigError, Range, register
+from vision_stack.config import ConfigError, Positive, register
 from vision_stack.structures import FeatureSpec
 
-Positive = Annotated[float, Range(1e-6)]
 MAX_NUMBER, MAX_LAYERS, MAX_ENTRIES = 1_000_000, 200, 256  # far beyond any published backbone
 _NOT_BACKBONES = {"timm_backbone", "timm_wrapper"}  # timm's own models, which `type: timm` takes
 _LAYER_COUNT = re.compile(r"(^|_)(num_)?(hidden_)?(layers|depths?|blocks)$")
@@ -214,7 +214,7 @@ def _describe(model_type: str, options: str) -> tuple[FeatureSpec, ...]:
     if model_type == "maskformer-swin":
         names = names[1:]  # its backbone gives no stem
     config.out_features = names
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with on_meta(), torch.random.fork_rng(devices=[]):
         net = _their_backbone(config).eval()
         try:
             maps = net(pixel_values=torch.zeros(1, 3, height, width)).feature_maps

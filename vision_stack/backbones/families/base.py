@@ -16,14 +16,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, OutputNorms, pad_to_multiple
-from vision_stack.config import ConfigError, Fraction, Range, from_dict
+from vision_stack.backbones.pretrained import load_initial_weights
+from vision_stack.config import ConfigError, Fraction, Positive, Range, from_dict
 from vision_stack.structures import FeatureSpec
 
 Layers = Annotated[int, Range(1, 200)]
 Width = Annotated[int, Range(1, 16_384)]
 Pixels = Annotated[int, Range(1, 4096)]  # of a patch, or of the image that position tables are made for
 Window = Annotated[int, Range(1, 64)]
-Positive = Annotated[float, Range(1e-6)]
 Epsilon = Annotated[float, Range(0.0, 1.0)]
 Ratio = Annotated[float, Range(0.1, 64.0)]  # of an MLP's hidden width to a layer's
 
@@ -62,7 +62,7 @@ class FamilyConfig(BackboneConfigMixin):
         raise NotImplementedError
 
     def build(self) -> FamilyBackbone:
-        """The backbone, with random weights."""
+        """The backbone, with random weights unless the config came with others."""
         raise NotImplementedError
 
 
@@ -108,6 +108,7 @@ class FamilyBackbone(Backbone):
         self.num_stages = names.index(self.out_specs[-1].name)  # besides the stem
         self.keep_stages(self.num_stages)
         self.norms = OutputNorms(self.out_specs, eps=self.norm_eps) if config.out_norms else None
+        load_initial_weights(self)
 
     def keep_stages(self, count: int) -> None:
         """Drop the stages after the first `count` from the network, and whatever follows the last."""
@@ -148,7 +149,8 @@ class FamilyBackbone(Backbone):
         own = set(self.state_dict())
         state = {name.removeprefix(f"{self.prefix}."): value for name, value in state.items()}
         not_built = [name for name in state if re.match(self.unused, name) and f"net.{name}" not in own]
-        state = {name: value for name, value in state.items() if name not in set(not_built)}
+        unused = set(not_built)
+        state = {name: value for name, value in state.items() if name not in unused}
         norms = {name: state.pop(name) for name in list(state) if name.startswith("hidden_states_norms.")}
         if self.landmark not in state:
             state = type(self).to_timm(state)

@@ -19,7 +19,6 @@ from vision_stack.backbones.families.base import (
     pyramid,
     same_length,
 )
-from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, NonNegative, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.convnext import convert_convnext, convert_dinov3_convnext
@@ -66,8 +65,7 @@ class ConvNextConfig(_ConvNextFields):
         return {"patch_size": self.patch_size, "ls_init_value": self.layer_scale_init_value or None}
 
     def build(self) -> ConvNextBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(ConvNextBackbone(self))
+        return ConvNextBackbone(self)
 
 
 @register("backbone", "convnextv2")
@@ -82,8 +80,7 @@ class ConvNextV2Config(_ConvNextFields):
         return {"patch_size": self.patch_size, "ls_init_value": None, "use_grn": True}
 
     def build(self) -> ConvNextV2Backbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(ConvNextV2Backbone(self))
+        return ConvNextV2Backbone(self)
 
 
 @register("backbone", "dinov3_convnext")
@@ -98,8 +95,7 @@ class DINOv3ConvNextConfig(_ConvNextFields):
         return {"ls_init_value": self.layer_scale_init_value, "norm_eps": self.layer_norm_eps}
 
     def build(self) -> DINOv3ConvNextBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(DINOv3ConvNextBackbone(self))
+        return DINOv3ConvNextBackbone(self)
 
 
 class ConvNextBackbone(FamilyBackbone):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vision_stack.backbones.families.base import Epsilon, Width
 from vision_stack.backbones.families.vit import PlainBackbone, PlainConfig, exact_ratio
-from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov3
@@ -71,8 +70,7 @@ class DINOv3ViTConfig(PlainConfig):
         )
 
     def build(self) -> DINOv3ViTBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(DINOv3ViTBackbone(self))
+        return DINOv3ViTBackbone(self)
 
 
 class DINOv3ViTBackbone(PlainBackbone):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vision_stack.backbones.base import freeze_batch_norms
 from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, Layers, Width, pyramid, same_length
-from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.resnet import convert_resnet
@@ -55,8 +54,7 @@ class ResNetConfig(FamilyConfig):
         return net
 
     def build(self) -> ResNetBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(ResNetBackbone(self))
+        return ResNetBackbone(self)
 
 
 def _widen_stem(net: Any, config: ResNetConfig, block: Any, planes: tuple[int, ...]) -> None:

@@ -22,7 +22,6 @@ from vision_stack.backbones.families.base import (
     pyramid,
     same_length,
 )
-from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.config import ConfigError, Fraction, Range, register
 from vision_stack.structures import FeatureSpec
@@ -75,8 +74,7 @@ class SwinConfig(_SwinFields):
         return _finish(self, SwinTransformer(**self.timm_options(), always_partition=True))
 
     def build(self) -> SwinBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(SwinBackbone(self))
+        return SwinBackbone(self)
 
 
 @register("backbone", "swinv2")
@@ -96,8 +94,7 @@ class Swinv2Config(_SwinFields):
         return _finish(self, SwinTransformerV2(**self.timm_options(), **sizes))
 
     def build(self) -> Swinv2Backbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(Swinv2Backbone(self))
+        return Swinv2Backbone(self)
 
 
 def _finish(config: _SwinFields, net: Any) -> nn.Module:

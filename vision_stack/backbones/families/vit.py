@@ -13,7 +13,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_stack.backbones.families.base import Epsilon, FamilyBackbone, FamilyConfig, Layers, Pixels, Ratio, Width
-from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov2, convert_dinov2_with_registers, convert_vit
@@ -90,8 +89,7 @@ class ViTConfig(_LearntPositions):
         return {**super().timm_options(), "mlp_ratio": exact_ratio(self.intermediate_size, self.hidden_size)}
 
     def build(self) -> ViTBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(ViTBackbone(self))
+        return ViTBackbone(self)
 
 
 @register("backbone", "dinov2")
@@ -122,8 +120,7 @@ class Dinov2Config(_LearntPositions):
         }
 
     def build(self) -> ViTBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(Dinov2Backbone(self))
+        return Dinov2Backbone(self)
 
 
 @register("backbone", "dinov2_with_registers")
@@ -139,8 +136,7 @@ class Dinov2WithRegistersConfig(Dinov2Config):
         return {**super().timm_options(), "reg_tokens": self.num_register_tokens, "no_embed_class": True}
 
     def build(self) -> ViTBackbone:
-        """The backbone, with random weights unless the config came with others."""
-        return load_initial_weights(Dinov2WithRegistersBackbone(self))
+        return Dinov2WithRegistersBackbone(self)
 
 
 def exact_ratio(hidden: int, width: int) -> float:
