@@ -80,6 +80,7 @@ def test_backbone_from_a_directory_without_some_weights_fails(tmp_path):
 def test_config_survives_a_dict_and_holds_plain_values_only():
     config = config_of("pvt_v2", out_strides=[4, 8, 16, 32])
     assert from_dict(to_dict(config), "backbone") == config
+    assert AutoBackbone.from_config(to_dict(config)).config == config
     assert config.stage_names == ["stage1", "stage2", "stage3", "stage4"]  # this one has no stem
 
 

@@ -29,9 +29,18 @@ CASES = {
     "auto_map": ({**RESNET, "auto_map": {"AutoBackbone": "evil.py"}}, "'auto_map' names code to run, which is never"),
     "wrong type": ({**RESNET, "depths": "many"}, "depths: expected a list, got 'many'"),
     "wrong type inside": ({**RESNET, "depths": [1, "x"]}, "depths[1]: expected a whole number, got 'x'"),
+    "endless number": (
+        '{"model_type": "swin", "mlp_ratio": 1' + "0" * 400 + "}",
+        "mlp_ratio: expected a number, got 1000",
+    ),
+    "whole model": ({"backbone": {"type": "resnet"}, "neck": {}}, "model_type: missing; this is a whole model, which"),
     "not a choice": ({**RESNET, "layer_type": "__import__('os')"}, "layer_type: \"__import__('os')\" is no choice"),
     "10,000 layers": ({**RESNET, "depths": [10_000] * 4}, "depths[0]: 10000 is outside the allowed range 1 to 200"),
     "10,000 stages": ({**RESNET, "depths": [1] * 10_000, "hidden_sizes": [4] * 10_000}, "depths: 10000 entries"),
+    "200 wide layers": (
+        {"model_type": "vit", "num_hidden_layers": 200, "hidden_size": 16_384, "num_attention_heads": 64},
+        "model_type: this vit has 2",
+    ),
     "huge width": ({**RESNET, "hidden_sizes": [2**40] * 4}, "hidden_sizes[0]: 1099511627776 is outside the allowed"),
     "negative width": ({**RESNET, "embedding_size": -64}, "embedding_size: -64 is outside the allowed range"),
     "no such stage": ({**RESNET, "out_features": ["stage9"]}, "out_features: ['stage9'] is not among the stages"),
@@ -49,6 +58,10 @@ CASES = {
     "theirs, huge width": (
         {**PVT, "hidden_sizes": [2**40, 1, 1, 1]},
         "architecture.hidden_sizes: 1099511627776 is",
+    ),
+    "theirs, wide layers": (
+        {**PVT, "depths": [4] * 4, "hidden_sizes": [16_384] * 4, "num_attention_heads": [8] * 4},
+        "model_type: this pvt_v2 has ",
     ),
     "theirs, wrong type": ({**PVT, "depths": "many"}, "architecture: refused by transformers' pvt_v2 ("),
     "theirs, nested": (NESTED, "architecture.depths.a.b.c"),

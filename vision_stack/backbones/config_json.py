@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vision_stack.backbones.base import BackboneConfigMixin
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.families import TRANSFORMERS_FAMILIES, FamilyConfig
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.backbones.transformers_backbone import MAX_ENTRIES, TransformersBackboneConfig
 from vision_stack.config import ConfigError, from_dict
 
 MAX_BYTES = 8_000_000  # the names of 21,841 classes, twice, are 2 MB
+MAX_NUMBERS = 10_000_000_000  # the largest published backbone here, DINOv3's, has 6.7 billion
 _CODE = ("auto_map", "_target_", "_partial_", "trust_remote_code", "custom_pipelines")  # ask to run code
 
 
@@ -71,18 +74,24 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"backbone: expected a mapping of options, got a {type(raw).__name__}")
+    name = raw.get("model_type")
+    if isinstance(raw.get("architecture"), str) and "type" not in raw and name in (None, "timm_wrapper"):
+        return _timm_hub(raw)  # which may list the names of thousands of classes
     for key, value in raw.items():
         if isinstance(value, list) and len(value) > MAX_ENTRIES:
-            raise ConfigError(
-                f"{key!s:.60}: {len(value)} entries are more than a backbone needs, {MAX_ENTRIES}"
-            )
-    if "type" in raw and "model_type" not in raw:
-        return from_dict(raw, "backbone")
-    name = raw.get("model_type")
-    if isinstance(raw.get("architecture"), str) and name in (None, "timm_wrapper"):
-        return _timm_hub(raw)
+            raise ConfigError(f"{key!s:.60}: {len(value)} entries are more than a backbone needs, {MAX_ENTRIES}")
     if name == "timm_backbone":
         return _timm_backbone(raw)
+    return _affordable(_by_architecture(raw))
+
+
+def _by_architecture(raw: Mapping[str, Any]) -> Any:
+    """What says its own architecture or names one of our types, in contrast to a model of timm by its name."""
+    name = raw.get("model_type")
+    if "type" in raw and (name is None or raw["type"] == TransformersBackboneConfig.type):
+        return from_dict(raw, "backbone")
+    if name is None and isinstance(raw.get("backbone"), Mapping):
+        raise ConfigError("model_type: missing; this is a whole model, which VisionModel.from_pretrained reads")
     if name is None:
         raise ConfigError(
             "model_type: missing; a transformers config has it, ours have `type` (timm, torchvision, ...) in its place"
@@ -103,6 +112,21 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
             advice = f"did you mean {close[0]!r}?" if close else _known_types()
             raise ConfigError(f"model_type: no backbone {name!r}; {advice}") from None
         raise
+
+
+def _affordable(config: Any) -> Any:
+    """The same config, unless its architecture has more weights than could be meant, none of which is allocated."""
+    if not isinstance(config, FamilyConfig | TransformersBackboneConfig):
+        return config
+    with on_meta():
+        backbone = config.build()
+    count = sum(x.numel() for x in chain(backbone.parameters(), backbone.buffers()))
+    if count > MAX_NUMBERS:
+        raise ConfigError(
+            f"model_type: this {getattr(config, 'model_type', config.type)} has {count / 1e9:,.0f} billion weights, "
+            f"at most {MAX_NUMBERS / 1e9:.0f} are built from a config.json; give fewer or narrower layers"
+        )
+    return config
 
 
 def _known_types() -> str:
