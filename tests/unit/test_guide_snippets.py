@@ -220,6 +220,10 @@ def test_maskformer_config_default_backbone_is_that_of_transformers():
             lambda: TimmBackboneConfig("resnet18", use_pretrained_backbone="no/such.pth"),
             "use_pretrained_backbone: resnet18: no file no/such.pth",
         ),
+        (
+            lambda: TimmBackboneConfig("resnet18", use_pretrained_backbone="x" * 300),
+            "use_pretrained_backbone: resnet18: no file xxx",
+        ),
         (lambda: ResNetConfig().starting_from(True), "use_pretrained_backbone: resnet: none are published; give"),
         (
             lambda: MaskFormerConfig(backbone_config=ResNetConfig(), use_pretrained_backbone=True),
@@ -253,6 +257,15 @@ def test_pretrained_weights_that_cannot_be_had_fail_when_the_backbone_is_built(m
         ("", "name: expected a directory, a hub id or the name of a model, got ''"),
         ("a\0b", "name: expected a directory"),
         ("x" * 5000, "name: expected a directory"),
+        ("x" * 500, "'xxxx"),  # longer than a file's name may be
+        (
+            "~no_such_user/model/x",
+            "'~no_such_user/model/x' is no directory, no model of ours, no timm model and no hub",
+        ),
+        (
+            "microsoft/resnet--50",
+            "'microsoft/resnet--50' is no directory, no model of ours, no timm model and no hub id",
+        ),
         (None, "name: expected a directory"),
         ("timm/resnet50.a1_in1k/../..", "model_name: resnet50 has no weights tagged 'a1_in1k/../..'; choose one of"),
     ],
@@ -274,7 +287,7 @@ def test_auto_backbone_one_of_ours_is_what_its_yaml_says():
     model = AutoBackbone.from_pretrained("swin_tiny", out_strides=(8, 16), use_pretrained_backbone=False)
     assert model.config.model_name == "swin_tiny_patch4_window7_224.ms_in1k"
     assert (model.out_strides, model.config.out_norms) == ([8, 16], True)
-    assert "swin_tiny" in vision_stack.list_backbones("swin*")
+    assert vision_stack.list_backbones("swin_tiny") == vision_stack.list_backbones("swin_t*") == ["swin_tiny"]
     assert "test_resnet" in vision_stack.list_backbones(timm_models=True)
 
 
@@ -292,6 +305,7 @@ def test_auto_backbone_directory_in_timm_s_hub_layout(tmp_path):
     published = {name: value.contiguous() for name, value in timm.create_model("test_resnet").state_dict().items()}
     save_file(published, tmp_path / "model.safetensors")
     facts = {"architecture": "test_resnet", "num_features": 96, "pretrained_cfg": {"tag": "r160_in1k"}}
+    facts["label_names"] = [f"species {i}" for i in range(10_000)]
     (tmp_path / "config.json").write_text(json.dumps(facts))
     model = AutoBackbone.from_pretrained(tmp_path, out_strides=(4, 8))
     assert model.config.model_name == "test_resnet.r160_in1k"

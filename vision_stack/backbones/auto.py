@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from vision_stack.backbones.base import Backbone
+from vision_stack.backbones.base import STAGE_FIELDS, Backbone
 from vision_stack.backbones.config_json import decode_backbone
+from vision_stack.backbones.listing import matches
 from vision_stack.backbones.names import find_backbone, named_backbones
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.structures import BackboneConfig
-
-_SELECTION = ("out_features", "out_indices", "out_strides")
 
 
 class AutoBackbone:
@@ -60,7 +58,7 @@ def config_from_pretrained(
     """The config of `AutoBackbone.from_pretrained`, with the weights that its backbone is to start from."""
     config = find_backbone(name, use_timm_backbone=use_timm_backbone)
     weights = config.initial_weights if use_pretrained_backbone is True else use_pretrained_backbone
-    selection = {option: options.pop(option) for option in _SELECTION if options.get(option) is not None}
+    selection = {option: options.pop(option) for option in STAGE_FIELDS if options.get(option) is not None}
     if options:
         config = from_dict({**to_dict(config), **options}, "backbone")
     config = config.starting_from(weights)
@@ -87,7 +85,10 @@ def as_backbone_config(config: Any) -> Any:
     )
 
 
-def list_backbones(pattern: str = "*", *, timm_models: bool = False) -> list[str]:
-    """Names that `AutoBackbone.from_pretrained` takes, ours and, on request, timm's; `pattern` as in a shell."""
+def list_backbones(pattern: str = "", *, timm_models: bool = False) -> list[str]:
+    """Names that `AutoBackbone.from_pretrained` takes, ours and, on request, timm's.
+
+    Those that `pattern` is a part of, or, where it has a `*`, that match it as in a shell.
+    """
     names = [*named_backbones(), *(timm.list_models() if timm_models else [])]
-    return sorted({name for name in names if fnmatch(name, pattern)})
+    return sorted({name for name in names if matches(pattern, name)})

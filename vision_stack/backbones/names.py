@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from vision_stack.backbones.base import PublishedWeights
+from vision_stack.backbones.base import STAGE_FIELDS, PublishedWeights
 from vision_stack.backbones.config_json import read_backbone_config
 from vision_stack.backbones.pretrained import fetch_from_hub
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
@@ -19,8 +20,6 @@ from vision_stack.config import ConfigError, from_dict, registered
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _NAMED = Path(__file__).parents[2] / "configs" / "backbone"  # of the checkout; an installed wheel has none
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_SELECTION = ("out_features", "out_indices", "out_strides")
 
 
 @functools.cache
@@ -43,16 +42,17 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     text = _checked(name)
     if use_timm_backbone:
         return TimmBackboneConfig(text.removeprefix("timm/")).starting_from(True)
-    folder, timm_name = Path(text).expanduser(), text.removeprefix("timm/")
+    folder, timm_name = Path(os.path.expanduser(text)), text.removeprefix("timm/")
     built_in = text in named_backbones() or timm.is_model(timm_name.partition(".")[0])
-    if (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not built_in):
+    # os.path says no to what cannot be a path, such as a name of 300 letters, where pathlib raises an OSError.
+    if os.path.isfile(folder / CONFIG_FILE) or (os.path.isdir(folder) and not built_in):
         config = read_backbone_config(folder / CONFIG_FILE, companion_file(folder, PROCESSOR_FILE))
         return config.starting_from(str(folder))
     if text in named_backbones():
         return _read_named(named_backbones()[text]).starting_from(True)
     if built_in:
         return TimmBackboneConfig(timm_name).starting_from(True)
-    if _HUB_ID.fullmatch(text):
+    if _is_hub_id(text):
         return _from_hub(text)
     close = get_close_matches(text, {*named_backbones(), *timm.list_models()}, n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "list_backbones() has the names"
@@ -64,10 +64,10 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
 def companion_file(name: str | Path, filename: str) -> Path | None:
     """A file that lies beside the config.json of a name, if there is one; asks the hub no more than once."""
     text = _checked(name)
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder / filename if (folder / filename).is_file() else None
-    if text in named_backbones() or not _HUB_ID.fullmatch(text):
+    folder = Path(os.path.expanduser(text))
+    if os.path.isdir(folder):
+        return folder / filename if os.path.isfile(folder / filename) else None
+    if text in named_backbones() or not _is_hub_id(text):
         return None
     found = fetch_from_hub(PublishedWeights(text, None, (filename,)), [])
     return found[0] if found else None
@@ -77,6 +77,15 @@ def _checked(name: Any) -> str:
     if not isinstance(name, str | Path) or not 0 < len(str(name)) <= 1000 or "\0" in str(name):
         raise ConfigError(f"name: expected a directory, a hub id or the name of a model, got {name!r:.60}")
     return str(name)
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether the hub could have a repository of this name, owner/name."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 def _from_hub(repo_id: str) -> Any:
@@ -95,5 +104,5 @@ def _from_hub(repo_id: str) -> Any:
 
 def _read_named(file: Path) -> Any:
     options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in options.items() if key not in ("pretrained", *_SELECTION)}
+    kept = {key: value for key, value in options.items() if key not in ("pretrained", *STAGE_FIELDS)}
     return from_dict(kept, "backbone")

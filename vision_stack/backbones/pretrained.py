@@ -177,13 +177,13 @@ def _shape(tensor: Tensor) -> str:
 
 def find_weights_file(text: str) -> Path:
     """The file, or the one in the directory, that this path means; ConfigError if there is none."""
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
         found = next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
         if found is None:
             raise ConfigError(f"{path} holds none of {', '.join(FILE_NAMES)}; name the file itself")
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"no file {path}; give auto, true, false, or the path of a .safetensors, .pth or .bin file")
     return path
 
