@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("transformers")
 import transformers
 
-from vision_stack import AutoImageProcessor
+from vision_stack import AutoImageProcessor, ConfigError
 
 ROUNDING = 1e-5  # float32; the resizing is the same arithmetic in 8 bits
 LEVEL = 1 / 255 / 0.224  # one level of 8 bits, normalised: what resizing in floats, or by Pillow, differs by at most
@@ -130,3 +130,17 @@ def test_processor_images_it_cannot_take_give_one_line(images, line):
         AutoImageProcessor.from_pretrained("swin_tiny")(images)
     with pytest.raises(ValueError, match="return_tensors: 'np' is no choice"):
         AutoImageProcessor.from_pretrained("swin_tiny")(picture(8, 8), return_tensors="np")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"size": 224}, "options: ['size'] is no option of an image processor; there are ['exact_size', 'short_edge'"),
+        ({"exact_size": (8, 8), "short_edge": 8}, "short_edge: given as well as exact_size; make one of them None"),
+        ({"crop_size": 8}, "crop_size: expected a list, got 8"),
+    ],
+)
+def test_processor_options_that_cannot_be_give_one_line(options, line):
+    with pytest.raises(ConfigError) as caught:
+        AutoImageProcessor.from_pretrained("swin_tiny", **options)
+    assert str(caught.value).startswith(line)

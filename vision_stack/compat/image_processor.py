@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vision_stack.backbones.config_json import read_json
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.names import PROCESSOR_FILE, companion_file, find_backbone
 from vision_stack.config import ConfigError
 from vision_stack.data.processor import ImageProcessor, decode_processor
@@ -32,7 +31,7 @@ class AutoImageProcessor:
         """
         file = companion_file(name, PROCESSOR_FILE)
         if file is None:
-            with torch.device("meta"):
+            with on_meta():
                 backbone = find_backbone(name).build()
             processor = ImageProcessor(image_mean=backbone.image_mean, image_std=backbone.image_std)
         else:
@@ -44,4 +43,6 @@ class AutoImageProcessor:
         try:
             return replace(processor, **options) if options else processor
         except TypeError:
-            raise ConfigError(f"options: {sorted(options)} are not all fields of {type(processor).__name__}") from None
+            known = [field.name for field in fields(processor)]
+            unknown = sorted(options.keys() - set(known))
+            raise ConfigError(f"options: {unknown} is no option of an image processor; there are {known}") from None

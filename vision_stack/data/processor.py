@@ -14,12 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from vision_stack.config import Config, ConfigError, NonNegative, Range
+from vision_stack.config import Config, ConfigError, NonNegative, Positive, Range
 from vision_stack.data.images import rgb_array
 from vision_stack.ops.image import pad_batch, to_tensor
 
 Pixels = Annotated[int, Range(1, 16_384)]
-Positive = Annotated[float, Range(1e-6)]
 Means = tuple[float, float, float]
 Stds = tuple[Positive, Positive, Positive]
 _PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the json files hold
@@ -57,6 +56,10 @@ class ImageProcessor(Config):
     image_mean: Means = (0.0, 0.0, 0.0)
     image_std: Stds = (1.0, 1.0, 1.0)
     padded: bool = False  # images of different sizes in one batch, with a `pixel_mask`, 1 = real
+
+    def check(self) -> None:
+        if self.exact_size is not None and self.short_edge is not None:
+            raise ConfigError("short_edge: given as well as exact_size; make one of them None")
 
     def __call__(self, images: Any, return_tensors: str = "pt") -> ProcessedImages:
         """One image or a sequence: PIL, uint8 arrays [H, W, 3], or uint8 tensors [3, H, W].
