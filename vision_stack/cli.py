@@ -129,13 +129,13 @@ def recipe_for_weights(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def import_plugins(names: Sequence[str]) -> None:
-    """Import modules of the user's own, which register parts.
+def import_plugins(names: str | Sequence[str]) -> None:
+    """Import modules of the user's own, one or several, which register parts.
 
     Raises:
         ValueError: there is no such module.
     """
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

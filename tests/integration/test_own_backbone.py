@@ -83,6 +83,12 @@ def test_own_backbone_whose_module_is_not_imported_says_how() -> None:
         from_dict({"type": "plain_cn"}, "backbone")
 
 
+def test_plugin_alone_needs_no_brackets(plain_cnn) -> None:
+    cli.import_plugins("my_package.plain_cnn")
+    with pytest.raises(ValueError, match=r"^plugins: no module no_such_package in "):
+        cli.import_plugins("no_such_package")
+
+
 def test_plugin_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^plugins: no module my_packages\.x in .*, nor among what is installed$"):
         cli.import_plugins(["my_packages.x"])

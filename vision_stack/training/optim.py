@@ -37,9 +37,7 @@ class OptimConfig(Config):
     lr: Annotated[float, Range(1e-12)] = 1e-4
     weight_decay: NonNegative = 0.05
     backbone_lr_multiplier: NonNegative = 0.1  # 0 keeps the backbone's weights as they are
-    layer_decay: Annotated[float, Range(1e-6, 1.0)] = (
-        1.0  # of the backbone's rates from layer to layer, output to input
-    )
+    layer_decay: Annotated[float, Range(1e-6, 1.0)] = 1.0  # of the backbone's rates, per layer from output to input
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     schedule: Literal["constant", "cosine", "poly", "step"] = "step"
     warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr, linearly

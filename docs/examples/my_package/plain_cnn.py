@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+from timm.layers import ConvNormAct
 from torch import nn
 
 from vision_stack.backbones import Backbone, BackboneConfigMixin
@@ -26,19 +27,12 @@ class PlainCNNConfig(BackboneConfigMixin):
 class PlainCNN(Backbone):
     def __init__(self, config):
         super().__init__(config)
-        channels = [config.width, *config.num_features]
-        self.stem = halve(3, config.width)
-        self.stages = nn.ModuleList(halve(*pair) for pair in pairwise(channels))
+        widths = [config.width, *config.num_features]
+        self.stem = ConvNormAct(3, config.width, kernel_size=3, stride=2)
+        self.stages = nn.ModuleList(ConvNormAct(n, m, kernel_size=3, stride=2) for n, m in pairwise(widths))
 
     def forward(self, pixel_values):
-        x, maps = self.stem(pixel_values), []
+        x, maps = self.stem(pixel_values), {}
         for spec, stage in zip(self.config.stages, self.stages, strict=True):
-            x = stage(x)
-            if spec in self.out_specs:  # the stages that out_features, out_indices or out_strides select
-                maps.append(x)
-        return self.finish(maps, pixel_values.shape[-2:])
-
-
-def halve(in_channels, out_channels):
-    convolution = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+            maps[spec] = x = stage(x)
+        return self.finish([maps[spec] for spec in self.out_specs], pixel_values.shape[-2:])
