@@ -342,6 +342,8 @@ def test_panoptic_map_that_changes_during_training_is_refused_by_name(tmp_path):
 
 BROKEN_MAPS = {
     "unknown value": (class_png(np.full(SIZE, 9)), "holds the value 9, which no class has; add the class"),
+    "more than 16 bits": (encoded("TIFF", np.full(SIZE, 2**16 + 7, np.int32)), "holds values from 65543 to 65543"),
+    "negative": (encoded("TIFF", np.full(SIZE, -1, np.int32)), "holds values from -1 to -1; class ids are 0 to 65535"),
     "colours": (encoded("PNG", np.zeros((*SIZE, 3), np.uint8)), "class ids take one channel"),
     "another size": (class_png(np.full((5, 5), 7)), "is 5 x 5, its image is 30 x 20"),
     "missing": (None, "there is no such file"),

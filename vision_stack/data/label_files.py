@@ -51,7 +51,11 @@ def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
         if image.mode not in _ONE_CHANNEL:
             message = f"has pixels of kind {image.mode}; class ids take one channel"
             raise data_error(path, "pixels", message, "export maps of class ids, not of colours")
-        return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8, copy=False)
+        values = np.asarray(image)
+        if image.mode == "I" and not 0 <= values.min() <= values.max() < 2**16:
+            message = f"holds values from {values.min()} to {values.max()}; class ids are 0 to 65535"
+            raise data_error(path, "pixels", message, "export maps of class ids, with 255 or 65535 where there is none")
+        return values.astype(np.uint16 if image.mode.startswith("I") else np.uint8, copy=False)
 
 
 def _check_kind(image: Image.Image, path: str, height: int, width: int) -> None:
