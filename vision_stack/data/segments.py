@@ -145,7 +145,8 @@ class SemanticRecord:
         if labels.min() == UNKNOWN:
             value = int(values[labels == UNKNOWN][0])
             message = f"holds the value {value}, which no class has"
-            raise data_error(self.map_path, "pixels", message, "add the class to the training data's table, or say data.ignore_labels")
+            remedy = "add the class to the training data's table, or say data.ignore_labels"
+            raise data_error(self.map_path, "pixels", message, remedy)
         return labels
 
     @staticmethod
