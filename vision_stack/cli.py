@@ -171,7 +171,8 @@ class OneLineErrors:
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self.tracebacks = any(os.environ.get(name) == "1" for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"))
+        self.tracebacks = os.environ.get("VISION_STACK_DEBUG", os.environ.get("HYDRA_FULL_ERROR")) == "1"
+        os.environ["VISION_STACK_DEBUG"] = str(int(self.tracebacks))  # processes started from here do the same
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way, before they come here
 
     def __enter__(self) -> OneLineErrors:

@@ -43,5 +43,5 @@ def test_freed_memory_when_kept_is_used_again_without_page_faults():
 @glibc
 def test_freed_memory_when_returned_is_mapped_anew():
     pages = 16 * PAGES_OF_MEBIBYTE
-    assert page_faults("return_freed_memory", 16) > 4 * pages / 10
-    assert page_faults("default", 16) < pages / 10  # glibc keeps it, having raised its limit
+    assert page_faults("return_freed_memory", 16) > 3.9 * pages  # four tensors
+    assert page_faults("default", 16) < 2 * pages  # glibc has raised its limit, and keeps most of it
