@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
 from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_axis, resize_masks
 from vision_stack.structures import EncodedInstances, ImageInfo, Instances, MaskOutputs
@@ -47,7 +48,7 @@ def predict_instances(
 
     Differs from the papers: detections without a single pixel are left out (they would score 0).
     """
-    for image, info in _each(outputs, infos):
+    for image, info in each_image(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             found = _detect(outputs, image, info, top_k, score_threshold, list)
         masks = _blank_masks(len(found.mask_index), info.size, found.labels.device)
@@ -66,7 +67,7 @@ def encode_instances(
 
     No full-size mask outlives its encoding, so that memory depends on neither `top_k` nor the number of images.
     """
-    for image, info in _each(outputs, infos):
+    for image, info in each_image(outputs, infos):
 
         def encode(crops: list[MaskCrop], info: ImageInfo = info) -> list[dict[str, Any]]:
             masks = _to_host([crop.mask for crop in crops])
@@ -76,12 +77,6 @@ def encode_instances(
             found = _detect(outputs, image, info, top_k, score_threshold, encode)
         rles = [dict(found.masks[index]) for index in found.mask_index]
         yield EncodedInstances(found.boxes.cpu(), found.labels.cpu(), found.scores.cpu(), rles)
-
-
-def _each(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[tuple[int, ImageInfo]]:
-    if len(infos) != len(outputs.pred_logits):
-        raise ValueError(f"{len(infos)} infos for {len(outputs.pred_logits)} images; give one ImageInfo per image")
-    return enumerate(infos)
 
 
 def _detect(

@@ -7,14 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vision_stack.postprocess.bands import (
-    bands,
-    input_rows,
-    mask_logits,
-    resize_columns,
-    resize_rows,
-    source_rows,
-)
+from vision_stack.postprocess.bands import bands, input_rows, mask_logits, resize_columns, resize_rows, source_rows
+from vision_stack.postprocess.batch import each_image
 from vision_stack.structures import ImageInfo, MaskOutputs, PanopticSegmentation
 
 
@@ -39,9 +33,7 @@ def predict_panoptic(
         infos: B of them.
         is_thing: per class; False for stuff.
     """
-    if len(infos) != len(outputs.pred_logits):
-        raise ValueError(f"{len(infos)} infos for {len(outputs.pred_logits)} images; give one ImageInfo per image")
-    for image, info in enumerate(infos):
+    for image, info in each_image(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             yield _segments(outputs, image, info, is_thing, score_threshold, overlap_threshold)
 

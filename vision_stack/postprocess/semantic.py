@@ -7,14 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vision_stack.postprocess.bands import (
-    bands,
-    input_rows,
-    mask_logits,
-    resize_columns,
-    resize_rows,
-    source_rows,
-)
+from vision_stack.postprocess.bands import bands, input_rows, mask_logits, resize_columns, resize_rows, source_rows
+from vision_stack.postprocess.batch import each_image
 from vision_stack.structures import ImageInfo, MaskOutputs, SemanticSegmentation
 
 
@@ -30,9 +24,7 @@ def predict_semantic(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterat
         outputs: of a batch of B images.
         infos: B of them.
     """
-    if len(infos) != len(outputs.pred_logits):
-        raise ValueError(f"{len(infos)} infos for {len(outputs.pred_logits)} images; give one ImageInfo per image")
-    for image, info in enumerate(infos):
+    for image, info in each_image(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             yield SemanticSegmentation(_label_map(outputs, image, info))
 
