@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from torch import nn
+from family_parity import perturb
 
 from vision_stack.backbones import TimmBackboneConfig, TorchvisionBackboneConfig
 from vision_stack.weights.resnet import convert_resnet
@@ -12,24 +12,6 @@ from vision_stack.weights.swin import convert_swin
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 TOLERANCE = 1e-4  # of a map's standard deviation: fp32, other kernels, tens of layers
 SIZES = {"resnet": (65, 98), "swin": (259, 318)}  # odd, and for Swin maps that are larger than a window in each stage
-
-
-@torch.no_grad()
-def perturb(model):
-    """Move every weight, norm, bias and statistic, so that no part can be left out or mixed up unseen."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            if "norm" in type(module).__name__.lower() and name == "weight":
-                p.uniform_(0.5, 1.5)
-            elif p.ndim == 1 or name == "relative_position_bias_table":
-                p.normal_(std=0.5)
-            else:  # fan-in scaling keeps the signal's size through all layers
-                p.normal_(std=p[0].numel() ** -0.5)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
 
 
 def load(backbone, state, norms=()):
