@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vision_stack.data.annotation_checks import ImageFrame, read_annotations
 from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.categories import read_categories
-from vision_stack.data.image_records import ListedImage, check_files, read_listed
+from vision_stack.data.image_records import ImageFile, ListedImage, check_files, read_listed
 from vision_stack.data.json_file import load_coco_json, refusal
 from vision_stack.data.transforms import Affine
 from vision_stack.data.validation import DataError, Findings, Problem, data_error, report, whole_number
@@ -30,15 +30,9 @@ __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ImageRecord:
-    """One image and its objects. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+class ImageRecord(ImageFile):
+    """One image and its objects."""
 
-    image_id: int
-    file_name: str  # as in the json
-    path: str
-    height: int
-    width: int
-    apply_exif: bool
     table: AnnotationTable
     rows: range  # of the table
 

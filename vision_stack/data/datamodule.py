@@ -10,7 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vision_stack.data.configs import DataConfig, Split
-from vision_stack.data.dataset import Record, SegmentationDataset
+from vision_stack.data.dataset import SegmentationDataset
+from vision_stack.data.image_records import ImageFile
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
 from vision_stack.data.transforms import TransformConfig
@@ -72,7 +73,7 @@ class DataModule(pl.LightningDataModule):
         return [*self.train_split.problems, *self.val_split.problems]
 
     @cached_property
-    def train_records(self) -> list[Record]:
+    def train_records(self) -> list[ImageFile]:
         """Those trained on.
 
         Raises:
@@ -89,7 +90,7 @@ class DataModule(pl.LightningDataModule):
         return records[: self.config.max_train_images]
 
     @property
-    def val_records(self) -> list[Record]:
+    def val_records(self) -> list[ImageFile]:
         return list(self.val_split.records)
 
     def val_ground_truth(self) -> Any:
@@ -118,7 +119,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.val_records, self.config.eval_transform, self.config.eval_batch_size, train=False)
 
     def _loader(
-        self, records: Sequence[Record], transform: TransformConfig, batch_size: int, *, train: bool
+        self, records: Sequence[ImageFile], transform: TransformConfig, batch_size: int, *, train: bool
     ) -> BatchLoader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return make_loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,35 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vision_stack.data.image_records import ImageFile
 from vision_stack.data.images import read_image
 from vision_stack.data.sampler import Key, sample_rng
-from vision_stack.data.transforms import Affine, TransformConfig, make_target, wrap_target
+from vision_stack.data.transforms import TransformConfig, make_target, wrap_target
 from vision_stack.data.validation import data_error
 from vision_stack.ops.image import pad_batch, to_float, to_tensor
 from vision_stack.structures import Batch, ImageInfo, Sample
-
-
-class Record(Protocol):
-    """One image and its annotation, whatever kind that is."""
-
-    @property
-    def image_id(self) -> int: ...
-    @property
-    def file_name(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def apply_exif(self) -> bool: ...
-    @property
-    def num_objects(self) -> int:
-        """Objects, segments or classes to be found."""
-
-    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """Labels and masks [*affine.size] of these, where the affine has moved them."""
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -60,7 +38,7 @@ class SegmentationDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: Sequence[ImageFile],
         transform: TransformConfig,
         *,
         seed: int = 0,

@@ -18,16 +18,43 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
 from vision_stack.data.images import ImageSizes, read_sizes
+from vision_stack.data.transforms import Affine
 from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.ops.rle import MAX_PIXELS
 
 T = TypeVar("T")
 _THREADS = 8  # decoding and reading release the interpreter's lock
 _BATCH = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFile:
+    """A checked image; subclasses add its annotation, of whatever kind.
+
+    Height and width are those of `read_image(path, apply_exif=apply_exif)`.
+    """
+
+    image_id: int
+    file_name: str  # as in the json, or below the image folder
+    path: str
+    height: int
+    width: int
+    apply_exif: bool
+
+    @property
+    def num_objects(self) -> int:
+        """Objects, segments or classes to be found."""
+        raise NotImplementedError
+
+    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
+        """Labels and masks [*affine.size] of these, where the affine has moved them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vision_stack.data.image_records import ImageFile
 from vision_stack.data.label_files import masks_of, read_class_map, read_segment_map
 from vision_stack.data.transforms import Affine
 from vision_stack.data.validation import Problem, data_error, report
@@ -37,15 +38,9 @@ class PanopticTruth(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PanopticRecord:
-    """One image and its segments. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+class PanopticRecord(ImageFile):
+    """One image and its segments."""
 
-    image_id: int
-    file_name: str  # as in the json
-    path: str
-    height: int
-    width: int
-    apply_exif: bool
     map_path: str  # PNG of segment ids
     table: SegmentTable
     rows: range  # of the table
@@ -108,15 +103,9 @@ class PanopticRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SemanticRecord:
-    """One image and its map of classes. Height and width are those of `read_image(path, apply_exif=apply_exif)`."""
+class SemanticRecord(ImageFile):
+    """One image and its map of classes."""
 
-    image_id: int
-    file_name: str  # below the image folder
-    path: str
-    height: int
-    width: int
-    apply_exif: bool
     map_path: str
     label_of: NDArray[np.int16]  # [65536] label of each value of the map; IGNORE or UNKNOWN
 
