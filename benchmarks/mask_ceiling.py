@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_stack.data.coco import read_coco
-from vision_stack.data.dataset import InstanceDataset, collate
+from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.data.layout import find_splits
 from vision_stack.data.transforms import EvalTransformConfig
 from vision_stack.metrics.coco import CocoEvaluator
@@ -42,7 +42,7 @@ def main() -> None:
     records = [record for record in split.records if record.annotations][: options.images]
     split = dataclasses.replace(split, records=records)
     transform = EvalTransformConfig(short_edge=options.short_edge, long_edge=options.long_edge)
-    dataset = InstanceDataset(split.records, transform)
+    dataset = SegmentationDataset(split.records, transform)
     evaluator = CocoEvaluator(split.ground_truth(), split.categories)
     for index in range(len(dataset)):
         batch = collate([dataset[index]], size_divisor=SIZE_DIVISOR)
