@@ -76,18 +76,18 @@ def point_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
         cross-entropy [R, N] (mean over points) and dice [R, N].
     """
     rows, points = len(mask_embed), features.shape[1]
-    cross_entropy = mask_embed.new_zeros(rows, len(targets))
-    overlap = torch.zeros_like(cross_entropy)
+    overlap = mask_embed.new_zeros(rows, len(targets))
     background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
     for tile in slices(points, max(256, tile_elements(mask_embed.device, 2**20) // max(rows, 1))):
         logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
-        # -log(1 - p) off the mask, -log(p) = -log(1 - p) - logit on it
         background += softplus(logits).sum(1)
-        cross_entropy.addmm_(logits, inside, alpha=-1)
         prob = logits.sigmoid_()
         overlap.addmm_(prob, inside)
         area += prob.sum(1)
-    cross_entropy = (cross_entropy + background[:, None]) / points
+    # -log(1 - p) off the mask, -log(p) = -log(1 - p) - logit on it; the logits' sum over a mask is a product with the
+    # features' sum over it, so that it takes no product of all masks with all objects at every point
+    on_mask = mask_embed @ (features @ targets.T)
+    cross_entropy = (background[:, None] - on_mask) / points
     return cross_entropy, _dice(overlap, area[:, None] + targets.sum(1))
 
 
