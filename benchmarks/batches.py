@@ -9,7 +9,7 @@ from pathlib import Path
 from vision_stack.data.configs import CocoDataConfig, DataConfig, ShapesDataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.transforms import TrainTransformConfig
-from vision_stack.structures import Batch
+from vision_stack.structures import Batch, Target
 
 
 def open_data(folder: Path, size: int, batch_size: int) -> DataModule:
@@ -26,8 +26,16 @@ def _config(folder: Path, size: int, batch_size: int) -> DataConfig:
     return ShapesDataConfig(image_size=size, num_train=16, num_val=1, max_objects=16, **common)  # type: ignore[arg-type]
 
 
-def first_batches(data: DataModule, count: int) -> list[Batch]:
-    return list(itertools.islice(data.train_dataloader(), count))
+def first_batches(data: DataModule, count: int, device: str = "cpu") -> list[Batch]:
+    return [_on_device(batch, device) for batch in itertools.islice(data.train_dataloader(), count)]
+
+
+def _on_device(batch: Batch, device: str) -> Batch:
+    targets = tuple(
+        Target(labels=x["labels"].to(device), masks=x["masks"].to(device), boxes=x["boxes"].to(device))
+        for x in batch.targets
+    )
+    return Batch(batch.images.to(device), batch.padding_mask.to(device), targets, batch.infos)
 
 
 def cycle(step: Callable[[Batch], object], batches: list[Batch]) -> Callable[[], object]:

@@ -28,16 +28,17 @@ BACKBONES = {
 class Theirs:
     """transformers' model, with weights that are random but spread as after training."""
 
-    def __init__(self, backbone: str, num_classes: int) -> None:
+    def __init__(self, backbone: str, num_classes: int, device: str = "cpu") -> None:
         torch.manual_seed(0)
         config = Mask2FormerConfig(backbone_config=BACKBONES[backbone](), num_labels=num_classes)
         self.model = Mask2FormerForUniversalSegmentation(config).eval()
         perturb(self.model)
+        self.model.to(device)
         self.optimizer = adamw(self.model)
 
-    def compile(self) -> None:
+    def compile(self, backend: str = "inductor") -> None:
         """The network; its loss stays as it is, since it solves assignment problems on the host."""
-        self.model.model.compile()
+        self.model.model.compile(backend=backend)
 
     def loss(self, pixels: Tensor, batch: Batch) -> Tensor:
         masks = [target["masks"].as_subclass(torch.Tensor).float() for target in batch.targets]
@@ -54,16 +55,16 @@ class Theirs:
 
 
 class Ours:
-    """vision_stack's model, loaded from the directory that transformers writes."""
+    """vision_stack's model, loaded from the directory that transformers writes, on the same device."""
 
     def __init__(self, theirs: Theirs) -> None:
         with tempfile.TemporaryDirectory() as directory:
             theirs.model.save_pretrained(directory)
-            self.model = VisionModel.from_pretrained(directory)
+            self.model = VisionModel.from_pretrained(directory).to(theirs.model.device)
         self.optimizer = adamw(self.model)
 
-    def compile(self) -> None:
-        self.model.compile()
+    def compile(self, backend: str = "inductor") -> None:
+        self.model.compile(backend=backend)
 
     def outputs(self, pixels: Tensor) -> MaskOutputs:
         return self.model(pixels)

@@ -133,7 +133,8 @@ def _objects(targets: Sequence[Target]) -> Objects:
 def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Tensor:
     """Mask logits of the matched queries alone, in the order of `matches`: [M, h, w]."""
     embed = mask_embed[matches.layers, matches.images, matches.queries].split(list(matches.counts))
-    return torch.cat([torch.einsum("mc,chw->mhw", *pair) for pair in zip(embed, features.unbind(0), strict=True)])
+    masks = [each @ maps for each, maps in zip(embed, features.flatten(2).unbind(0), strict=True)]
+    return torch.cat(masks).unflatten(1, features.shape[-2:])
 
 
 def _mean_num_masks(count: int, device: torch.device) -> Tensor | int:

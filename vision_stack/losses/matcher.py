@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vision_stack.losses.functional import dense_mask_costs, point_mask_costs
-from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
+from vision_stack.ops.point_sampling import resize_masks, sample_maps, sample_masks
 
 UNUSABLE_COST = 1e8  # stands for NaN and infinity: such a query is taken only if there is no other
 
@@ -99,14 +99,10 @@ def match(
 
 def _at_points(features: Tensor, masks: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
     """Features [C, P] of [C, h, w] and masks [N, P] of [N, H, W] at one random set of points."""
-    height, width = features.shape[-2:]
-    if height * width <= num_points:
-        points = pixel_centers(height, width, features.device)
-        at_points = features.flatten(1)
-    else:
-        points = torch.rand(num_points, 2, device=features.device)
-        at_points = sample_maps(features[None], points[None])[0]
-    return at_points, sample_masks(masks, points)
+    if features[0].numel() <= num_points:
+        return features.flatten(1), resize_masks(masks, (features.shape[-2], features.shape[-1])).flatten(1)
+    points = torch.rand(num_points, 2, device=features.device)
+    return sample_maps(features[None], points[None])[0], sample_masks(masks, points)
 
 
 def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:

@@ -79,6 +79,14 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     return values
 
 
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear values of masks [N, H, W] bool at the pixel centres of a map of `size`, no larger: [N, *size]."""
+    values = masks.new_empty(len(masks), *size, dtype=torch.float32)
+    for some in slices(len(masks), max(1, tile_elements(masks.device, 2**22) // masks[0].numel())):
+        values[some] = F.interpolate(masks[some, None].float(), size=size, mode="bilinear")[:, 0]
+    return values
+
+
 def nearest_to_zero(values: Tensor, count: int) -> Tensor:
     """Where in each row of values [M, n] the `count` smallest magnitudes are, in no order: [M, count] int64."""
     magnitude = values.abs()
