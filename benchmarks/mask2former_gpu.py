@@ -39,7 +39,7 @@ from vision_stack.structures import Batch
 PARTS = ("inference", "train")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BATCHES = 4  # different ones, at most, that the training steps go through
-HEADER = f"{'':27} {'side':12} {'ms':>8} {'ratio':>6} {'MiB':>8} {'syncs':>5} {'TFLOP':>8} {'TFLOP/s':>8} {'share':>6}"
+HEADER = f"{'':28} {'side':12} {'ms':>8} {'ratio':>6} {'MiB':>8} {'syncs':>5} {'TFLOP':>8} {'TFLOP/s':>8} {'share':>6}"
 
 Step = Callable[[], object]
 Sides = dict[str, Ours | Theirs]
@@ -134,7 +134,7 @@ def _line(title: str, side: str, result: Result, base: float, tflop: float, limi
     syncs = "-" if result.syncs is None else f"{len(result.syncs)}"
     rate = tflop / result.seconds
     return (
-        f"{title:27} {side:12} {1e3 * result.seconds:8.1f} {result.seconds / base:6.2f} {peak:>8} {syncs:>5} "
+        f"{title:28} {side:12} {1e3 * result.seconds:8.1f} {result.seconds / base:6.2f} {peak:>8} {syncs:>5} "
         f"{tflop:8.3f} {rate:8.3g} {rate / limit:6.1%}"
     )
 
@@ -164,7 +164,7 @@ def _training(backbone: str, options: argparse.Namespace) -> tuple[Sides, dict[s
     }
     objects = [len(target["labels"]) for batch in batches for target in batch.targets]
     shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    return sides, steps, f"{sum(objects) / len(objects):.1f} objects an image; loss in fp32 and eval mode: {shown}"
+    return sides, steps, f"{sum(objects) / len(objects):.1f} objects an image; loss in fp32, at random points: {shown}"
 
 
 def _inference(backbone: str, options: argparse.Namespace) -> tuple[Sides, dict[str, Step], str]:
