@@ -36,31 +36,29 @@ def dense_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     """Focal and dice cost of every predicted mask with every object, over all pixels (MaskFormer, Sec. 3.2).
 
     Args:
-        mask_embed: [R, C].
-        features: [C, p] mask features at p pixels; the logits are `mask_embed @ features`.
-        targets: [N, p] float, 0 or 1.
+        mask_embed: [..., R, C], of one image or of several.
+        features: [..., C, p] mask features at p pixels; the logits are `mask_embed @ features`.
+        targets: [..., N, p] float, 0 or 1.
 
     Returns:
-        focal [R, N] (mean over pixels) and dice [R, N].
+        focal [..., R, N] (mean over pixels) and dice [..., R, N].
     """
-    rows, pixels = len(mask_embed), features.shape[1]
-    focal = mask_embed.new_zeros(rows, len(targets))
-    overlap = torch.zeros_like(focal)
-    background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
-    for tile in slices(pixels, max(256, tile_elements(mask_embed.device, 2**18) // max(rows, 1))):
-        logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
+    background, area, overlap = _zeros(mask_embed, targets)
+    focal = torch.zeros_like(overlap)
+    for tile in _tiles(mask_embed, features, 2**18):
+        logits, inside = mask_embed @ features[..., tile], targets[..., tile].mT
         prob, negative = logits.sigmoid(), softplus(logits)
         positive = negative - logits  # -log(p); `negative` is -log(1 - p)
         negative.mul_(prob).mul_(prob).mul_(1 - FOCAL_ALPHA)
         # focal = sum over mask of `positive` + sum over the rest of `negative`, as one product with the masks
         complement = 1 - prob
         positive.mul_(complement).mul_(complement).mul_(FOCAL_ALPHA).sub_(negative)
-        focal.addmm_(positive, inside)
-        overlap.addmm_(prob, inside)
-        background += negative.sum(1)
-        area += prob.sum(1)
-    focal = (focal + background[:, None]) / pixels
-    return focal, _dice(overlap, area[:, None] + targets.sum(1))
+        focal += positive @ inside
+        overlap += prob @ inside
+        background += negative.sum(-1)
+        area += prob.sum(-1)
+    focal = (focal + background[..., None]) / features.shape[-1]
+    return focal, _dice(overlap, area[..., None] + targets.sum(-1)[..., None, :])
 
 
 @torch.no_grad()
@@ -68,27 +66,37 @@ def point_mask_costs(mask_embed: Tensor, features: Tensor, targets: Tensor) -> t
     """Sigmoid cross-entropy and dice cost at points (Mask2Former, Sec. 3.3).
 
     Args:
-        mask_embed: [R, C].
-        features: [C, P] mask features at the points.
-        targets: [N, P] float in [0, 1], the objects' masks at the points.
+        mask_embed: [..., R, C], of one image or of several.
+        features: [..., C, P] mask features at the points.
+        targets: [..., N, P] float in [0, 1], the objects' masks at the points.
 
     Returns:
-        cross-entropy [R, N] (mean over points) and dice [R, N].
+        cross-entropy [..., R, N] (mean over points) and dice [..., R, N].
     """
-    rows, points = len(mask_embed), features.shape[1]
-    overlap = mask_embed.new_zeros(rows, len(targets))
-    background, area = mask_embed.new_zeros(rows), mask_embed.new_zeros(rows)
-    for tile in slices(points, max(256, tile_elements(mask_embed.device, 2**20) // max(rows, 1))):
-        logits, inside = mask_embed @ features[:, tile], targets[:, tile].T
-        background += softplus(logits).sum(1)
+    background, area, overlap = _zeros(mask_embed, targets)
+    for tile in _tiles(mask_embed, features, 2**20):
+        logits = mask_embed @ features[..., tile]
+        background += softplus(logits).sum(-1)
         prob = logits.sigmoid_()
-        overlap.addmm_(prob, inside)
-        area += prob.sum(1)
+        overlap += prob @ targets[..., tile].mT
+        area += prob.sum(-1)
     # -log(1 - p) off the mask, -log(p) = -log(1 - p) - logit on it; the logits' sum over a mask is a product with the
     # features' sum over it, so that it takes no product of all masks with all objects at every point
-    on_mask = mask_embed @ (features @ targets.T)
-    cross_entropy = (background[:, None] - on_mask) / points
-    return cross_entropy, _dice(overlap, area[:, None] + targets.sum(1))
+    on_mask = mask_embed @ (features @ targets.mT)
+    cross_entropy = (background[..., None] - on_mask) / features.shape[-1]
+    return cross_entropy, _dice(overlap, area[..., None] + targets.sum(-1)[..., None, :])
+
+
+def _zeros(mask_embed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What sums over pixels start from: two [..., R], one [..., R, N]."""
+    per_mask = mask_embed.new_zeros(mask_embed.shape[:-1])
+    return per_mask, per_mask.clone(), mask_embed.new_zeros(*per_mask.shape, targets.shape[-2])
+
+
+def _tiles(mask_embed: Tensor, features: Tensor, on_cpu: int) -> Iterator[slice]:
+    """Parts of the pixels at which the logits of all masks stay in a CPU's cache."""
+    masks = max(mask_embed.shape[:-1].numel(), 1)
+    return slices(features.shape[-1], max(256, tile_elements(mask_embed.device, on_cpu) // masks))
 
 
 def _dice(overlap: Tensor, total: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vision_stack.losses.functional import dense_mask_costs, point_mask_costs
 from vision_stack.ops.point_sampling import resize_masks, sample_maps, sample_masks
+from vision_stack.ops.tiles import slices, tile_elements
 
 UNUSABLE_COST = 1e8  # stands for NaN and infinity: such a query is taken only if there is no other
 
@@ -70,26 +71,29 @@ def match(
         mask_features: [B, C, h, w].
         mask_cost: "focal": focal and dice cost at all pixels, with targets downsampled to h x w by nearest neighbour
             (MaskFormer). "point": cross-entropy and dice cost at points (Mask2Former, Sec. 3.3). Differs from the
-            paper: an image's points serve all layers, and are the map's own pixels where these are fewer.
+            paper: one set of points serves all layers and images, and is the map's own pixels where these are fewer.
         num_points: how many points, with "point".
     """
-    layers, _, num_queries = logits.shape[:3]
-    costs, first = [], 0
-    for image, count in enumerate(objects.counts):
-        mine = slice(first, first + count)
-        first += count
-        if count == 0:
+    layers, batch, num_queries = logits.shape[:3]
+    embed = mask_embed.transpose(0, 1).flatten(1, 2).float()  # [B, R, C], R = L * Q
+    prob = logits.transpose(0, 1).flatten(1, 2).float().softmax(-1)
+    maps = mask_features.float()
+    points, inside = _points(maps, objects.masks, mask_cost, num_points)
+    images_at_once = max(1, tile_elements(maps.device, 2**20) // (layers * num_queries * inside.shape[1]))
+    costs: list[Tensor] = []
+    for images in slices(batch, images_at_once):
+        counts = objects.counts[images]
+        if not any(counts):
             continue
-        embed, features = mask_embed[:, image].flatten(0, 1).float(), mask_features[image].float()
-        if mask_cost == "focal":
-            inside = F.interpolate(objects.masks[mine, None].byte(), size=features.shape[-2:], mode="nearest")
-            mask, dice = dense_mask_costs(embed, features.flatten(1), inside.flatten(1).float())
-        else:
-            at_points, inside = _at_points(features, objects.masks[mine], num_points)
-            mask, dice = point_mask_costs(embed, at_points, inside)
-        prob = logits[:, image].flatten(0, 1).float().softmax(-1)
-        cost = weights.mask * mask + weights.dice * dice - weights.class_ * prob[:, objects.labels[mine]]
-        costs.append(cost.flatten())
+        theirs = _rows(objects.counts, images, maps.device)
+        features = maps[images].flatten(2)
+        if points is not None:
+            features = sample_maps(maps[images], points.expand(len(counts), -1, -1))
+        pair_costs = dense_mask_costs if mask_cost == "focal" else point_mask_costs
+        mask, dice = pair_costs(embed[images], features, inside[theirs])
+        labels = objects.labels[theirs][:, None].expand(-1, layers * num_queries, -1)
+        cost = weights.mask * mask + weights.dice * dice - weights.class_ * prob[images].gather(2, labels)
+        costs += [each[:, :count].flatten() for each, count in zip(cost, counts, strict=True)]
     on_host = torch.cat(costs).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
     if not np.isfinite(on_host).all():
         _warn_about_costs()
@@ -97,12 +101,24 @@ def match(
     return _assign(on_host, layers, num_queries, objects.counts, logits.device)
 
 
-def _at_points(features: Tensor, masks: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
-    """Features [C, P] of [C, h, w] and masks [N, P] of [N, H, W] at one random set of points."""
-    if features[0].numel() <= num_points:
-        return features.flatten(1), resize_masks(masks, (features.shape[-2], features.shape[-1])).flatten(1)
-    points = torch.rand(num_points, 2, device=features.device)
-    return sample_maps(features[None], points[None])[0], sample_masks(masks, points)
+def _points(
+    maps: Tensor, masks: Tensor, mask_cost: Literal["focal", "point"], num_points: int
+) -> tuple[Tensor | None, Tensor]:
+    """Where maps [B, C, h, w] are looked at: points [P, 2], or None for the pixels; masks [N, H, W] there: [N, P]."""
+    height, width = maps.shape[-2:]
+    if mask_cost == "focal":
+        return None, F.interpolate(masks[:, None].byte(), size=(height, width), mode="nearest").flatten(1).float()
+    if height * width <= num_points:
+        return None, resize_masks(masks, (height, width)).flatten(1)
+    points = torch.rand(num_points, 2, device=maps.device)
+    return points, sample_masks(masks, points)
+
+
+def _rows(counts: tuple[int, ...], images: slice, device: torch.device) -> Tensor:
+    """Each image's objects by their position in `Objects`, filled up with any others: [images, most objects]."""
+    first = torch.tensor([sum(counts[:image]) for image in range(len(counts))][images])
+    rows = first[:, None] + torch.arange(max(counts[images]))
+    return rows.clamp(max=sum(counts) - 1).to(device, non_blocking=True)
 
 
 def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:

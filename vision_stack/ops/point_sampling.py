@@ -82,7 +82,7 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear values of masks [N, H, W] bool at the pixel centres of a map of `size`, no larger: [N, *size]."""
     values = masks.new_empty(len(masks), *size, dtype=torch.float32)
-    for some in slices(len(masks), max(1, tile_elements(masks.device, 2**22) // masks[0].numel())):
+    for some in slices(len(masks), max(1, tile_elements(masks.device, 2**22) // masks.shape[1:].numel())):
         values[some] = F.interpolate(masks[some, None].float(), size=size, mode="bilinear")[:, 0]
     return values
 
