@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,10 +95,10 @@ def _compare(part: str, backbone: str, options: argparse.Namespace, limit: float
     sides, steps, agreement = prepare(backbone, options)
     notes = [f"{part} {backbone}: {agreement}"]
     flops = {name: _flops(step) for name, step in steps.items()}
-    for backend in (None, options.compile) if options.compile else (None,):
-        title = f"{part} {backbone}{' compiled' if backend else ''}"
-        for side in sides.values() if backend else ():
-            side.compile(backend)
+    for compiled in (False, True) if options.compile else (False,):
+        title = f"{part} {backbone}{' compiled' if compiled else ''}"
+        for side in sides.values() if compiled else ():
+            side.compile(options.compile)
         results = _measure(sides, steps, options)
         base = results["vision_stack"].seconds
         for name, result in results.items():
@@ -234,7 +235,7 @@ def _autocast(options: argparse.Namespace) -> torch.autocast:
     return torch.autocast(torch.device(options.device).type, dtype, enabled=dtype != torch.float32)
 
 
-def _exact() -> torch.backends._FlagContext:
+def _exact() -> AbstractContextManager[None]:
     """Convolutions without TF32, so that what differs is not the rounding of tensor cores."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
