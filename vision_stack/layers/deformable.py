@@ -102,10 +102,12 @@ def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tu
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
         maps.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1))
-    return torch.cat(maps), torch.tensor([(1 / w, 1 / h) for h, w in shapes], device=device)
+    # Filled on the device: a tensor made of a list is copied to it, for which the host waits.
+    sizes = torch.stack([torch.full((), 1 / size, device=device) for h, w in shapes for size in (w, h)])
+    return torch.cat(maps), sizes.view(-1, 2)
 
 
-@functools.lru_cache(maxsize=32)  # also since a tensor made of numbers makes the host wait for an accelerator
+@functools.lru_cache(maxsize=32)
 def _cached_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # what validation caches, training must be able to use
         return _make_cells(shapes, device)

@@ -98,7 +98,7 @@ class SegmentationModule(pl.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         self.losses = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
         self._watch(total.detach(), batch.infos)
-        self.log_dict({f"train/{name}": value for name, value in self.losses.items()}, batch_size=len(batch.infos))
+        self._log({f"train/{name}": value for name, value in self.losses.items()})
         return total
 
     def _watch(self, loss: Tensor, infos: Sequence[ImageInfo]) -> None:
@@ -132,8 +132,14 @@ class SegmentationModule(pl.LightningModule):
         """Clip the norm of the whole model's gradient (both recipes' "full model" clipping)."""
         if self.optim.clip_norm:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
-            self.log("train/grad_norm", norm)
-        self.log("train/lr", optimizer.param_groups[-1]["lr"])
+            self._log({"train/grad_norm": norm})
+        self._log({"train/lr": optimizer.param_groups[-1]["lr"]})
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """Log values of a step that Lightning writes down: it takes a while for each, also for those that it drops."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a helper of the trainer
+        if every and (self.global_step + 1) % every == 0:
+            self.log_dict(values, batch_size=1)
 
     # Validation
 
