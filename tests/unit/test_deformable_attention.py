@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_stack.layers.deformable import DeformableAttention
 from vision_stack.ops.deformable_attention import deformable_attention, sample_by_grid
@@ -110,3 +111,27 @@ def test_deformable_attention_exported_is_made_of_pytorch_operations_alone():
     torch.testing.assert_close(
         program.module()(x), attention(x, x, shapes), rtol=1e-4, atol=1e-4
     )  # another order of sums
+
+
+class _CopiesToDevice(TorchDispatchMode):
+    """Counts tensors that are made of numbers of the host, each of which it would have to copy to an accelerator."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_deformable_attention_compiled_for_an_accelerator_copies_nothing_to_it(monkeypatch):
+    attention, x, shapes = make_attention()
+    monkeypatch.setattr("vision_stack.layers.deformable.deformable_attention", sample_by_grid)
+    expected = attention(x, x, shapes)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # nothing comes out of the cache
+    with _CopiesToDevice() as copies:
+        torch.tensor([1.0])
+        assert copies.count == 1
+        torch.testing.assert_close(attention(x, x, shapes), expected, rtol=0, atol=0)  # the same operations
+    assert copies.count == 1
