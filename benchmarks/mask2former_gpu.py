@@ -91,6 +91,7 @@ def _parse() -> argparse.Namespace:
 
 def _compare(part: str, backbone: str, options: argparse.Namespace, limit: float) -> list[str]:
     """Print a line of the table for each side; returns what is to be said below it."""
+    torch.compiler.reset()  # what was compiled before would keep its model in memory
     prepare = _training if part == "train" else _inference
     sides, steps, agreement = prepare(backbone, options)
     notes = [f"{part} {backbone}: {agreement}"]
@@ -164,8 +165,8 @@ def _training(backbone: str, options: argparse.Namespace) -> tuple[Sides, dict[s
         for name, side in sides.items()
     }
     objects = [len(target["labels"]) for batch in batches for target in batch.targets]
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    return sides, steps, f"{sum(objects) / len(objects):.1f} objects an image; loss in fp32, at random points: {shown}"
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in losses.items())
+    return sides, steps, f"{sum(objects) / len(objects):.1f} objects an image; fp32 loss at random points: {shown}"
 
 
 def _inference(backbone: str, options: argparse.Namespace) -> tuple[Sides, dict[str, Step], str]:
@@ -185,7 +186,7 @@ def _inference(backbone: str, options: argparse.Namespace) -> tuple[Sides, dict[
         found, expected = (side.predict(pixels) for side in sides.values())
     classes, masks = (float((a - b).abs().max() / b.std()) for a, b in zip(found, expected, strict=True))
     steps: dict[str, Step] = {name: lambda side=side: step(side) for name, side in sides.items()}  # type: ignore[misc]
-    return sides, steps, f"largest difference in fp32, in units of the spread: classes {classes:.1e}, masks {masks:.1e}"
+    return sides, steps, f"fp32 classes differ by at most {classes:.1e}, masks by {masks:.1e} of their spread"
 
 
 def _sides(backbone: str, num_classes: int, options: argparse.Namespace) -> tuple[Sides, Ours]:
