@@ -177,6 +177,24 @@ def test_weights_of_our_own_directory_go_through_the_same_transfer(published: Pa
     torch.testing.assert_close(model.head.class_embed.weight[:4], source.head.class_embed.weight[:4].flip(0))
 
 
+def test_weights_with_a_pixel_classifier_keep_its_rows_by_class_and_are_exported_without_it(
+    published: Path, tmp_path: Path
+) -> None:
+    parts = start_of(published, "head.loss.semantic_weight=2").parts
+    loaded = VisionModel.from_pretrained(published)
+    config, categories = type(loaded.config), loaded.categories
+    source = VisionModel(config(**parts, categories=categories)).eval()
+    source.save_pretrained(tmp_path / "ours")
+    model = VisionModel(config(**parts, categories=tuple(reversed(categories))))
+    assert transfer(start_of(tmp_path / "ours"), model).fresh == ()
+    own, theirs = model.head.pixel_classifier.weight, source.head.pixel_classifier.weight
+    torch.testing.assert_close(own[:4], theirs[:4].flip(0))
+    source.export_transformers(tmp_path / "theirs")
+    again, images = VisionModel.from_pretrained(tmp_path / "theirs"), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images).pred_logits, source(images).pred_logits, rtol=1e-4, atol=1e-4)
+
+
 def test_script_weights_without_experiment_takes_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from vision_stack.cli import recipe_for_weights
 

@@ -11,6 +11,7 @@ from vision_stack.losses.functional import (
     classification_loss,
     focal_and_dice_loss,
     point_cross_entropy_and_dice_loss,
+    semantic_loss,
     softplus,
 )
 from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
@@ -206,3 +207,35 @@ def test_config_with_all_costs_zero_names_the_fields():
 
 def test_config_costs_default_to_the_loss_weights():
     assert tuple(MaskCriterionConfig(mask_weight=5, dice_cost=2.0).costs) == (1.0, 5.0, 2.0)
+
+
+def test_semantic_loss_equals_pixel_by_pixel_cross_entropy():
+    """Two images of 2 x 3 pixels at half the masks' size; where two objects meet the smaller one is in front."""
+    logits = torch.randn(2, NUM_CLASSES + 1, 2, 3)
+    large, small = torch.zeros(2, 4, 6, dtype=torch.bool)
+    large[:, :4] = True
+    small[2:, 2:4] = True
+    loss = semantic_loss(logits, torch.tensor([0, 2]), torch.stack([large, small]), (2, 0), no_object_weight=0.25)
+    none = NUM_CLASSES
+    labels = [[[0, 0, none], [0, 2, none]], [[none] * 3] * 2]
+    total = weights = 0.0
+    for image, rows in enumerate(labels):
+        for y, row in enumerate(rows):
+            for x, label in enumerate(row):
+                weight = 0.25 if label == none else 1.0
+                total -= weight * float(logits[image, :, y, x].log_softmax(0)[label])
+                weights += weight
+    assert float(loss) == pytest.approx(total / weights, rel=1e-5)  # float32
+
+
+def test_criterion_with_pixel_logits_adds_the_weighted_semantic_loss_alone():
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(0)]
+    criterion = MaskCriterionConfig(semantic_weight=3.0).build(NUM_CLASSES)
+    pixel_logits = torch.randn(2, NUM_CLASSES + 1, 6, 7, requires_grad=True)
+    losses, without = criterion(outputs, targets, pixel_logits), criterion(outputs, targets)
+    labels, masks = targets[0]["labels"], targets[0]["masks"].as_subclass(torch.Tensor)
+    expected = 3 * semantic_loss(pixel_logits, labels, masks, (3, 0), 0.1)
+    torch.testing.assert_close(losses.pop("loss_semantic"), expected)
+    assert losses.keys() == without.keys()
+    expected.backward()
+    assert pixel_logits.grad.abs().sum() > 0

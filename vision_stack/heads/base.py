@@ -28,14 +28,18 @@ MASK_STRIDE = 4
 class MaskHead(nn.Module):
     """Base of heads that give `MaskOutputs`: subclasses add `forward`."""
 
-    def __init__(self, loss: MaskCriterionConfig, num_classes: int) -> None:
+    def __init__(self, loss: MaskCriterionConfig, num_classes: int, mask_dim: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.criterion = loss.build(num_classes)
+        # Of use in training alone.
+        self.pixel_classifier = projection(mask_dim, num_classes + 1) if loss.semantic_weight else None
 
     def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
-        return self.criterion(outputs, targets)
+        if self.pixel_classifier is None:
+            return self.criterion(outputs, targets)
+        return self.criterion(outputs, targets, self.pixel_classifier(outputs.mask_features))
 
     def predict(
         self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0

@@ -54,10 +54,11 @@ class Mask2FormerHead(MaskHead):
     """
 
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
-        super().__init__(config.loss, num_classes)
         dim = config.hidden_dim
-        self.mask_index = find_mask_features("mask2former", in_specs)
-        mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
+        mask_index = find_mask_features("mask2former", in_specs)
+        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim)
+        super().__init__(config.loss, num_classes, mask_dim)
+        self.mask_index, self.mask_projection = mask_index, to_mask_features
 
         finest = in_specs[self.mask_index].stride
         strides = tuple(spec.stride for spec in in_specs)

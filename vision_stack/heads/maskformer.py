@@ -46,12 +46,12 @@ class MaskFormerHead(MaskHead):
     """
 
     def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
-        super().__init__(config.loss, num_classes)
         dim = config.hidden_dim
+        mask_index = find_mask_features("maskformer", in_specs)
+        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim)
+        super().__init__(config.loss, num_classes, mask_dim)
+        self.mask_index, self.mask_projection = mask_index, to_mask_features
         self.deep_supervision = config.deep_supervision
-
-        self.mask_index = find_mask_features("maskformer", in_specs)
-        mask_dim, self.mask_projection = mask_projection(in_specs[self.mask_index], config.mask_dim, dim)
 
         self.memory_index = max(range(len(in_specs)), key=lambda i: in_specs[i].stride)
         memory_channels = in_specs[self.memory_index].channels

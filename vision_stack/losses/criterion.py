@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative, Range
-from vision_stack.losses.functional import classification_loss, focal_and_dice_loss
+from vision_stack.losses.functional import classification_loss, focal_and_dice_loss, semantic_loss
 from vision_stack.losses.matcher import Matches, Objects, Weights, match
 from vision_stack.losses.point_losses import uncertain_point_losses
 from vision_stack.structures import MaskOutputs, Target
@@ -28,6 +28,7 @@ class MaskCriterionConfig(Config):
     class_cost: NonNegative | None = None  # in the matching; None: the weight of the loss
     mask_cost: NonNegative | None = None
     dice_cost: NonNegative | None = None
+    semantic_weight: NonNegative = 0.0  # auxiliary, classes of the mask features' pixels (MaX-DeepLab, Sec. 3.4)
     mask_loss: Literal["focal", "point"] = "focal"  # at all pixels as MaskFormer, or at points as Mask2Former
     num_points: Count = 12544  # this and what follows is for "point"
     oversample_ratio: Annotated[float, Range(1.0, 100.0)] = 3.0
@@ -61,16 +62,19 @@ class MaskCriterion(nn.Module):
         self.num_classes = num_classes
         self.objects_without_query = 0
 
-    def forward(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: MaskOutputs, targets: Sequence[Target], pixel_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses of all layers, float32 whatever autocast says; their sum is the total.
 
         Args:
             outputs: of the head; L earlier layers are supervised too.
             targets: one per image, masks [N, H, W] all of one H x W; N may be 0.
+            pixel_logits: [B, K + 1, h, w], the classes of the mask features' pixels, for the auxiliary loss.
 
         Returns:
             scalars `loss_class`, `loss_mask`, `loss_dice` of the last layer, and `loss_class_0` ... `loss_dice_{L-1}`
-            of the earlier ones, first to last.
+            of the earlier ones, first to last; `loss_semantic` where `pixel_logits` are given.
         """
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             logits, mask_embed = outputs.all_logits.float(), outputs.all_mask_embed.float()
@@ -93,11 +97,15 @@ class MaskCriterion(nn.Module):
             zeros = logits.new_zeros(len(logits))
             loss_mask = zeros.index_add(0, matches.layers, mask) / num_masks
             loss_dice = zeros.index_add(0, matches.layers, dice) / num_masks
-        return _named(
-            loss_class=config.class_weight * loss_class,
-            loss_mask=config.mask_weight * loss_mask,
-            loss_dice=config.dice_weight * loss_dice,
-        )
+            named = _named(
+                loss_class=config.class_weight * loss_class,
+                loss_mask=config.mask_weight * loss_mask,
+                loss_dice=config.dice_weight * loss_dice,
+            )
+            if pixel_logits is not None:
+                loss = semantic_loss(pixel_logits.float(), *objects, config.no_object_weight)
+                named["loss_semantic"] = config.semantic_weight * loss
+        return named
 
     def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches, num_layers: int) -> tuple[Tensor, Tensor]:
         """Mask and dice loss [M] of the matched masks' logits [M, h, w]."""

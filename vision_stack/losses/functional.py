@@ -10,7 +10,7 @@ gradient is found along with its value and only at the low resolution of the log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -224,3 +224,27 @@ def classification_loss(logits: Tensor, labels: Tensor, no_object_weight: float)
     loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
     weight = torch.where(labels == num_classes, no_object_weight, 1.0)
     return (loss * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+
+
+def semantic_loss(
+    logits: Tensor, labels: Tensor, masks: Tensor, counts: Sequence[int], no_object_weight: float
+) -> Tensor:
+    """Cross-entropy of every pixel's class, pixels without an object down-weighted, as a weighted mean.
+
+    Args:
+        logits: [B, K + 1, h, w], the last is "no object".
+        labels: [N] int64, of all images' objects, one image after the other.
+        masks: [N, H, W] bool. A pixel of several objects is that of the one with the fewest pixels.
+        counts: how many of the N are in each image.
+    """
+    no_object = logits.shape[1] - 1
+    maps = torch.full((len(logits), *logits.shape[-2:]), no_object, device=logits.device)
+    inside = F.interpolate(masks[:, None].float(), size=logits.shape[-2:], mode="nearest-exact")[:, 0]
+    share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)
+    for image, (shares, classes) in enumerate(zip(share.split(list(counts)), labels.split(list(counts)), strict=True)):
+        if len(classes):
+            most, which = shares.max(0)
+            maps[image] = torch.where(most > 0, classes[which], no_object)
+    weight = torch.where(maps == no_object, no_object_weight, 1.0)
+    loss = F.cross_entropy(logits, maps, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1e-6)

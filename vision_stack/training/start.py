@@ -23,7 +23,7 @@ from vision_stack.training.optim import OptimConfig
 from vision_stack.weights.class_names import ClassMatch, match_classes
 
 PARTS = ("backbone", "neck", "head")
-CLASS_LAYER = "head.class_embed."  # a row per class, then one for "no object"
+CLASS_LAYERS = ("head.class_embed.", "head.pixel_classifier.")  # a row per class, then one for "no object"
 SHOWN_CLASSES = 40
 
 
@@ -100,7 +100,7 @@ def transfer(start: Start, model: VisionModel) -> Transfer:
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith("backbone.")}
     by_class: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        if name.startswith(CLASS_LAYER):
+        if name.startswith(CLASS_LAYERS):
             fitting.pop(name, None)
             if name in theirs and len(theirs[name]) == len(known) + 1 and theirs[name].shape[1:] == tensor.shape[1:]:
                 by_class[name] = _rows(tensor, theirs[name], classes)

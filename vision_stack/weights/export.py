@@ -18,6 +18,7 @@ from vision_stack.weights.resnet import export_resnet
 from vision_stack.weights.swin import export_swin
 from vision_stack.weights.transformers_config import Parts, from_parts
 
+TRAINING_ONLY = "head.pixel_classifier."  # of an auxiliary loss
 _DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
 
 
@@ -36,7 +37,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     names = [category["name"] for category in plain["categories"]]
     raw = from_parts(Parts(plain["neck"], plain["head"]), names)
     encoder = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    rest = {k: v for k, v in state.items() if not k.startswith("backbone.")}
+    rest = {k: v for k, v in state.items() if not k.startswith(("backbone.", TRAINING_ONLY))}
     raw["backbone_config"], converted = _backbone(plain["backbone"], model.get_submodule("backbone"), encoder, raw)
     exported = {f"{ENCODER}{name}": tensor for name, tensor in converted.items()}
     exported |= _DECODERS[raw["model_type"]](rest)
