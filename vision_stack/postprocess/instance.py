@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
-from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_axis, resize_masks
+from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_masks
 from vision_stack.structures import EncodedInstances, ImageInfo, Instances, MaskOutputs
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
@@ -120,8 +121,8 @@ def _resized_masks(outputs: MaskOutputs, image: int, queries: Tensor, info: Imag
     embed = outputs.mask_embed[image, queries].float()  # [U, C]
     h, w = features.shape[1:]
     (input_height, input_width), (height, width) = info.input_size, info.size
-    rows = resize_axis(h, input_height, height, features.device)
-    columns = resize_axis(w, input_width, width, features.device)
+    rows = logits_axis(h, input_height, height, features.device)
+    columns = logits_axis(w, input_width, width, features.device)
     chunk = max(1, CHUNK_BYTES // (4 * h * w + height * width))
     for start in range(0, len(embed), chunk):
         logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)

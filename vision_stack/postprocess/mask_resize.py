@@ -1,36 +1,18 @@
 """From stride-4 mask logits to a boolean mask in the image's own pixels, only where it can be positive.
 
-The two bilinear resizes (up by 4, crop, then to the image's size) are separable and linear, so along one axis both are
-one banded matrix. Their weights are convex: a pixel whose inputs are all negative is negative, so the box around the
+The weights of both resizes are convex: a pixel whose inputs are all negative is negative, so the box around the
 positive logits is all that has to be computed, and the result is the same.
 """
 
 from __future__ import annotations
 
-import functools
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Axis(NamedTuple):
-    """Both resizes along one axis. Output i is `weights[i] @ inputs`, and needs only inputs first[i]..last[i] - 1."""
-
-    weights: Tensor  # [out, in] float32, rows sum to 1, at most four neighbours in a row are not zero
-    first: list[int]  # per output, never decreasing
-    last: list[int]  # exclusive
-
-    def inputs_of(self, start: int, stop: int) -> slice:
-        """What the outputs start..stop - 1 are made of."""
-        return slice(self.first[start], self.last[stop - 1])
-
-    def outputs_of(self, start: int, stop: int) -> tuple[int, int]:
-        """The outputs, as a half-open interval, that the inputs start..stop - 1 take part in; may be empty."""
-        return bisect_right(self.last, start), bisect_left(self.first, stop)
+from vision_stack.postprocess.axes import Axis, blocks
 
 
 class MaskCrop(NamedTuple):
@@ -49,16 +31,6 @@ class ResizedMasks(NamedTuple):
     qualities: Tensor  # [M] float32, mean sigmoid inside the mask; 0 where it is empty
 
 
-@functools.lru_cache(maxsize=4)  # a batch's images, and those of one data set, mostly share their sizes
-def resize_axis(length: int, input_size: int, size: int, device: torch.device) -> Axis:
-    """The map from `length` logits to 4 * length pixels, cropped to `input_size`, resized to `size` pixels."""
-    weights = F.interpolate(torch.eye(length)[None], size=4 * length, mode="linear")[..., :input_size]
-    weights = F.interpolate(weights, size=size, mode="linear")[0].T.contiguous()
-    used = (weights != 0).to(torch.uint8)
-    first, last = used.argmax(1), length - used.flip(1).argmax(1)
-    return Axis(weights.to(device), first.tolist(), last.tolist())
-
-
 def positive_boxes(logits: Tensor) -> list[list[int]]:
     """Boxes (top, bottom, left, right), bottom and right exclusive, around the positive logits: [M, h, w] -> M x 4.
 
@@ -69,7 +41,7 @@ def positive_boxes(logits: Tensor) -> list[list[int]]:
 
 
 def resize_masks(logits: Tensor, rows: Axis, columns: Axis) -> ResizedMasks:
-    """Mask logits [M, h, w] to masks in the image, one device-to-host copy for all; `rows`, `columns`: `resize_axis`.
+    """Mask logits [M, h, w] to masks in the image, one device-to-host copy for all; `rows`, `columns`: `logits_axis`.
 
     Masks are small and differ in size, so what dominates on a CPU is the number of operations, not of pixels: what can
     be done once for all masks is left until the end.
@@ -88,7 +60,7 @@ def resize_masks(logits: Tensor, rows: Axis, columns: Axis) -> ResizedMasks:
         needed = rows.inputs_of(top, bottom)
         wide = _product_of_columns(logits[n, needed], columns, left, right)
         mask = torch.empty(bottom - top, right - left, dtype=torch.bool, device=logits.device)
-        for start, stop in _blocks(top, bottom, logits.device):
+        for start, stop in blocks(top, bottom, logits.device):
             band = rows.inputs_of(start, stop)
             block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
             areas.append(torch.gt(block, 0, out=mask[start - top : stop - top]).count_nonzero())
@@ -108,7 +80,7 @@ def resize_masks(logits: Tensor, rows: Axis, columns: Axis) -> ResizedMasks:
 def _product_of_columns(logits: Tensor, columns: Axis, left: int, right: int) -> Tensor:
     """Logits [h, w] resized along their width, the outputs left..right - 1 of it: [h, right - left]."""
     parts = []
-    for start, stop in _blocks(left, right, logits.device):
+    for start, stop in blocks(left, right, logits.device):
         band = columns.inputs_of(start, stop)
         parts.append(logits[:, band] @ columns.weights[start:stop, band].T)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -119,10 +91,3 @@ def _extent(marks: Tensor) -> tuple[Tensor, Tensor]:
     marks = marks.to(torch.uint8)
     stop = (marks.shape[-1] - marks.flip(-1).argmax(-1)) * marks.amax(-1)
     return marks.argmax(-1), stop
-
-
-def _blocks(start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Pieces with nearly dense matrices, whose results stay in a CPU's cache; a GPU wants few, large products."""
-    step = 128 if device.type == "cpu" else 4096
-    for low in range(start, stop, step):
-        yield low, min(low + step, stop)

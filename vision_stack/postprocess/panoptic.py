@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vision_stack.postprocess.bands import bands, input_rows, mask_logits, resize_columns, resize_rows, source_rows
+from vision_stack.postprocess.axes import logits_axis
+from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
 from vision_stack.structures import ImageInfo, MaskOutputs, PanopticSegmentation
 
@@ -85,12 +86,10 @@ def _query_map(logits: Tensor, scores: Tensor, info: ImageInfo) -> tuple[Tensor,
     count = len(scores)
     result = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     areas = torch.zeros(3, count, dtype=torch.int64, device=logits.device)
-    input_rows_each = -(-input_height // height)  # of an image that was enlarged, several make one row
-    row_bytes = 4 * count * (2 * input_rows_each * input_width + 4 * width)
-    for start, stop in bands(height, row_bytes, logits.device):
-        first, last = source_rows(start, stop, input_height, height)
-        own = resize_rows(input_rows(logits, first, last, info.input_size), first, start, stop, input_height, height)
-        own = resize_columns(own, width)  # [n, width, U]
+    rows = logits_axis(logits.shape[0], input_height, height, logits.device)
+    columns = logits_axis(logits.shape[1], input_width, width, logits.device)
+    for start, stop in bands(height, 4 * count * 6 * width, logits.device):
+        own = resized_rows(logits, rows, columns, start, stop)  # [n, width, U]
         winner = (own.sigmoid() * scores).argmax(-1)
         inside = own.gather(-1, winner[..., None])[..., 0] >= 0
         band = torch.where(inside, winner + 1, 0)

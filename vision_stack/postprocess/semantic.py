@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vision_stack.postprocess.bands import bands, input_rows, mask_logits, resize_columns, resize_rows, source_rows
+from vision_stack.ops.tiles import slices, tile_elements
+from vision_stack.postprocess.axes import logits_axis
+from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
 from vision_stack.structures import ImageInfo, MaskOutputs, SemanticSegmentation
 
@@ -33,13 +36,54 @@ def _label_map(outputs: MaskOutputs, image: int, info: ImageInfo) -> Tensor:
     probabilities = outputs.pred_logits[image].float().softmax(-1)[:, :-1].contiguous()  # [Q, K]
     logits = mask_logits(outputs, image)  # [h, w, Q]
     (input_height, input_width), (height, width) = info.input_size, info.size
-    num_queries, num_classes = probabilities.shape
-    input_rows_each = -(-input_height // height)  # of an image that was enlarged, several make one row
-    row_bytes = 4 * (input_rows_each * input_width * (num_queries + num_classes) + 2 * width * num_classes)
+    to_rows = logits_axis(logits.shape[0], input_height, input_height, logits.device)
+    to_columns = logits_axis(logits.shape[1], input_width, input_width, logits.device)
+    rows, columns = _neighbours(input_height, height), _neighbours(input_width, width).to(logits.device)
     labels = torch.empty(height, width, dtype=torch.int32, device=logits.device)
+    input_rows_each = -(-input_height // height)  # of an image that was enlarged, several make one row
+    row_bytes = 4 * input_rows_each * input_width * (2 * len(probabilities) + probabilities.shape[1])
     for start, stop in bands(height, row_bytes, logits.device):
-        first, last = source_rows(start, stop, input_height, height)
-        scores = input_rows(logits, first, last, info.input_size).sigmoid_() @ probabilities  # [n, input width, K]
-        scores = resize_rows(scores, first, start, stop, input_height, height)
-        labels[start:stop] = resize_columns(scores, width).argmax(-1)
+        first, last = int(rows.low[start]), int(rows.high[stop - 1]) + 1
+        masks = resized_rows(logits, to_rows, to_columns, first, last).sigmoid_()  # [n, input width, Q]
+        here = _Neighbours(rows.low[start:stop] - first, rows.high[start:stop] - first, rows.weight[start:stop])
+        labels[start:stop] = _best_of_resized(masks @ probabilities, here.to(logits.device), columns)
     return labels
+
+
+class _Neighbours(NamedTuple):
+    """The two inputs that an output of bilinear interpolation lies between, along one axis."""
+
+    low: Tensor  # [out] int64
+    high: Tensor  # [out] int64
+    weight: Tensor  # [out] float32, of `high`
+
+    def to(self, device: torch.device) -> _Neighbours:
+        return _Neighbours(*(values.to(device, non_blocking=True) for values in self))
+
+
+def _best_of_resized(scores: Tensor, rows: _Neighbours, columns: _Neighbours) -> Tensor:
+    """Best class of the resized scores: [n, w, K] -> [rows, columns].
+
+    Where the four pixels around have the same best class, so has their mean, whatever its weights. Only the others,
+    along the borders of classes, are interpolated.
+    """
+    best = scores.argmax(-1)
+    upper, lower = best[rows.low], best[rows.high]
+    labels = upper[:, columns.low]
+    others = upper[:, columns.high], lower[:, columns.low], lower[:, columns.high]
+    y, x = torch.nonzero(torch.stack([labels != other for other in others]).any(0), as_tuple=True)
+    for some in slices(len(y), tile_elements(scores.device, 2**22) // scores.shape[-1]):
+        up, down, left, right = rows.low[y[some]], rows.high[y[some]], columns.low[x[some]], columns.high[x[some]]
+        weight = columns.weight[x[some], None]
+        upper_scores = torch.lerp(scores[up, left], scores[up, right], weight)
+        lower_scores = torch.lerp(scores[down, left], scores[down, right], weight)
+        labels[y[some], x[some]] = torch.lerp(upper_scores, lower_scores, rows.weight[y[some], None]).argmax(-1)
+    return labels
+
+
+def _neighbours(length: int, size: int) -> _Neighbours:
+    """Of each of `size` pixels, resized from `length`, `align_corners=False`."""
+    position = (torch.arange(size, dtype=torch.float32) + 0.5) * (length / size) - 0.5
+    position.clamp_(0, length - 1)
+    low = position.long()
+    return _Neighbours(low, (low + 1).clamp_(max=length - 1), position - low)
