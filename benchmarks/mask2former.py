@@ -115,10 +115,14 @@ def _compare_training(backbone: str, options: argparse.Namespace) -> None:
 def _compare_inference(backbone: str, options: argparse.Namespace) -> None:
     sides = _sides(backbone, num_classes=80, compiled=options.compile)
     pixels = torch.randn(1, 3, INFERENCE_SIZE, INFERENCE_SIZE, generator=torch.Generator().manual_seed(0))
-    found, expected = (side.predict(pixels) for side in sides.values())
-    differences = [float((a - b).abs().max() / b.std()) for a, b in zip(found, expected, strict=True)]
-    print(f"\n{backbone}: largest difference in units of the spread: classes {differences[0]:.1e}, masks "
-          f"{differences[1]:.1e}")  # fmt: skip
+    found = {name: side.predict(pixels) for name, side in sides.items()}
+    exact = _sides(backbone, num_classes=80, compiled=False)["transformers"]
+    exact.model.double()
+    expected = exact.predict(pixels.double())
+    print(f"\n{backbone}: largest difference from transformers in float64, in units of the spread")
+    for name, own in found.items():
+        classes, masks = (float((a - b).abs().max() / b.std()) for a, b in zip(own, expected, strict=True))
+        print(f"  {name:28s} classes {classes:.1e}, masks {masks:.1e}")
     calls = {name: lambda side=side: side.predict(pixels) for name, side in sides.items()}  # type: ignore[misc]
     title = f"inference, {backbone}, {INFERENCE_SIZE} px{', compiled' if options.compile else ''}"
     report(title, alternate(calls, options.rounds), "vision_stack", required=1.1)
