@@ -188,3 +188,28 @@ class _Wrap(torch.nn.Module):
 def test_sine_positions_channels_not_a_multiple_of_4_fails():
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
         sine_position_encoding(2, 2, 6, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("specs", [PIXEL_DECODER, PYRAMID], ids=["pixel_decoder", "pyramid"])
+@pytest.mark.parametrize("name", registered("head"))
+def test_head_with_mask_positions_tells_equal_pixels_apart_by_their_place(name, specs):
+    constant = tuple(torch.ones_like(x) for x in maps_of(specs))
+    for positions in (False, True):
+        masks = build(name, specs, mask_positions=positions).eval()(constant).pred_masks
+        assert (masks.flatten(2).std(2) > 1e-3).all() == positions
+
+
+def test_head_with_mask_positions_on_unfit_mask_features_fails_in_one_line():
+    specs = (FeatureSpec("mask_features", 10, 4), FeatureSpec("stage4", 24, 32))
+    with pytest.raises(ConfigError, match=r"^head.mask_positions: .* multiple of 4 channels, not 10"):
+        build("maskformer", specs, mask_positions=True)
+
+
+@pytest.mark.parametrize("name", registered("head"))
+def test_head_with_semantic_weight_trains_a_classifier_of_pixels(name):
+    head = build(name, PYRAMID, loss={"semantic_weight": 2.0})
+    losses = head.compute_loss(head(maps_of(PYRAMID)), targets_of(2, 0))
+    assert losses["loss_semantic"] > 0
+    losses["loss_semantic"].backward()
+    assert head.pixel_classifier.weight.grad.abs().sum() > 0
+    assert "loss_semantic" not in build(name, PYRAMID).compute_loss(head(maps_of(PYRAMID)), targets_of(2, 0))

@@ -195,6 +195,14 @@ def test_weights_with_a_pixel_classifier_keep_its_rows_by_class_and_are_exported
         torch.testing.assert_close(again(images).pred_logits, source(images).pred_logits, rtol=1e-4, atol=1e-4)
 
 
+def test_export_of_positions_on_mask_features_fails_in_one_line(published: Path, tmp_path: Path) -> None:
+    parts = start_of(published, "head.mask_positions=true").parts
+    loaded = VisionModel.from_pretrained(published)
+    model = VisionModel(type(loaded.config)(**parts, categories=loaded.categories))
+    with pytest.raises(ValueError, match=r"^head.mask_positions: transformers adds no positions"):
+        model.export_transformers(tmp_path)
+
+
 def test_script_weights_without_experiment_takes_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
     from vision_stack.cli import recipe_for_weights
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 from vision_stack.layers.conv import init_conv
+from vision_stack.layers.position_encoding import AddedPositions
 from vision_stack.losses.criterion import MaskCriterionConfig
 from vision_stack.postprocess.instance import predict_instances
 from vision_stack.postprocess.panoptic import predict_panoptic
@@ -89,17 +90,21 @@ def find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
     return (named or at_stride)[0]
 
 
-def mask_projection(spec: FeatureSpec, mask_dim: int | None, hidden_dim: int) -> tuple[int, nn.Module]:
-    """The mask dimension, and what takes the map to it."""
-    if spec.name != "mask_features":
-        mask_dim = mask_dim or hidden_dim
-        return mask_dim, projection(spec.channels, mask_dim)
-    if mask_dim not in (None, spec.channels):
+def mask_projection(spec: FeatureSpec, mask_dim: int | None, hidden_dim: int, positions: bool) -> tuple[int, nn.Module]:
+    """The mask dimension, and what takes the map to it, with positions on it if asked for."""
+    named = spec.name == "mask_features"
+    if named and mask_dim not in (None, spec.channels):
         raise ConfigError(
             f"head.mask_dim: {mask_dim} differs from the {spec.channels} channels of the neck's mask_features; "
             "set neck.mask_channels instead and leave head.mask_dim null"
         )
-    return spec.channels, nn.Identity()
+    dim = spec.channels if named else mask_dim or hidden_dim
+    parts: list[nn.Module] = [] if named else [projection(spec.channels, dim)]
+    if positions:
+        if dim % 4:
+            raise ConfigError(f"head.mask_positions: needs mask features of a multiple of 4 channels, not {dim}")
+        parts.append(AddedPositions(dim))
+    return dim, parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def projection(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -29,6 +29,7 @@ class Mask2FormerHeadConfig(HeadConfig):
     num_queries: Count = 100
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
     enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
     num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
     num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
@@ -56,7 +57,7 @@ class Mask2FormerHead(MaskHead):
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         dim = config.hidden_dim
         mask_index = find_mask_features("mask2former", in_specs)
-        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim)
+        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim, config.mask_positions)
         super().__init__(config.loss, num_classes, mask_dim)
         self.mask_index, self.mask_projection = mask_index, to_mask_features
 

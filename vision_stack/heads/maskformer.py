@@ -24,6 +24,7 @@ class MaskFormerHeadConfig(HeadConfig):
     num_queries: Count = 100
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
     num_decoder_layers: Count = 6
     num_heads: Count = 8
     ffn_dim: Count = 2048
@@ -48,7 +49,7 @@ class MaskFormerHead(MaskHead):
     def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         dim = config.hidden_dim
         mask_index = find_mask_features("maskformer", in_specs)
-        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim)
+        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim, config.mask_positions)
         super().__init__(config.loss, num_classes, mask_dim)
         self.mask_index, self.mask_projection = mask_index, to_mask_features
         self.deep_supervision = config.deep_supervision

@@ -1,4 +1,4 @@
-"""Sine position encoding of a feature map (DETR, Appendix A.4)."""
+"""Sine position encoding of a feature map (DETR, Appendix A.4), and a layer that adds it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sine_position_encoding(
@@ -50,3 +50,20 @@ def _encode_axis(length: int, channels: int, device: torch.device) -> Tensor:
     exponent = torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels
     angle = angle[:, None] / 10000.0**exponent
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+class AddedPositions(nn.Module):
+    """Adds a linear map of the sine position encoding to feature maps: [B, C, H, W] -> the same.
+
+    On mask features it lets a query tell apart objects that look the same by where they are, which the product of an
+    embedding with appearance alone cannot; CondInst (Tian et al. 2020, Sec. 3.2) adds coordinates for this.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        encoding = self.linear(sine_position_encoding(height, width, channels, x.device, x.dtype))
+        return x + encoding.T.unflatten(1, (height, width))
