@@ -200,3 +200,14 @@ def test_generate_parameter_out_of_range_is_refused(tmp_path: Path, wrong: dict[
     options = {"num_train": 1, "num_val": 1, **wrong}
     with pytest.raises(ValueError, match=next(iter(wrong))):
         generate_shapes(tmp_path, **options)
+
+
+def test_scenes_drawn_by_several_processes_are_those_of_one(tmp_path, monkeypatch):
+    options = {"image_size": 32, "num_train": 12, "num_val": 1, "max_objects": 2}
+    one = generate_shapes(tmp_path / "one", **options)
+    monkeypatch.setattr("vision_stack.data.shapes.SCENES_PER_PROCESS", 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    several = generate_shapes(tmp_path / "several", **options)
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert len(files) > 3 * 13
+    assert all((one / file).read_bytes() == (several / file).read_bytes() for file in files)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,21 @@ from vision_stack.ops.label_maps import class_png, segment_png
 
 CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets
 STUFF_IDS = (31, 32, 40)  # of BACKGROUNDS
+
+
+class SceneSegments(NamedTuple):
+    """A scene's label maps as PNG files, and its segments."""
+
+    segment_png: bytes
+    class_png: bytes
+    segments_info: list[dict[str, Any]]
+
+
+def scene_files(scene: Scene) -> SceneSegments:
+    """Both kinds of annotations of a scene."""
+    segments, ids = scene_segments(scene), segment_ids(scene)
+    category_of = np.array([0, *(segment["category_id"] for segment in segments)])
+    return SceneSegments(segment_png(ids), class_png(category_of[ids]), segments)
 
 
 class SegmentFiles:
@@ -29,14 +44,13 @@ class SegmentFiles:
         self.annotation_file.with_suffix("").mkdir(parents=True)
         self.label_dir.mkdir(parents=True)
 
-    def add(self, image: dict[str, Any], scene: Scene) -> None:
+    def add(self, image: dict[str, Any], files: SceneSegments) -> None:
         """`image`: its entry in the json."""
         name = Path(image["file_name"]).with_suffix(".png").name
-        segments = scene_segments(scene)
-        (self.annotation_file.with_suffix("") / name).write_bytes(segment_png(segment_ids(scene)))
-        self._annotations.append({"image_id": image["id"], "file_name": name, "segments_info": segments})
-        category_of = np.array([0, *(segment["category_id"] for segment in segments)])
-        (self.label_dir / name).write_bytes(class_png(category_of[segment_ids(scene)]))
+        (self.annotation_file.with_suffix("") / name).write_bytes(files.segment_png)
+        (self.label_dir / name).write_bytes(files.class_png)
+        annotation = {"image_id": image["id"], "file_name": name, "segments_info": files.segments_info}
+        self._annotations.append(annotation)
 
     def close(self, info: dict[str, Any], images: list[dict[str, Any]]) -> None:
         """Write the json and the table of classes."""
