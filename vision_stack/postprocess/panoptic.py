@@ -68,7 +68,9 @@ def _segments(
             if not is_thing[label]:
                 stuff[label] = len(members)
     number = torch.tensor([0, *slots], dtype=torch.int32, device=scores.device)
-    return PanopticSegmentation(number[query_map], labels[members], scores[members])
+    return PanopticSegmentation(
+        number.index_select(0, query_map.flatten()).view_as(query_map), labels[members], scores[members]
+    )
 
 
 def _query_map(logits: Tensor, scores: Tensor, info: ImageInfo) -> tuple[Tensor, Tensor]:
@@ -90,11 +92,12 @@ def _query_map(logits: Tensor, scores: Tensor, info: ImageInfo) -> tuple[Tensor,
     columns = logits_axis(logits.shape[1], input_width, width, logits.device)
     for start, stop in bands(height, 4 * count * 6 * width, logits.device):
         own = resized_rows(logits, rows, columns, start, stop)  # [n, width, U]
-        winner = (own.sigmoid() * scores).argmax(-1)
+        winner = own.sigmoid().mul_(scores).argmax(-1)
         inside = own.gather(-1, winner[..., None])[..., 0] >= 0
         band = torch.where(inside, winner + 1, 0)
         result[start:stop] = band
         areas[0] += torch.bincount(winner.flatten(), minlength=count)
-        areas[1] += (own >= 0).float().sum((0, 1)).long()  # whole numbers; bools are summed several times more slowly
+        positive = torch.ge(own, 0, out=torch.empty_like(own)).flatten(0, 1)  # as floats, which are added many at once
+        areas[1] += (positive.new_ones(len(positive)) @ positive).long()
         areas[2] += torch.bincount(band.flatten(), minlength=count + 1)[1:]
     return result, areas

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vision_stack.ops.tiles import slices, tile_elements
@@ -72,12 +73,16 @@ def _best_of_resized(scores: Tensor, rows: _Neighbours, columns: _Neighbours) ->
     labels = upper[:, columns.low]
     others = upper[:, columns.high], lower[:, columns.low], lower[:, columns.high]
     y, x = torch.nonzero(torch.stack([labels != other for other in others]).any(0), as_tuple=True)
-    for some in slices(len(y), tile_elements(scores.device, 2**22) // scores.shape[-1]):
-        up, down, left, right = rows.low[y[some]], rows.high[y[some]], columns.low[x[some]], columns.high[x[some]]
-        weight = columns.weight[x[some], None]
-        upper_scores = torch.lerp(scores[up, left], scores[up, right], weight)
-        lower_scores = torch.lerp(scores[down, left], scores[down, right], weight)
-        labels[y[some], x[some]] = torch.lerp(upper_scores, lower_scores, rows.weight[y[some], None]).argmax(-1)
+    pixels, width = scores.flatten(0, 1), scores.shape[1]
+    for some in slices(len(y), max(1, tile_elements(scores.device, 2**22) // scores.shape[2])):
+        above, below, down = rows.low[y[some]], rows.high[y[some]], rows.weight[y[some]]
+        left, right, across = columns.low[x[some]], columns.high[x[some]], columns.weight[x[some]]
+        around = [above * width + left, above * width + right, below * width + left, below * width + right]
+        weights = [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
+        mean = F.embedding_bag(
+            torch.stack(around, 1), pixels, mode="sum", per_sample_weights=torch.stack(weights, 1)
+        )  # gathers and adds in one pass
+        labels[y[some], x[some]] = mean.argmax(-1)
     return labels
 
 
