@@ -17,31 +17,33 @@ def fill():
 for _ in range(8):  # it takes a few before a freed block fits the next aligned one
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def page_faults(how, mebibytes):
-    """Of four tensors of this size, one after the other."""
+    """Of `TENSORS` of this size, one after the other."""
     command = [sys.executable, "-c", SCRIPT, how, str(mebibytes)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")
 PAGES_OF_MEBIBYTE = 2**20 // 4096
+TENSORS = 16
 
 
 @glibc
 def test_freed_memory_when_kept_is_used_again_without_page_faults():
-    pages = 64 * PAGES_OF_MEBIBYTE
-    assert page_faults("keep_freed_memory", 64) < pages / 10
-    assert page_faults("default", 64) > 4 * pages / 10  # what the setting is for; with large pages there would be fewer
+    pages = TENSORS * 64 * PAGES_OF_MEBIBYTE
+    # Now and then an aligned block does not fit where the last one was, and one tensor comes from fresh memory.
+    assert page_faults("keep_freed_memory", 64) < pages * 0.2
+    assert page_faults("default", 64) > pages * 0.3  # what the setting is for; with large pages there would be fewer
 
 
 @glibc
 def test_freed_memory_when_returned_is_mapped_anew():
-    pages = 16 * PAGES_OF_MEBIBYTE
-    assert page_faults("return_freed_memory", 16) > 3.9 * pages  # four tensors
-    assert page_faults("default", 16) < 2 * pages  # glibc has raised its limit, and keeps most of it
+    pages = TENSORS * 16 * PAGES_OF_MEBIBYTE
+    assert page_faults("return_freed_memory", 16) > 0.97 * pages
+    assert page_faults("default", 16) < 0.5 * pages  # glibc has raised its limit, and keeps most of it
