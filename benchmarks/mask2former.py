@@ -116,7 +116,7 @@ def _compare_inference(backbone: str, options: argparse.Namespace) -> None:
     sides = _sides(backbone, num_classes=80, compiled=options.compile)
     pixels = torch.randn(1, 3, INFERENCE_SIZE, INFERENCE_SIZE, generator=torch.Generator().manual_seed(0))
     found = {name: side.predict(pixels) for name, side in sides.items()}
-    exact = _sides(backbone, num_classes=80, compiled=False)["transformers"]
+    exact = Theirs(backbone, num_classes=80)
     exact.model.double()
     expected = exact.predict(pixels.double())
     print(f"\n{backbone}: largest difference from transformers in float64, in units of the spread")

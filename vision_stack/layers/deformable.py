@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vision_stack.layers.mlp import FeedForward
 from vision_stack.ops.deformable_attention import deformable_attention
+from vision_stack.ops.point_sampling import pixel_centers
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -97,14 +98,10 @@ def _cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[T
 
 def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """The centre of every cell, map after map, and the size of a cell of each map, (x, y) in [0, 1]: [S, 2], [L, 2]."""
-    maps = []
-    for height, width in shapes:
-        y = (torch.arange(height, device=device) + 0.5) / height
-        x = (torch.arange(width, device=device) + 0.5) / width
-        maps.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1))
+    centers = [pixel_centers(height, width, device) for height, width in shapes]
     # Filled on the device: a tensor made of a list is copied to it, for which the host waits.
     sizes = torch.stack([torch.full((), 1 / size, device=device) for h, w in shapes for size in (w, h)])
-    return torch.cat(maps), sizes.view(-1, 2)
+    return torch.cat(centers), sizes.view(-1, 2)
 
 
 @functools.lru_cache(maxsize=32)

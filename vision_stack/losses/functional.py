@@ -239,12 +239,11 @@ def semantic_loss(
     """
     no_object = logits.shape[1] - 1
     maps = torch.full((len(logits), *logits.shape[-2:]), no_object, device=logits.device)
-    inside = F.interpolate(masks[:, None].float(), size=logits.shape[-2:], mode="nearest-exact")[:, 0]
+    inside = F.interpolate(masks[:, None].view(torch.uint8), size=logits.shape[-2:], mode="nearest-exact")[:, 0].float()
     share = inside / inside.sum((1, 2), keepdim=True).clamp(min=1)
     for image, (shares, classes) in enumerate(zip(share.split(list(counts)), labels.split(list(counts)), strict=True)):
         if len(classes):
             most, which = shares.max(0)
             maps[image] = torch.where(most > 0, classes[which], no_object)
-    weight = torch.where(maps == no_object, no_object_weight, 1.0)
-    loss = F.cross_entropy(logits, maps, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp(min=1e-6)
+    pixels = logits.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h * w, K + 1]
+    return classification_loss(pixels[None], maps.flatten(1)[None], no_object_weight)[0]

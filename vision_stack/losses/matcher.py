@@ -107,7 +107,8 @@ def _points(
     """Where maps [B, C, h, w] are looked at: points [P, 2], or None for the pixels; masks [N, H, W] there: [N, P]."""
     height, width = maps.shape[-2:]
     if mask_cost == "focal":
-        return None, F.interpolate(masks[:, None].byte(), size=(height, width), mode="nearest").flatten(1).float()
+        inside = F.interpolate(masks[:, None].view(torch.uint8), size=(height, width), mode="nearest")
+        return None, inside.flatten(1).float()
     if height * width <= num_points:
         return None, resize_masks(masks, (height, width)).flatten(1)
     points = torch.rand(num_points, 2, device=maps.device)
