@@ -83,8 +83,10 @@ def _compare_memory(options: argparse.Namespace) -> None:
 def _sides(backbone: str, num_classes: int, compiled: bool) -> dict[str, Ours | Theirs]:
     theirs = Theirs(backbone, num_classes)
     sides = {"vision_stack": Ours(theirs), "transformers": theirs}
-    for side in sides.values() if compiled else ():
-        side.compile()
+    if compiled:
+        torch.compiler.reset()  # sizes seen before would make the next ones dynamic, of whichever side is hurt by it
+        for side in sides.values():
+            side.compile()
     return sides
 
 

@@ -127,8 +127,12 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
-    """An image of a usual format and of at most `MAX_PIXELS` pixels; whatever fails in the block is a `DataError`."""
+def open_image(path: str | os.PathLike[str], convert_to: str = "JPEG or PNG") -> Iterator[ImageFile.ImageFile]:
+    """An image of a usual format and of at most `MAX_PIXELS` pixels; whatever fails in the block is a `DataError`.
+
+    Args:
+        convert_to: the formats that the error proposes.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -147,7 +151,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
         raise data_error(path, "pixels", "no permission to read the file", "change its permissions") from None
     except UnidentifiedImageError:
         message = "not an image of a format that can be read"
-        raise data_error(path, "pixels", message, "convert it to JPEG or PNG") from None
+        raise data_error(path, "pixels", message, f"convert it to {convert_to}") from None
     except Image.DecompressionBombError:
         message = f"more than {MAX_PIXELS:,} pixels, which is refused as a decompression bomb"
         raise data_error(path, "pixels", message, "cut it into tiles or make it smaller") from None
@@ -155,7 +159,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
         Exception
     ) as error:  # Pillow's decoders raise whatever a broken file leads them to: struct.error, KeyError, ...
         message = f"cannot be decoded ({type(error).__name__}: {str(error)[:120]})"
-        raise data_error(path, "pixels", message, "export or download it again, or convert it to JPEG or PNG") from None
+        remedy = f"export or download it again, or convert it to {convert_to}"
+        raise data_error(path, "pixels", message, remedy) from None
 
 
 def _known_formats() -> list[str]:

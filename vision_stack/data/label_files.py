@@ -32,7 +32,7 @@ def read_segment_map(path: str, height: int, width: int) -> NDArray[np.int32]:
     Raises:
         DataError: unreadable, of another size or kind of pixel; one line that names the file.
     """
-    with open_image(path) as image:
+    with open_image(path, convert_to="PNG") as image:
         _check_kind(image, path, height, width)
         if image.mode not in ("RGB", "RGBA"):
             message = f"has pixels of kind {image.mode}; segment ids take three channels, R + 256 G + 65536 B"
@@ -46,7 +46,7 @@ def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
     Raises:
         DataError: as `read_segment_map`.
     """
-    with open_image(path) as image:
+    with open_image(path, convert_to="PNG") as image:
         _check_kind(image, path, height, width)
         if image.mode not in _ONE_CHANNEL:
             message = f"has pixels of kind {image.mode}; class ids take one channel"

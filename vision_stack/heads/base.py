@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, Count
 from vision_stack.layers.conv import init_conv
 from vision_stack.layers.position_encoding import AddedPositions
 from vision_stack.losses.criterion import MaskCriterionConfig
@@ -15,6 +16,7 @@ from vision_stack.postprocess.panoptic import predict_panoptic
 from vision_stack.postprocess.semantic import predict_semantic
 from vision_stack.structures import (
     FeatureSpec,
+    HeadConfig,
     ImageInfo,
     Instances,
     MaskOutputs,
@@ -26,15 +28,38 @@ from vision_stack.structures import (
 MASK_STRIDE = 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskHeadConfig(HeadConfig):
+    """Base of configs of heads whose queries each give class logits and an embedding that pixels multiply to a mask."""
+
+    num_queries: Count = 100
+    hidden_dim: Count = 256
+    mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
+    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
+    num_heads: Count = 8
+    ffn_dim: Count = 2048
+    loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
+
+    def check(self) -> None:
+        """ConfigError unless attention heads and sine positions fit the width."""
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ConfigError(
+                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
+            )
+
+
 class MaskHead(nn.Module):
     """Base of heads that give `MaskOutputs`: subclasses add `forward`."""
 
-    def __init__(self, loss: MaskCriterionConfig, num_classes: int, mask_dim: int) -> None:
+    def __init__(self, config: MaskHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.criterion = loss.build(num_classes)
+        self.mask_index = _find_mask_features(config.type, in_specs)
+        mask_features = in_specs[self.mask_index]
+        self.mask_dim, self.mask_projection = _mask_projection(config, mask_features)
+        self.criterion = config.loss.build(num_classes)
         # Of use in training alone.
-        self.pixel_classifier = projection(mask_dim, num_classes + 1) if loss.semantic_weight else None
+        self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.semantic_weight else None
 
     def compute_loss(self, outputs: MaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
@@ -67,13 +92,7 @@ class MaskHead(nn.Module):
         )
 
 
-def check_dims(hidden_dim: int, num_heads: int) -> None:
-    """ConfigError unless attention heads and sine positions fit the width."""
-    if hidden_dim % num_heads or hidden_dim % 4:
-        raise ConfigError(f"hidden_dim: {hidden_dim} must be a multiple of 4 and of num_heads ({num_heads})")
-
-
-def find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
+def _find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
     """Index of the map named `mask_features`, else of the one at stride 4.
 
     Raises:
@@ -90,17 +109,17 @@ def find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
     return (named or at_stride)[0]
 
 
-def mask_projection(spec: FeatureSpec, mask_dim: int | None, hidden_dim: int, positions: bool) -> tuple[int, nn.Module]:
+def _mask_projection(config: MaskHeadConfig, spec: FeatureSpec) -> tuple[int, nn.Module]:
     """The mask dimension, and what takes the map to it, with positions on it if asked for."""
     named = spec.name == "mask_features"
-    if named and mask_dim not in (None, spec.channels):
+    if named and config.mask_dim not in (None, spec.channels):
         raise ConfigError(
-            f"head.mask_dim: {mask_dim} differs from the {spec.channels} channels of the neck's mask_features; "
+            f"head.mask_dim: {config.mask_dim} differs from the {spec.channels} channels of the neck's mask_features; "
             "set neck.mask_channels instead and leave head.mask_dim null"
         )
-    dim = spec.channels if named else mask_dim or hidden_dim
+    dim = spec.channels if named else config.mask_dim or config.hidden_dim
     parts: list[nn.Module] = [] if named else [projection(spec.channels, dim)]
-    if positions:
+    if config.mask_positions:
         if dim % 4:
             raise ConfigError(f"head.mask_positions: needs mask features of a multiple of 4 channels, not {dim}")
         parts.append(AddedPositions(dim))

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.heads.base import MaskHead, check_dims, find_mask_features, mask_projection, projection
+from vision_stack.heads.base import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import MaskedDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.structures import FeatureSpec, HeadConfig, MaskOutputs
+from vision_stack.structures import FeatureSpec, MaskOutputs
 
 
 def _point_losses() -> MaskCriterionConfig:
@@ -23,23 +23,14 @@ def _point_losses() -> MaskCriterionConfig:
 
 @register("head", "mask2former")
 @dataclass(frozen=True, kw_only=True)
-class Mask2FormerHeadConfig(HeadConfig):
+class Mask2FormerHeadConfig(MaskHeadConfig):
     """Queries read one level after the other, each only inside the mask that it predicted last."""
 
-    num_queries: Count = 100
-    hidden_dim: Count = 256
-    mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
-    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
     enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
     num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
     num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
-    num_heads: Count = 8
-    ffn_dim: Count = 2048
     dropout: Fraction = 0.0
     loss: MaskCriterionConfig = field(default_factory=_point_losses)
-
-    def check(self) -> None:
-        check_dims(self.hidden_dim, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Mask2FormerHead:
         """Raises ConfigError unless there are a map at stride 4 and a coarser one."""
@@ -55,11 +46,8 @@ class Mask2FormerHead(MaskHead):
     """
 
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        super().__init__(config, in_specs, num_classes)
         dim = config.hidden_dim
-        mask_index = find_mask_features("mask2former", in_specs)
-        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim, config.mask_positions)
-        super().__init__(config.loss, num_classes, mask_dim)
-        self.mask_index, self.mask_projection = mask_index, to_mask_features
 
         finest = in_specs[self.mask_index].stride
         strides = tuple(spec.stride for spec in in_specs)
@@ -85,7 +73,7 @@ class Mask2FormerHead(MaskHead):
         )
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes + 1)
-        self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
+        self.mask_embed = MLP(dim, dim, self.mask_dim, num_layers=3)
 
     def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vision_stack.config import Count, Fraction, register
-from vision_stack.heads.base import MaskHead, check_dims, find_mask_features, mask_projection, projection
+from vision_stack.heads.base import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrDecoderLayer
-from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.structures import FeatureSpec, HeadConfig, MaskOutputs
+from vision_stack.structures import FeatureSpec, MaskOutputs
 
 
 @register("head", "maskformer")
 @dataclass(frozen=True, kw_only=True)
-class MaskFormerHeadConfig(HeadConfig):
+class MaskFormerHeadConfig(MaskHeadConfig):
     """Queries read the coarsest map; each gives class logits and an embedding that pixels multiply to its mask."""
 
-    num_queries: Count = 100
-    hidden_dim: Count = 256
-    mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
-    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
     num_decoder_layers: Count = 6
-    num_heads: Count = 8
-    ffn_dim: Count = 2048
     dropout: Fraction = 0.1
     deep_supervision: bool = True  # every decoder layer predicts and is trained, not the last alone
-    loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
-
-    def check(self) -> None:
-        check_dims(self.hidden_dim, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskFormerHead:
         """Raises ConfigError unless there is a map at stride 4, with `mask_dim` channels if it is `mask_features`."""
@@ -47,11 +36,8 @@ class MaskFormerHead(MaskHead):
     """
 
     def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        super().__init__(config, in_specs, num_classes)
         dim = config.hidden_dim
-        mask_index = find_mask_features("maskformer", in_specs)
-        mask_dim, to_mask_features = mask_projection(in_specs[mask_index], config.mask_dim, dim, config.mask_positions)
-        super().__init__(config.loss, num_classes, mask_dim)
-        self.mask_index, self.mask_projection = mask_index, to_mask_features
         self.deep_supervision = config.deep_supervision
 
         self.memory_index = max(range(len(in_specs)), key=lambda i: in_specs[i].stride)
@@ -65,7 +51,7 @@ class MaskFormerHead(MaskHead):
         )
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes + 1)
-        self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
+        self.mask_embed = MLP(dim, dim, self.mask_dim, num_layers=3)
 
     def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
