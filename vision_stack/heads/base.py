@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError, Count
+from vision_stack.config import ConfigError, Count, Fraction
 from vision_stack.layers.conv import init_conv
 from vision_stack.layers.position_encoding import AddedPositions
 from vision_stack.losses.criterion import MaskCriterionConfig
@@ -36,8 +36,10 @@ class MaskHeadConfig(HeadConfig):
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
     mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
+    num_decoder_layers: Count = 6
     num_heads: Count = 8
     ffn_dim: Count = 2048
+    dropout: Fraction = 0.1
     loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
 
     def check(self) -> None:
@@ -55,8 +57,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.mask_index = _find_mask_features(config.type, in_specs)
-        mask_features = in_specs[self.mask_index]
-        self.mask_dim, self.mask_projection = _mask_projection(config, mask_features)
+        self.mask_dim, self.mask_projection = _mask_projection(config, in_specs[self.mask_index])
         self.criterion = config.loss.build(num_classes)
         # Of use in training alone.
         self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.semantic_weight else None

@@ -26,11 +26,11 @@ def _point_losses() -> MaskCriterionConfig:
 class Mask2FormerHeadConfig(MaskHeadConfig):
     """Queries read one level after the other, each only inside the mask that it predicted last."""
 
-    enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
-    num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
     num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
     dropout: Fraction = 0.0
     loss: MaskCriterionConfig = field(default_factory=_point_losses)
+    enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
+    num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Mask2FormerHead:
         """Raises ConfigError unless there are a map at stride 4 and a coarser one."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vision_stack.config import Count, Fraction, register
+from vision_stack.config import register
 from vision_stack.heads.base import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
@@ -20,8 +20,6 @@ from vision_stack.structures import FeatureSpec, MaskOutputs
 class MaskFormerHeadConfig(MaskHeadConfig):
     """Queries read the coarsest map; each gives class logits and an embedding that pixels multiply to its mask."""
 
-    num_decoder_layers: Count = 6
-    dropout: Fraction = 0.1
     deep_supervision: bool = True  # every decoder layer predicts and is trained, not the last alone
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskFormerHead:
