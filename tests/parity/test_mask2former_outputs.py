@@ -15,6 +15,7 @@ import vision_stack.necks.ms_deform
 from vision_stack.model import VisionModel
 
 TOLERANCE = 1e-4  # of the logits' spread: float32 rounding through some fifty layers; no attention mask flips here
+TOLERANCE_FLOAT64 = 1e-11  # what is left of the rounding: the same arithmetic, in another order
 FAULT = 100 * TOLERANCE  # a mistake in the architecture is at least this large
 NUM_CLASSES = 6
 BACKBONES = ("resnet", "swin")
@@ -66,6 +67,16 @@ def test_mask2former_padded_batch_equals_transformers(ours, backbone):
     padding_mask[1, 61:], padding_mask[1, :, 90:] = True, True
     theirs = predictions(oracle(backbone), images.masked_fill(padding_mask[:, None], 0.0), (~padding_mask).long())
     assert max(differences(ours[backbone], theirs, images, padding_mask)) < TOLERANCE
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mask2former_in_float64_equals_transformers_but_for_rounding(ours, backbone):
+    model, reference = copy.deepcopy(ours[backbone]).double(), copy.deepcopy(oracle(backbone)).double()
+    images, padding_mask = image_batch(75, 101).double(), torch.zeros(2, 75, 101, dtype=torch.bool)
+    padding_mask[1, 61:], padding_mask[1, :, 90:] = True, True
+    images = images.masked_fill(padding_mask[:, None], 0.0)
+    theirs = predictions(reference, images, (~padding_mask).long())
+    assert max(differences(model, theirs, images, padding_mask)) < TOLERANCE_FLOAT64
 
 
 def swap_levels(model, monkeypatch):

@@ -20,6 +20,7 @@ from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.maskformer import convert_decoder
 
 TOLERANCE = 1e-4  # of the logits' spread; float32 rounding through R50 and six decoder layers comes to 3e-5
+TOLERANCE_FLOAT64 = 1e-11  # what is left of the rounding: the same arithmetic, in another order
 FAULT = 100 * TOLERANCE  # a mistake in the architecture is at least this large
 NUM_CLASSES, NUM_QUERIES = 7, 20
 BACKBONES = ("resnet50", "swin_tiny")
@@ -74,6 +75,13 @@ def test_maskformer_padded_batch_equals_transformers(backbone):
     zeroed = images.masked_fill(padding_mask[:, None], 0.0)
     theirs = oracle_layers(oracle(backbone), zeroed, (~padding_mask).long())
     assert largest_difference(our_model(backbone), theirs, images, padding_mask) < TOLERANCE
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_maskformer_in_float64_equals_transformers_but_for_rounding(backbone):
+    model, reference = copy.deepcopy(our_model(backbone)).double(), copy.deepcopy(oracle(backbone)).double()
+    images = image_batch(75, 101).double()
+    assert largest_difference(model, oracle_layers(reference, images), images) < TOLERANCE_FLOAT64
 
 
 def test_maskformer_with_swapped_axes_of_the_positions_is_told_apart(monkeypatch):

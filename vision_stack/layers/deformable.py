@@ -49,13 +49,14 @@ class DeformableAttention(nn.Module):
         split = (self.num_heads, self.num_levels, self.num_points)
         weights = self.attention_weights(query).unflatten(2, (split[0], -1)).softmax(-1).unflatten(3, split[1:])
         with torch.autocast(query.device.type, enabled=False):  # bfloat16 cannot tell neighbouring cells apart
-            locations = self._locations(query.float(), shapes).unflatten(2, (*split, 2))
+            wide = torch.promote_types(query.dtype, torch.float32)
+            locations = self._locations(query.to(wide), shapes).unflatten(2, (*split, 2))
         values = self.value_proj(value).unflatten(2, (self.num_heads, -1))
         return self.output_proj(deformable_attention(values, shapes, locations, weights))
 
     def _locations(self, query: Tensor, shapes: Shapes) -> Tensor:
         """Where to read, (x, y) in [0, 1]: [B, S, heads * levels * points * 2]."""
-        centers, cell_sizes = _cells(tuple(shapes), query.device)
+        centers, cell_sizes = _cells(tuple(shapes), query.device, query.dtype)
         per_cell = cell_sizes[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
         linear = self.sampling_offsets  # scaled in the weights, which are few
         offsets = F.linear(query, linear.weight * per_cell[:, None], linear.bias * per_cell)
@@ -90,21 +91,23 @@ def _rings(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     return (direction[:, None, None] * steps).expand(-1, num_levels, -1, -1).flatten()
 
 
-def _cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _cells(shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # a traced tensor must not end up in the cache
-        return _make_cells(shapes, device)
-    return _cached_cells(shapes, device)
+        return _make_cells(shapes, device, dtype)
+    return _cached_cells(shapes, device, dtype)
 
 
-def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The centre of every cell, map after map, and the size of a cell of each map, (x, y) in [0, 1]: [S, 2], [L, 2]."""
-    centers = [pixel_centers(height, width, device) for height, width in shapes]
+    centers = [pixel_centers(height, width, device, dtype) for height, width in shapes]
     # Filled on the device: a tensor made of a list is copied to it, for which the host waits.
-    sizes = torch.stack([torch.full((), 1 / size, device=device) for h, w in shapes for size in (w, h)])
+    sizes = torch.stack([torch.full((), 1 / size, device=device, dtype=dtype) for h, w in shapes for size in (w, h)])
     return torch.cat(centers), sizes.view(-1, 2)
 
 
 @functools.lru_cache(maxsize=32)
-def _cached_cells(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _cached_cells(
+    shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # what validation caches, training must be able to use
-        return _make_cells(shapes, device)
+        return _make_cells(shapes, device, dtype)

@@ -15,7 +15,8 @@ def sine_position_encoding(
     """Position encoding of every cell of a height x width map, row by row: [height * width, channels].
 
     The first half of the channels encodes y, the second half x; in each half sines and cosines of the normalised
-    coordinate (1/n .. 1, times 2 pi) alternate, wavelengths from 2 pi to 2 pi * 10000. Computed in float32, then cast.
+    coordinate (1/n .. 1, times 2 pi) alternate, wavelengths from 2 pi to 2 pi * 10000. Computed in float32 or, where
+    `dtype` is, in float64.
 
     Args:
         height, width: size of the map, in cells.
@@ -32,8 +33,9 @@ def sine_position_encoding(
 
 
 def _encode(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    y = _encode_axis(height, channels // 2, device)[:, None].expand(-1, width, -1)
-    x = _encode_axis(width, channels // 2, device)[None].expand(height, -1, -1)
+    wide = torch.promote_types(dtype, torch.float32)
+    y = _encode_axis(height, channels // 2, device, wide)[:, None].expand(-1, width, -1)
+    x = _encode_axis(width, channels // 2, device, wide)[None].expand(height, -1, -1)
     return torch.cat([y, x], dim=2).flatten(0, 1).to(dtype)
 
 
@@ -43,11 +45,11 @@ def _encode_cached(height: int, width: int, channels: int, device: torch.device,
         return _encode(height, width, channels, device, dtype)
 
 
-def _encode_axis(length: int, channels: int, device: torch.device) -> Tensor:
+def _encode_axis(length: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Encoding of the positions 1 .. length along one axis: [length, channels]."""
-    position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    position = torch.arange(1, length + 1, device=device, dtype=dtype)
     angle = position / (length + 1e-6) * (2 * math.pi)
-    exponent = torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels
+    exponent = torch.arange(0, channels, 2, device=device, dtype=dtype) / channels
     angle = angle[:, None] / 10000.0**exponent
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 

@@ -22,10 +22,10 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, align_corners=False)[:, :, 0]
 
 
-def pixel_centers(height: int, width: int, device: torch.device) -> Tensor:
+def pixel_centers(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """The centres of all pixels of a map, row by row: [height * width, 2]."""
-    y = (torch.arange(height, device=device) + 0.5) / height
-    x = (torch.arange(width, device=device) + 0.5) / width
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
 
 
