@@ -10,7 +10,7 @@ from vision_stack.backbones import Backbone, TimmBackboneConfig, TorchvisionBack
 from vision_stack.backbones.families import SwinConfig
 from vision_stack.config import ConfigError
 from vision_stack.structures import FeatureSpec
-from vision_stack.training.finetune import FinetuneConfig
+from vision_stack.training.finetune import FinetuneConfig, check_stages_known
 from vision_stack.training.optim import OptimConfig, parameter_groups
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -207,6 +207,22 @@ def test_backbone_that_does_not_say_its_stages_is_told_how():
     for ask in (Plain().stage_groups, lambda: Plain().freeze_stages(1), Plain().enable_gradient_checkpointing):
         with pytest.raises(ValueError, match=r"Plain .* define `stage_modules\(\)`"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("options", "layer_decay", "line"),
+    [
+        ({"freeze_stages": 1}, 1.0, "finetune.freeze_stages: the stages of Conv2d are not known"),
+        ({"gradient_checkpointing": True}, 1.0, "finetune.gradient_checkpointing: the stages of Conv2d"),
+        ({}, 0.8, "optim.layer_decay: the stages of Conv2d"),
+    ],
+)
+def test_module_that_is_no_backbone_is_refused_only_by_options_that_go_by_its_stages(options, layer_decay, line):
+    foreign = nn.Conv2d(3, 8, 4, stride=4)
+    with pytest.raises(ConfigError, match=line):
+        check_stages_known(foreign, FinetuneConfig(**options), layer_decay)
+    check_stages_known(foreign, FinetuneConfig(), 1.0)
+    check_stages_known(CASES["resnet"][0].build(), FinetuneConfig(**options), layer_decay)
 
 
 def test_finetune_config_equal_parts_thaw_at_each_epoch():

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from torch import nn
+
 from vision_stack.backbones.base import Backbone
+from vision_stack.backbones.finetuning import FineTunable
 from vision_stack.config import Config, ConfigError, Range
 
 
@@ -52,3 +55,18 @@ class FinetuneConfig(Config):
         """Thaw what will be trained at some time, since the optimizer and DDP have to know it from the beginning."""
         if self.unfreeze_epochs:
             backbone.freeze_stages(0)
+
+
+def check_stages_known(backbone: nn.Module, finetune: FinetuneConfig, layer_decay: float) -> None:
+    """Raise ConfigError where an option goes by the stages of a module that does not derive from `Backbone`."""
+    asked = {
+        "finetune.freeze_stages": finetune.freeze_stages,
+        "finetune.gradient_checkpointing": finetune.gradient_checkpointing,
+        "optim.layer_decay": layer_decay != 1.0,
+    }
+    option = next((name for name, wanted in asked.items() if wanted), None)
+    if option and not isinstance(backbone, FineTunable):
+        raise ConfigError(
+            f"{option}: the stages of {type(backbone).__name__} are not known; derive it from "
+            "vision_stack.backbones.Backbone, or leave the option out"
+        )

@@ -23,7 +23,7 @@ from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionMo
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
-from vision_stack.training.finetune import FinetuneConfig
+from vision_stack.training.finetune import FinetuneConfig, check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
@@ -84,6 +84,7 @@ def train(
         resume.check_same_model(checkpoint, to_dict(model_config))
 
     model = VisionModel(model_config)
+    check_stages_known(model.backbone, finetune, optim.layer_decay)
     if finetune.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     finetune.apply(model.backbone, epoch=0)
