@@ -65,6 +65,25 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: tuple[
     assert len(list((tmp_path / "pictures").iterdir())) == 1
 
 
+def test_limit_of_one_batch_scores_its_images_and_a_limit_of_one_whole_all(
+    run: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Trainer's limits: the int 1 is a batch, the float 1.0 the whole."""
+    _, run_dir = run
+
+    def metrics(*overrides: str) -> dict[str, Any]:
+        options = ["trainer.accelerator=cpu", "num_pictures=0", "checkpoint=x", "++data.eval_batch_size=1", *overrides]
+        config = tiny_run.compose_options("eval", options)
+        config["checkpoint"] = str(run_dir / "checkpoints" / "best.ckpt")
+        trainer = instantiate(config["trainer"], logger=False, default_root_dir=str(tmp_path))
+        return evaluate(config, tmp_path, lambda: trainer).metrics
+
+    everything, first = metrics(), metrics("++data.max_val_images=1")
+    assert first != everything
+    assert metrics("trainer.limit_val_batches=1") == first
+    assert metrics("trainer.limit_val_batches=1.0") == everything
+
+
 def test_written_label_maps_score_as_evaluation_said(run: tuple[str, Path]) -> None:
     """Pixels counted on the files against the annotations as they are read, without the evaluator."""
     task, run_dir = run

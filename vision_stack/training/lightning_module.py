@@ -159,7 +159,8 @@ class SegmentationModule(pl.LightningModule):
             return
         self.evaluator.merge(gather_on_rank_zero(self.evaluator.state()))
         if self.trainer.is_global_zero:
-            all_images = self.trainer.limit_val_batches == 1.0
+            limit = self.trainer.limit_val_batches  # a float is a share of the images, an int a number of batches
+            all_images = isinstance(limit, float) and limit == 1.0
             self.results = Results.of(self.evaluator, only_updated=not all_images)
         scalars = self.trainer.strategy.broadcast(self.results.scalars() if self.results else {})
         self.log_dict({f"val/{name}": value for name, value in scalars.items()})
