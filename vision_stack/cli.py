@@ -246,6 +246,7 @@ ELSEWHERE = {  # how others call an option, or where one looks for it -> where i
     "backbone_lr_multiplier": "optim.backbone_lr_multiplier",
     "lr_mult": "optim.backbone_lr_multiplier",
     "layer_decay": "optim.layer_decay",
+    "overfit_batches": "experiment=overfit, or data.max_train_images",
     "layerwise_decay": "optim.layer_decay",
 }
 

@@ -116,6 +116,14 @@ def test_fine_tuning_option_in_another_place_says_where_it_is(typed: str, meant:
     options("train", f"{meant}={typed.partition('=')[2]}")
 
 
+def test_overfit_batches_of_lightning_says_what_there_is_instead() -> None:
+    """Lightning's would only shorten the epochs: the order of images and their augmentation stay random."""
+    with pytest.raises(ConfigCompositionException) as error:
+        options("train", "trainer.overfit_batches=1")
+    assert cli.one_line(error.value).endswith("did you mean experiment=overfit, or data.max_train_images?")
+    assert options("train", "experiment=overfit")["data"]["max_train_images"] == 4
+
+
 def test_finetune_options_are_listed_with_their_defaults() -> None:
     assert from_dict(options("train", "experiment=debug")["finetune"], cls=FinetuneConfig) == FinetuneConfig()
 
