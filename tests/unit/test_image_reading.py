@@ -110,6 +110,19 @@ def test_rgb_array_is_writable_and_of_the_pillow_image() -> None:
     assert array.dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    ("suffix", "orientation"), [(s, 1) for s in ("png", "jpg", "webp", "bmp", "tif", "gif")] + [("png", 6), ("jpg", 6)]
+)
+def test_sound_file_passes_where_the_whole_file_is_checked(suffix: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (32, 24), (9, 8, 7)).save(path, **({"exif": exif} if orientation > 1 else {}))
+    sizes = read_sizes(path, decode=True)
+    assert sizes == read_sizes(path)
+    assert sizes.upright == ((32, 24) if orientation == 6 else (24, 32))
+
+
 def test_damage_in_the_middle_is_found_where_the_whole_file_is_checked(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

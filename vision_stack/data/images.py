@@ -119,7 +119,8 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
                 image.load()
             return ImageSizes((image.height, image.width), (image.height, image.width))
         if decode and image.format == "PNG":
-            image.verify()  # checksums; decoding would take zeroed blocks for pixels
+            with open_image(path) as unread:
+                unread.verify()  # checksums; decoding would take zeroed blocks for pixels
         elif decode:
             image.draft(None, (1, 1))
             image.load()
