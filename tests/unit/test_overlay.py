@@ -85,6 +85,16 @@ def test_name_wider_than_the_image_is_cut_not_drawn_beyond_it():
     assert (label == PALETTE[2]).all(-1).any()  # drawn above the box, from the left edge on, within 90 pixels
 
 
+@pytest.mark.parametrize("name", ["person\n", "traffic\r\nlight", "a\u2028b", "\n"])
+def test_name_with_line_breaks_is_drawn_in_one_line(name):
+    image, instances = scene()
+    broken, plain = (
+        np.array(draw_instances(image, instances[:1], (Category(id=1, name=text),)))
+        for text in (name, " ".join(name.split()))
+    )
+    assert np.array_equal(broken, plain)
+
+
 def test_colors_of_ten_instances_of_a_class_all_differ_and_the_first_is_the_class_color():
     for label in range(12):
         assert len({instance_color(label, n) for n in range(10)}) == 10

@@ -186,7 +186,7 @@ def _write_names(canvas: Image.Image, boxes: list[list[float]], texts: list[str]
     font = _font(max(11, round(min(canvas.size) / 36)))
     placed: list[Rectangle] = []
     for box, text, color in zip(boxes, texts, colors, strict=True):
-        text = _fitting(text, font, canvas.width)
+        text = _fitting(" ".join(text.split()), font, canvas.width)  # names may come from anywhere, with line breaks
         rectangle = _place(box, font.getbbox(text)[2] + 6, _height(font) + 4, canvas.size, placed)
         placed.append(rectangle)
         draw.rectangle(rectangle, fill=color)
