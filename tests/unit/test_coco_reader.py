@@ -107,6 +107,48 @@ def test_missing_zero_and_repeated_annotation_ids_are_numbered_anew(tmp_path: Pa
     assert "id 5 is used before" in split.report()
 
 
+@pytest.mark.parametrize("check_images", [True, False])
+def test_image_id_of_two_files_takes_both_and_all_of_its_annotations_with_it(
+    check_images: bool, tmp_path: Path
+) -> None:
+    data = coco({}, {}, {"image_id": 2}, images=2)  # of the two of image 1, nobody knows whose they are
+    for n in range(1, 4):
+        Image.new("RGB", (32, 24)).save(tmp_path / f"{n}.png")
+    data["images"] += [{**data["images"][0], "file_name": "3.png"}, dict(data["images"][1])]
+    split = read(tmp_path, data, on_error="skip", check_images=check_images)
+    assert [(r.file_name, len(r.annotations)) for r in split.records] == [("2.png", 1)]
+    first, second = map(str, split.problems)
+    assert "images[2].id: id 1 is used before (image '3.png'), by '1.png'; neither can own the annotations" in first
+    assert "images[3].id: id 2 is used before (image '2.png'); give" in second
+    with pytest.raises(DataError, match="neither can own"):
+        read(tmp_path, data)
+
+
+def test_file_under_two_ids_is_noted_once(tmp_path: Path) -> None:
+    data = coco({}, {"image_id": 2}, images=4)
+    for image in data["images"][1:3]:
+        image["file_name"] = "./1.png"
+    split = read(tmp_path, data)
+    assert [len(record.annotations) for record in split.records] == [1, 1, 0, 0]
+    assert len(split.notes) == 1
+    assert "'./1.png' is image 1 and image 2, and 1 more files have two ids; each" in split.report()
+
+
+def test_category_names_with_line_breaks_become_one_line(tmp_path: Path) -> None:
+    data = coco({}, {"category_id": 3}, categories=(("person\n", 9), ("traffic\r\n  light", 3)))
+    split = read(tmp_path, data)
+    assert [category.name for category in split.categories] == ["traffic light", "person"]
+    given = (Category(id=1, name="person\n"), Category(id=2, name="Traffic\nlight"))  # of an older checkpoint
+    assert [r.annotations[0].label for r in read(tmp_path, data, categories=given).records[:1]] == [0]
+    with pytest.raises(DataError, match="'person' has two ids, 3 and 9"):
+        read(tmp_path, coco({}, categories=(("person", 3), ("person\n", 9))))
+
+
+@pytest.mark.parametrize("flag", [1, 1.0, True])
+def test_crowd_flag_may_be_any_kind_of_one(flag: Any, tmp_path: Path) -> None:
+    assert read(tmp_path, coco({"iscrowd": flag}, {})).records[0].num_objects == 1
+
+
 def test_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     assert len(read(tmp_path, b"\xef\xbb\xbf" + json.dumps(coco({})).encode()).records) == 2
 

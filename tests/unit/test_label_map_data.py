@@ -1,6 +1,8 @@
 """COCO panoptic files and semantic label maps: what is read, what is refused and how, and what becomes of it."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from vision_stack.config import ConfigError
 from vision_stack.data.configs import CocoPanopticDataConfig, SemanticDataConfig, ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.data.dataset import collate
+from vision_stack.data.images import read_image
+from vision_stack.data.label_files import read_class_map
 from vision_stack.data.transforms import Affine, EvalTransformConfig, TrainTransformConfig
 from vision_stack.data.validation import DataError
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, rgb_to_ids, segment_png
@@ -160,6 +164,112 @@ def test_class_table_as_text_with_and_without_ids(tmp_path, text):
     names = [c.name for c in semantic(tmp_path).categories]
     assert {"road", "blue sky", "car"} <= set(names)
     assert semantic(tmp_path).val_ground_truth()[1].label_map[0, 0] == names.index("blue sky")
+
+
+def test_class_table_in_json_is_known_by_a_suffix_in_capitals(tmp_path):
+    write_semantic(tmp_path)
+    (tmp_path / "classes.json").rename(tmp_path / "C.JSON")
+    assert [c.name for c in semantic(tmp_path, classes="C.JSON").categories] == ["road", "sky", "car"]
+
+
+def test_class_names_with_line_breaks_become_one_line(tmp_path):
+    write_semantic(tmp_path)
+    classes = [{"id": 2, "name": " road\n"}, {"id": 7, "name": "blue\r\n \u2028sky"}]
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    assert [c.name for c in semantic(tmp_path).categories] == ["road", "blue sky"]
+
+
+def packed(ids, bits):
+    """Rows of pixels of 1, 2, 4 or 8 bits, each row filled up to whole bytes."""
+    ones = np.unpackbits(ids.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits :]
+    return np.packbits(ones.reshape(len(ids), -1), axis=1)
+
+
+def grey_png(ids, bits):
+    rows = b"".join(b"\0" + row.tobytes() for row in packed(ids, bits))
+    header = struct.pack(">2I5B", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def grey_tiff(ids, bits):
+    pixels = packed(ids, bits).tobytes()
+    entries = {256: ids.shape[1], 257: ids.shape[0], 258: bits, 259: 1, 262: 1}  # width, height, bits, raw, 0 is black
+    entries |= {273: 8, 277: 1, 278: ids.shape[0], 279: len(pixels)}  # where the only strip is, and its length
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(entries)) + directory + b"\0" * 4
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("write", [grey_png, grey_tiff])
+def test_class_ids_of_few_bits_are_read_as_stored(tmp_path, write, bits):
+    ids = np.arange(5 * 7).reshape(5, 7) % 2**bits  # 7 pixels end within a byte
+    (tmp_path / "map").write_bytes(write(ids, bits))
+    read = read_class_map(str(tmp_path / "map"), 5, 7)
+    assert np.array_equal(read, ids)
+    assert read.dtype == np.uint8
+
+
+def turned_image(path):
+    """Pixels as stored of an image of that size on its side, which EXIF turns upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(1).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    return pixels
+
+
+def test_semantic_map_of_the_stored_size_keeps_exif_from_turning_the_image(tmp_path):
+    write_semantic(tmp_path)
+    folder, labels = (tmp_path / name / "training" / "town" for name in ("images", "annotations"))
+    for n in range(2):
+        (folder / f"{n}.jpg").unlink()
+        pixels = turned_image(folder / f"{n}.png")
+    upright = np.full(SIZE[::-1], 2)
+    (labels / "1.png").write_bytes(class_png(upright))
+    stored, turned = semantic(tmp_path).train_split.records
+    assert [(r.apply_exif, r.height, r.width) for r in (stored, turned)] == [(False, *SIZE), (True, *SIZE[::-1])]
+    assert np.array_equal(read_image(stored.path, apply_exif=stored.apply_exif), pixels)
+    batch = collate([semantic(tmp_path, filter_empty=False).train_dataloader().dataset[0, n] for n in range(2)])
+    assert [info.size for info in batch.infos] == [SIZE, SIZE[::-1]]
+
+
+@pytest.mark.parametrize("size", [None, SIZE, SIZE[::-1]])
+def test_panoptic_map_of_the_stored_size_keeps_exif_from_turning_the_image(tmp_path, size):
+    def change(content):
+        image = content["images"][0]
+        image["file_name"] = "0.png"
+        image["height"], image["width"] = size or (None, None)
+
+    write_panoptic(tmp_path, change)
+    turned_image(tmp_path / "train2017" / "0.png")
+    record = panoptic(tmp_path).train_split.records[0]
+    assert (record.apply_exif, record.height, record.width) == (False, *SIZE)
+
+
+def test_semantic_hidden_files_and_folders_are_left_out(tmp_path):
+    write_semantic(tmp_path)
+    images = tmp_path / "images" / "training"
+    (images / "town" / "._0.jpg").write_bytes(b"of macOS")
+    (images / ".ipynb_checkpoints").mkdir()
+    (images / ".ipynb_checkpoints" / "0-checkpoint.jpg").write_bytes(b"of jupyter")
+    for options in ({}, {"image_suffix": ".jpg"}):
+        names = [record.file_name for record in semantic(tmp_path, **options).train_split.records]
+        assert names == ["town/0.jpg", "town/1.jpg"]
+
+
+def test_semantic_linked_folder_inside_is_read_and_cycles_end(tmp_path):
+    write_semantic(tmp_path)
+    for kind in ("images", "annotations"):
+        folder = tmp_path / kind / "training"
+        (folder / "town").rename(folder / ".store")
+        (folder / "town").symlink_to(".store")
+        (folder / ".store" / "back").symlink_to("..")
+        (folder / ".store" / "itself").symlink_to("../town")
+    assert [r.file_name for r in semantic(tmp_path).train_split.records] == ["town/0.jpg", "town/1.jpg"]
 
 
 def test_semantic_names_with_suffixes_of_their_own(tmp_path):
@@ -374,6 +484,22 @@ def test_semantic_links_that_lead_out_are_refused(tmp_path):
     assert "is a link that leads out of" in refusal(lambda: semantic(tmp_path / "data").train_split)
 
 
+@pytest.mark.parametrize("rest", [True, False])
+def test_semantic_linked_folder_that_leads_out_is_a_problem_that_names_it(tmp_path, rest):
+    write_semantic(tmp_path / "data")
+    images = tmp_path / "data" / "images" / "training"
+    (images / "city").symlink_to(tmp_path / "data" / "images" / "validation")
+    if not rest:
+        (images / "town").rename(tmp_path / "elsewhere")
+    line = refusal(lambda: semantic(tmp_path / "data").train_split)
+    assert "\n" not in line
+    assert line.startswith(f"{images}: city: is a link to a folder that leads out of")
+    if rest:
+        split = semantic(tmp_path / "data", on_error="skip").train_split
+        assert [record.file_name for record in split.records] == ["town/0.jpg", "town/1.jpg"]
+        assert "city: is a link" in split.report()
+
+
 TABLES = {
     "no list": ("classes.json", "{}", "expected a list of classes"),
     "no json": ("classes.json", "[", "not valid json"),
@@ -381,6 +507,14 @@ TABLES = {
     "big id": ("classes.json", '[{"id": 70000, "name": "a"}]', "70000 is no pixel's value"),
     "ignored class": ("classes.json", '[{"id": 255, "name": "a"}]', "255 is a class and is to be ignored, too"),
     "empty text": ("classes.txt", "\n", "there are no classes"),
+    "heading": ("classes.txt", "id name\n2 road\n7 sky", "line 1: 'id name' is not `id name`, as line 2 is; write"),
+    "comment": ("classes.txt", "2 road\n7 sky\n\n# else\n8 car", "line 4: '# else' is not `id name`; write"),
+    "comment above names": ("classes.txt", "# all\nroad\nsky", "line 1: '# all' is not `id name`; write"),
+    "negative id": ("classes.txt", "-1 void\n2 road\n7 sky", "line 1: '-1 void' is not `id name`; write"),
+    "commas": ("classes.txt", "2,road\n7,sky", "line 1: '2,road' is not `id name`; write"),
+    "colon": ("classes.txt", "2 road\n7: sky", "line 2: '7: sky' is not `id name`; write"),
+    "no id": ("classes.txt", "2 road\nsky\n8 car", "line 2: 'sky' is not `id name`, as line 1 is; write"),
+    "no name": ("classes.txt", "2 road\n7\n8 car", "line 2: '7' is not `id name`; write"),
 }
 
 
@@ -422,3 +556,39 @@ def test_task_without_annotations_is_refused_with_the_choices(tmp_path):
     data = build_datamodule(SemanticDataConfig(root=str(write_semantic(tmp_path))), task="panoptic")
     with pytest.raises(ConfigError, match=r"no annotations for panoptic; say task=semantic, or use data=coco_panoptic"):
         data.train_split  # noqa: B018
+
+
+def test_unknown_task_is_refused_with_the_three_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"^task: expected instance, semantic, panoptic, got 'detection'$"):
+        SemanticDataConfig(root=str(tmp_path)).read("train", "detection")
+
+
+# What is mended or assumed, and said
+
+
+def test_panoptic_crowd_flags_may_be_any_kind_of_one(tmp_path):
+    def change(content):
+        for segment, flag in zip(content["annotations"][0]["segments_info"], (0.0, None, False, 1.0), strict=True):
+            segment["iscrowd"] = flag
+
+    record = panoptic(write_panoptic(tmp_path, change)).train_split.records[0]
+    assert record.truth().is_crowd.tolist() == [False, False, False, True]
+
+
+def test_panoptic_categories_without_isthing_are_things_with_a_note(tmp_path):
+    def change(content):
+        for category in content["categories"][1:]:
+            del category["isthing"]
+
+    split = panoptic(write_panoptic(tmp_path, change)).train_split
+    assert all(category.is_thing for category in split.categories)
+    assert "categories[1].isthing: 'cat' has none, nor have 1 others; taken for things" in split.report()
+    assert not panoptic(tmp_path).val_split.report()
+
+
+def test_panoptic_image_id_of_two_files_loses_both(tmp_path):
+    def repeat(content):
+        content["images"].append({**content["images"][0], "file_name": "1.jpg"})
+
+    split = panoptic(write_panoptic(tmp_path, repeat), on_error="skip").train_split
+    assert [record.image_id for record in split.records] == [2]

@@ -5,6 +5,7 @@
   annotation. It is left out (when some annotation does use it, it is a class like any other).
 * When the classes are given already (by the training split or a checkpoint), the file's categories are matched by name.
   Ids may differ: labels, and so results, follow the given classes. A class that is used but not known is a problem.
+* Line breaks and repeated spaces in names become one space.
 * Duplicate ids or names are refused in any case, also where broken records are skipped: no good guess exists.
 """
 
@@ -93,11 +94,13 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
             findings.problem(where, f"expected a mapping with id and name, got {show(raw)}", "correct the file")
             continue
         category_id, name = whole_number(raw.get("id")), raw.get("name")
+        if isinstance(name, str):  # exports bring line breaks along, which no table or picture can show
+            name = _one_line(name)
         is_thing = raw.get("isthing", 1)
         if category_id is None:
             message = f"expected a whole number, got {show(raw.get('id'))}"
             findings.problem(f"{where}.id", message, "number the categories")
-        elif not isinstance(name, str) or not name.strip():
+        elif not isinstance(name, str) or not name:
             findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
         elif is_thing not in (0, 1):
             message = f"expected 1 for things or 0 for stuff, got {show(is_thing)}"
@@ -112,7 +115,8 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
             message = f"{show(name)} has two ids, {by_name[name].id} and {category_id}"
             findings.problem(f"{where}.name", message, "rename one, or merge the two")
         else:
-            category = _Listed(index, category_id, name, str(raw.get("supercategory", "")), bool(is_thing))
+            supercategory = _one_line(str(raw.get("supercategory", "")))
+            category = _Listed(index, category_id, name, supercategory, bool(is_thing))
             by_id[category_id] = by_name[name] = category
             own.append(category)
     if findings.problems:
@@ -136,4 +140,8 @@ def _placeholder(own: list[_Listed], used: Counter[int]) -> _Listed | None:
 
 
 def _folded(name: str) -> str:
-    return name.strip().casefold()
+    return _one_line(name).casefold()
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())

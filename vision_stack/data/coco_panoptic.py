@@ -19,7 +19,7 @@ import numpy as np
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ImageFolder, ListedImage, check_files, read_listed
 from vision_stack.data.json_file import load_coco_json, refusal
-from vision_stack.data.label_files import check_maps
+from vision_stack.data.label_files import check_maps, oriented_as_map
 from vision_stack.data.segments import LabelMapSplit, PanopticRecord, SegmentTable
 from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show, whole_number
 from vision_stack.ops.label_maps import MAX_SEGMENT_ID
@@ -61,6 +61,8 @@ def read_coco_panoptic(
     classes, label_of = read_categories(data["categories"], _used(data["annotations"]), findings, categories)
     if not classes:
         raise data_error(file, "categories", "there is no category", "list the classes")
+    if categories is None:
+        _note_missing_isthing(data["categories"], findings)
     listed, _ = read_listed(data["images"], str(image_dir), findings, size_needed=False)
     listed_ids = {category["id"] for category in data["categories"]}
     segments = _Segments(data["annotations"], str(label_dir), label_of, listed_ids, findings)
@@ -151,12 +153,12 @@ class _Segments:
             known = category in self._listed_ids  # but not by the training data
             message = f"{'the training data has' if known else 'there is'} no category {show(raw.get('category_id'))}"
             raise BrokenField(".category_id", message, "add it to the categories, or remove the segment")
-        if raw.get("iscrowd", 0) not in (0, 1, None):
+        if raw.get("iscrowd") not in (0, 1, None):
             raise BrokenField(".iscrowd", f"expected 0 or 1, got {show(raw['iscrowd'])}", "correct it")
         seen.add(segment)
         self._ids.append(segment)
         self._labels.append(self._label_of[category])
-        self._crowd.append(raw.get("iscrowd") or 0)
+        self._crowd.append(bool(raw.get("iscrowd")))
 
 
 def _records(images: list[ListedImage], segments: _Segments) -> list[PanopticRecord]:
@@ -166,12 +168,23 @@ def _records(images: list[ListedImage], segments: _Segments) -> list[PanopticRec
         found = segments.of_image.get(image.image_id)
         if found is not None:
             path, rows = found
+            image = oriented_as_map(image, path)
             names = (image.image_id, image.file_name, image.path, image.height, image.width, image.apply_exif)
             records.append(PanopticRecord(*names, path, table, rows))
         elif image.image_id not in segments.broken:
             message = f"image {show(image.file_name)} has no annotation"
             segments.findings.problem(f"images[{image.position}].id", message, "annotate it, or remove the image")
     return records
+
+
+def _note_missing_isthing(categories: list[dict[str, Any]], findings: Findings) -> None:
+    """Which categories count as things for want of `isthing`."""
+    missing = [position for position, category in enumerate(categories) if "isthing" not in category]
+    if missing:
+        more = f", nor have {len(missing) - 1:,} others" if len(missing) > 1 else ""
+        message = f"{show(categories[missing[0]]['name'])} has none{more}"
+        done = "taken for things, that is countable objects; write isthing 0 for stuff"
+        findings.note(f"categories[{missing[0]}].isthing", message, done)
 
 
 def _used(annotations: list[Any]) -> Counter[int]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from vision_stack.config import Config, ConfigError, Count, Range, register, registered
 from vision_stack.data.coco import CocoSplit, read_coco
@@ -45,9 +45,11 @@ class DataConfig(Config):
         """The checked records of a split for a task; `categories` are the classes to use, if known already.
 
         Raises:
-            ConfigError: it has no annotations for this task.
+            ConfigError: there is no such task, or there are no annotations for it.
             DataError: files are missing or broken.
         """
+        if task not in get_args(Task):
+            raise ConfigError(f"task: expected {', '.join(get_args(Task))}, got {task!r}")
         if task not in self.tasks:
             fitting = ", ".join(f"data={name}" for name, tasks in _tasks_by_type().items() if task in tasks)
             raise ConfigError(

@@ -5,7 +5,8 @@ problems (the folder itself may be a link). A file is opened only to read its he
 `decode` asks for more.
 
 EXIF: where the json's size is that of the upright image, the image is turned upright. Where it is that of the pixels as
-stored, and not that of the upright image, whoever annotated saw the pixels as stored, and they stay as they are.
+stored, and not that of the upright image, whoever annotated saw the pixels as stored, and they stay as they are. Label
+maps decide in the same way (`label_files.oriented_as_map`).
 """
 
 from __future__ import annotations
@@ -68,15 +69,21 @@ class ListedImage:
     height: int
     width: int
     apply_exif: bool = True
+    stored: tuple[int, int] = (0, 0)  # (height, width) of the file's pixels before EXIF turns them, once it is checked
 
 
 def read_listed(
     listed: list[Any], image_dir: str, findings: Findings, *, size_needed: bool
 ) -> tuple[list[ListedImage], set[int]]:
-    """The good entries of `images`, and the ids of the others as far as they have one."""
+    """The good entries of `images`, and the ids of the others as far as they have one.
+
+    An id that stands for two files is a bad one, since nobody can say which of them its annotations belong to.
+    """
     folder = ImageFolder(image_dir)
     good: dict[int, ListedImage] = {}
     bad: set[int] = set()
+    id_of_path: dict[str, int] = {}
+    again: list[ListedImage] = []  # files that have been listed before, by another id
     for position, raw in enumerate(listed):
         where = f"images[{position}]"
         if not isinstance(raw, dict):
@@ -89,7 +96,10 @@ def read_listed(
             continue
         if image_id in good or image_id in bad:
             message = f"id {image_id} is used before (image {show(raw.get('file_name'))})"
-            findings.problem(f"{where}.id", message, "give every image an id of its own")
+            if image_id in good and good[image_id].file_name != raw.get("file_name"):
+                message += f", by {show(good.pop(image_id).file_name)}; neither can own the annotations of that id"
+                bad.add(image_id)
+            findings.problem(f"{where}.id", message, "give every image an id of its own, and use it in its annotations")
             continue
         try:
             name, path = folder.resolve(raw.get("file_name"))
@@ -99,6 +109,15 @@ def read_listed(
             bad.add(image_id)
         else:
             good[image_id] = ListedImage(position, image_id, name, path, height, width)
+            if id_of_path.setdefault(os.path.normpath(path), image_id) != image_id:
+                again.append(good[image_id])
+    if again:
+        first = again[0]
+        other = id_of_path[os.path.normpath(first.path)]
+        more = f", and {len(again) - 1:,} more files have two ids" if len(again) > 1 else ""
+        message = f"{show(first.file_name)} is image {other} and image {first.image_id}{more}"
+        done = "each is an image with its own annotations alone; give a file one id if they belong together"
+        findings.note(f"images[{first.position}].file_name", message, done)
     return list(good.values()), bad
 
 
@@ -144,9 +163,9 @@ def check_files(
 def _settle_size(image: ListedImage, size: ImageSizes, findings: Findings) -> ListedImage | None:
     wanted = (image.height, image.width)
     if wanted in (size.upright, (0, 0)):
-        return replace(image, height=size.upright[0], width=size.upright[1])
+        return replace(image, height=size.upright[0], width=size.upright[1], stored=size.stored)
     if wanted == size.stored:
-        return replace(image, apply_exif=False)
+        return replace(image, apply_exif=False, stored=size.stored)
     height, width = size.upright
     message = f"{show(image.file_name)} is {width} x {height}, the json says width {wanted[1]} and height {wanted[0]}"
     if wanted == (width, height):

@@ -1,22 +1,23 @@
 """Label maps in image files: reading them, and checking many before training.
 
 A file must be of a lossless format and of the image's size. Segment ids take three channels (COCO's panoptic format),
-class ids one; a palette's indices are the ids.
+class ids one; a palette's indices are the ids, and grey of 1, 2, 4, 8 or 16 bits holds them as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
-from vision_stack.data.image_records import with_progress
-from vision_stack.data.images import open_image
+from vision_stack.data.image_records import ListedImage, with_progress
+from vision_stack.data.images import open_image, read_sizes
 from vision_stack.data.validation import DataError, Problem, data_error
 from vision_stack.ops.label_maps import rgb_to_ids
 
@@ -51,11 +52,40 @@ def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
         if image.mode not in _ONE_CHANNEL:
             message = f"has pixels of kind {image.mode}; class ids take one channel"
             raise data_error(path, "pixels", message, "export maps of class ids, not of colours")
-        values = np.asarray(image)
+        step = _grey_step(image)
+        values = np.asarray(image) // step if step > 1 else np.asarray(image)
         if image.mode == "I" and not 0 <= values.min() <= values.max() < 2**16:
             message = f"holds values from {values.min()} to {values.max()}; class ids are 0 to 65535"
             raise data_error(path, "pixels", message, "export maps of class ids, with 255 or 65535 where there is none")
         return values.astype(np.uint16 if image.mode.startswith("I") else np.uint8, copy=False)
+
+
+def oriented_as_map(image: ListedImage, map_path: str) -> ListedImage:
+    """The image with its pixels as stored where its label map fits these, and not the image as EXIF turns it."""
+    if image.stored == (image.height, image.width):
+        return image
+    try:
+        size = read_sizes(map_path).stored
+    except DataError:  # said when the map is checked
+        return image
+    if size != image.stored:
+        return image
+    return replace(image, height=size[0], width=size[1], apply_exif=False)
+
+
+def _grey_step(image: ImageFile.ImageFile) -> int:
+    """What Pillow multiplies grey values of 2 or 4 bits with, to make them 0..255; 1 for all others."""
+    bits = 8
+    if image.mode == "L" and image.format == "PNG":
+        file = image.fp
+        assert file is not None  # open
+        position = file.tell()
+        file.seek(24)  # signature, length, "IHDR", width, height: this chunk is always the first
+        bits = file.read(1)[0]
+        file.seek(position)
+    elif image.mode == "L" and isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,))[0]
+    return 255 // (2**bits - 1) if bits in (2, 4) else 1
 
 
 def _check_kind(image: Image.Image, path: str, height: int, width: int) -> None:

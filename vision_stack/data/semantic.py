@@ -2,13 +2,15 @@
 
 The label map of `city/a.jpg` is `city/a.png` in its own folder, or `city/a` with another suffix. The table is a json
 list of `{"id": value in the maps, "name": ...}`, or of names, whose values are 0, 1, ...; or a text file with one
-`id name`, or one name, a line. Everything broken is found before training starts, as far as
+`id name`, or one name, a line. Hidden files and folders (`._a.jpg`, `.ipynb_checkpoints`) are no part of the data, and
+links that lead out of their folder are problems. Everything broken is found before training starts, as far as
 `label_files.CHECKED_AT_START` goes; with "skip", images with anything broken are left out.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +24,14 @@ from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ImageFolder, check_files, read_listed
 from vision_stack.data.images import IMAGE_SUFFIXES
 from vision_stack.data.json_file import parse_json, refusal
-from vision_stack.data.label_files import check_maps
+from vision_stack.data.label_files import check_maps, oriented_as_map
 from vision_stack.data.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
 from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show
 from vision_stack.structures import Category
 
 _VALUES = 2**16  # of a map with 16 bits
+_ENTRY = re.compile(r"(\d+)\s+(.+)")  # a line of a class table: `id name`
+_NOT_A_NAME = re.compile(r"-?\d+(\s|[,:;]|$)|#")  # begins with an id, or is a comment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,8 @@ def read_semantic(
     label_of = _label_by_value(table, label_by_id, folders.ignore_labels)
 
     source = str(folders.image_dir)
-    names = _image_names(folders)
     files = Findings(source)
+    names = _image_names(folders, files)
     entries = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
     images, _ = read_listed(entries, source, files, size_needed=False)
     labels = ImageFolder(str(folders.label_dir))
@@ -76,9 +80,9 @@ def read_semantic(
         except BrokenField as error:
             files.problem(f"label map of {i.file_name}", error.message, error.remedy)
         else:
-            records.append(
-                SemanticRecord(i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif, path, label_of)
-            )
+            i = oriented_as_map(i, path)
+            names_and_size = (i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif)
+            records.append(SemanticRecord(*names_and_size, path, label_of))
     records, faults = check_maps(records, folders.image_dir.name, every=on_error == "skip")
     problems = [*findings.problems, *files.problems, *faults]
     if problems and on_error == "raise":
@@ -94,10 +98,10 @@ def read_class_table(file: str) -> list[dict[str, Any]]:
     """The entries of a class table, as `read_categories` takes them.
 
     Raises:
-        DataError: missing, unreadable or empty, or of another structure.
+        DataError: missing, unreadable or empty, or of another structure, such as ids in some lines only.
     """
     remedy = 'give a json list of {"id": ..., "name": ...}, or a text file with one `id name` a line'
-    if file.endswith(".json"):
+    if file.lower().endswith(".json"):
         data = parse_json(file, remedy)
         if not isinstance(data, list) or not data:
             raise data_error(file, "top level", f"expected a list of classes, got {show(data)}", remedy)
@@ -107,12 +111,20 @@ def read_class_table(file: str) -> list[dict[str, Any]]:
         text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise data_error(file, "file", f"cannot be read ({type(error).__name__})", remedy) from None
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
     if not lines:
         raise data_error(file, "file", "there are no classes", remedy)
-    if all(len(words) == 2 and words[0].isdecimal() for words in lines):
-        return [{"id": int(value), "name": name.strip()} for value, name in lines]
-    return [{"id": index, "name": " ".join(words).strip()} for index, words in enumerate(lines)]
+    entries = [_ENTRY.fullmatch(line) for line in lines.values()]
+    if all(entries):
+        return [{"id": int(entry[1]), "name": entry[2]} for entry in entries if entry]
+    odd = [number for number, line in lines.items() if _NOT_A_NAME.match(line)]
+    if odd:  # by position, every class after a heading or a comment would be off by one
+        wrong = [number for number, entry in zip(lines, entries, strict=True) if entry is None]
+        number = next((n for n in wrong if n in odd), wrong[0])
+        message = f"{show(lines[number])} is not `id name`" + (f", as line {odd[0]} is" if number not in odd else "")
+        remedy = "write `id name` in all lines, ids from 0 on, no heading or comment; or names alone, of 0, 1, ..."
+        raise data_error(file, f"line {number}", message, remedy)
+    return [{"id": index, "name": name} for index, name in enumerate(lines.values())]
 
 
 def _label_by_value(table: str, label_by_id: dict[int, int], ignore_labels: Sequence[int]) -> NDArray[np.int16]:
@@ -129,19 +141,35 @@ def _label_by_value(table: str, label_by_id: dict[int, int], ignore_labels: Sequ
     return label_of
 
 
-def _image_names(folders: SemanticFolders) -> list[str]:
-    """Below the image folder, sorted."""
+def _image_names(folders: SemanticFolders, findings: Findings) -> list[str]:
+    """Below the image folder, sorted; links to folders inside of it are followed. Nothing hidden."""
     root = folders.image_dir
     names = []
-    for folder, _, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if name[0] != "." and _enters(Path(folder, name), root, findings)]
         for file in files:
             wanted = Path(file).suffix.lower() in IMAGE_SUFFIXES
-            if file.endswith(folders.image_suffix) if folders.image_suffix else wanted:
+            if file[0] != "." and (file.endswith(folders.image_suffix) if folders.image_suffix else wanted):
                 names.append(Path(folder, file).relative_to(root).as_posix())
+    if not names and findings.problems:
+        raise DataError(findings.problems[0])
     if not names:
         ending = f" whose name ends in {folders.image_suffix}" if folders.image_suffix else ""
         raise data_error(root, "image folder", f"there is no image{ending}", "name the folder that holds the images")
     return sorted(names)
+
+
+def _enters(folder: Path, root: Path, findings: Findings) -> bool:
+    """Whether to list a folder: no link that leads out of the root, nor back to where it was reached from."""
+    if not folder.is_symlink():
+        return True
+    target, name = folder.resolve(), folder.relative_to(root)
+    if not target.is_relative_to(root.resolve()):
+        message = "is a link to a folder that leads out of the image folder"
+        findings.problem(name.as_posix(), message, "copy the folder into it, or remove the link")
+        return False
+    above = [root / parent for parent in name.parents]
+    return all(target != parent.resolve() for parent in above)
 
 
 def _map_name(folders: SemanticFolders, name: str) -> str:
