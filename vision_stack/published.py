@@ -6,6 +6,7 @@ Nothing in such a directory is imported or executed: json is decoded by the regi
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,14 +135,42 @@ def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _processing(file: Path) -> dict[str, Any]:
-    """Mean, std and input size that a preprocessor_config.json says; nothing where there is no such file."""
+    """Mean, std and input size that a preprocessor_config.json says; nothing where there is no such file.
+
+    Raises:
+        ConfigError: pixels of a scale that says nothing.
+    """
     if not file.is_file():
         return {}
     raw = read_json(file)
     found = {name: raw[name] for name in ("image_mean", "image_std") if isinstance(raw.get(name), list)}
+    if raw.get("do_normalize") is False:
+        found = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    factor = 255 * _rescale_factor(file, raw)  # of pixels in [0, 1], which ours are
+    if abs(factor - 1) > 1e-6:
+        if len(found) < 2 or not all(isinstance(x, int | float) for values in found.values() for x in values):
+            raise ConfigError(f"{file}: image_mean, image_std: needed in full where rescale_factor is not 1/255")
+        found = {name: [x / factor for x in values] for name, values in found.items()}
     size = raw.get("size")
     edges = size if isinstance(size, Mapping) else {"shortest_edge": size, "longest_edge": raw.get("max_size")}
     short, long = edges.get("shortest_edge"), edges.get("longest_edge")
     if isinstance(short, int) and isinstance(long, int):
-        found["input_size"] = {"short_edge": short, "long_edge": long}
+        return {**found, "input_size": {"short_edge": short, "long_edge": long}}
+    if size is not None or raw.get("do_resize") is False:
+        said = "do_resize: false" if raw.get("do_resize") is False else f"size: {size!r:.80}"
+        warnings.warn(
+            f"{file}: {said} is no shortest and longest edge; images are resized to the model's input_size instead, "
+            "which keeps their aspect",
+            stacklevel=2,
+        )
     return found
+
+
+def _rescale_factor(file: Path, raw: Mapping[str, Any]) -> float:
+    """What pixels in 0..255 are multiplied by."""
+    if raw.get("do_rescale") is False:
+        return 1.0
+    factor = raw.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise ConfigError(f"{file}: rescale_factor: expected a positive number, got {factor!r:.60}")
+    return float(factor)

@@ -183,12 +183,13 @@ class TimmBackbone(Backbone):
         state = {name.removeprefix("_backbone."): value for name, value in state.items()}
         whole = self._whole_on_meta()
         adapt = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
-        if adapt is not None:  # older or foreign layouts of the same model, other position table sizes
-            state = adapt(dict(state), whole)
-        own, known = set(self.state_dict()), set(whole.state_dict())
+        own, known = self.state_dict(), set(whole.state_dict())
+        shapes = {_place(name, own.keys()): value.shape for name, value in state.items()}
+        if adapt is not None and any(shapes.get(name) != x.shape for name, x in own.items() if name.startswith("net.")):
+            state = adapt(dict(state), whole)  # older or foreign layouts of the same model, other position table sizes
         converted, not_built = {}, []
         for key, value in state.items():
-            place = _place(key, own)
+            place = _place(key, own.keys())
             if place is None and key in known:
                 not_built.append(key)
             else:
@@ -197,9 +198,14 @@ class TimmBackbone(Backbone):
 
 
 def _place(name: str, own: Set[str]) -> str | None:
-    """The name here of what has this name in timm's classifier; None if it is not built."""
+    """The name here of what has this name in timm's classifier or in one of its extractors; None if it is not built."""
     # timm's extractors keep a name, put it below `model`, or join that of a sequence and its member.
-    places = (f"net.{name}", f"net.model.{name}", f"net.{name.replace('.', '_', 1)}")
+    places = (
+        f"net.{name}",
+        f"net.model.{name}",
+        f"net.{name.replace('.', '_', 1)}",
+        f"net.model.{name.replace('_', '.', 1)}",
+    )
     return next((place for place in places if place in own), None)
 
 

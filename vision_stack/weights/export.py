@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     names = [category["name"] for category in plain["categories"]]
     raw = from_parts(Parts(plain["neck"], plain["head"]), names)
+    if plain["neck"]["channels"] % 32:
+        wrong = plain["neck"]["channels"]
+        raise ConfigError(f"neck.channels: transformers' group norms need a multiple of 32, not {wrong}")
     encoder = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     rest = {k: v for k, v in state.items() if not k.startswith(("backbone.", TRAINING_ONLY))}
     raw["backbone_config"], converted = _backbone(plain["backbone"], model.get_submodule("backbone"), encoder, raw)
@@ -79,15 +83,29 @@ def _backbone(
             **stages,
         }, export_resnet(inner)
     if options["type"] == "timm":
-        indices = backbone.config.out_indices
-        described = {"backbone": options["model_name"].partition(".")[0], "out_indices": indices}
-        return {"model_type": "timm_backbone", "features_only": True, **described}, {
-            f"_backbone.{name}": value for name, value in inner.items()
-        }
+        model_name = options["model_name"].partition(".")[0]
+        described = {"backbone": model_name, "out_indices": backbone.config.out_indices}
+        state = _as_extractor(model_name, backbone.config.out_indices, inner)
+        return {"model_type": "timm_backbone", "features_only": True, **described}, state
     raise ConfigError(
         f"backbone: {options['type']} cannot be written for transformers; swin, resnet and timm's convolutional "
         "networks can"
     )
+
+
+def _as_extractor(model_name: str, out_indices: list[int], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of our timm network, named as in the extractor of features that transformers has of it.
+
+    The two need not be of the same class: ours may keep the whole model below `model`, theirs may join the name of a
+    sequence and its member.
+    """
+    with torch.device("meta"):
+        theirs = timm.create_model(model_name, features_only=True, out_indices=out_indices).state_dict()
+    names = {name.replace(".", "_"): name for name in theirs}
+    ours = {name.removeprefix("model.").replace(".", "_"): value for name, value in state.items()}
+    if {k: v.shape for k, v in ours.items()} != {k: theirs[name].shape for k, name in names.items()}:
+        raise ConfigError(f"backbone.model_name: transformers builds {model_name} otherwise, so it cannot be written")
+    return {f"_backbone.{names[flat]}": value for flat, value in ours.items()}
 
 
 def _swin(
@@ -105,6 +123,9 @@ def _swin(
         raise ConfigError("backbone.out_norms: transformers' Swin has norms on its maps, this one has not")
     layers = [getattr(net, f"layers_{i}", None) or net.layers[i] for i in range(4)]
     blocks = [layer.blocks[0] for layer in layers]
+    windows = [block.attn.window_size[0] for layer in layers for block in layer.blocks]
+    if len(set(windows)) > 1:
+        raise ConfigError(f"backbone: transformers' Swin has windows of one size, this one of {sorted(set(windows))}")
     attention, mlp = blocks[0].attn, blocks[0].mlp
     config = {
         "model_type": "maskformer-swin" if maskformer else "swin",
