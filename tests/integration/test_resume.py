@@ -92,12 +92,41 @@ def test_accumulating_run_crashed_between_steps_resumed_equals_uninterrupted(tmp
     assert_same(tmp_path / "b", tmp_path / "a")
 
 
+VALIDATED_BETWEEN_STEPS = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1", "trainer.max_epochs=2")
+
+
+def test_run_validated_while_gradients_accumulate_crashed_there_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """Batch norm has seen a batch by then that the weights have not."""
+    options = (*VALIDATED_BETWEEN_STEPS, "backbone.freeze_norm=false")
+    tiny_run.train(tmp_path / "a", *options)
+    with pytest.raises(Crash):
+        tiny_run.train(tmp_path / "b", *options, callbacks=(CrashAt(4),))  # the third batch has been validated
+    assert last(tmp_path / "b")["position"]["batches_done"] == 2
+    resume(tmp_path / "b", *options)
+    assert_same(tmp_path / "b", tmp_path / "a")
+
+
+def test_signal_in_a_validation_while_gradients_accumulate_loses_no_step(tmp_path: Path) -> None:
+    options = (*VALIDATED_BETWEEN_STEPS, "callbacks.checkpoints.every_n_steps=1000", "data.eval_batch_size=1")
+    with pytest.raises(SystemExit):
+        tiny_run.train(tmp_path, *options, callbacks=(CrashAt(validation_after=3, signum=signal.SIGTERM),))
+    assert last(tmp_path)["position"]["step"] == 2  # the one in hand, of the batches 3 and 4
+
+
 def test_resumed_in_another_folder_takes_the_best_checkpoint_along(uninterrupted: Run, tmp_path: Path) -> None:
     old, _ = uninterrupted
     tiny_run.train(tmp_path, f"resume='{old}/checkpoints/last.ckpt'")
     assert_same_best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert assert_same_best["best_score"] == best(old)["best_score"]
     assert (tmp_path / "metrics.json").read_text() == (old / "metrics.json").read_text()
+
+
+def test_resumed_in_another_folder_by_a_bare_name_takes_the_best_checkpoint_along(
+    uninterrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(uninterrupted[0] / "checkpoints")
+    tiny_run.train(tmp_path, "resume=last.ckpt")
+    assert best(tmp_path)["best_score"] == best(uninterrupted[0])["best_score"]
 
 
 def test_resume_another_model_says_what_differs(uninterrupted: Run, tmp_path: Path) -> None:

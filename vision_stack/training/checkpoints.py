@@ -55,7 +55,7 @@ class Checkpoints(Checkpoint):
     # When: between steps, never within one
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate():
+        if _within_a_step(trainer):
             return  # the gradients so far are in no checkpoint
         _validate_at_the_end(trainer)
         fetcher = trainer.fit_loop._data_fetcher
@@ -67,7 +67,8 @@ class Checkpoints(Checkpoint):
         self._stop_if_asked()
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._stop_if_asked()  # `last.ckpt` says that the validation is still to be done
+        if not _within_a_step(trainer):
+            self._stop_if_asked()  # `last.ckpt` says that the validation is still to be done
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -78,7 +79,7 @@ class Checkpoints(Checkpoint):
             results.write(Path(trainer.default_root_dir))
             self._write(trainer, "best.ckpt", self._contents(pl_module))
         self.position = self.position._replace(validated=True)
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not _within_a_step(trainer):
             self.save_last(trainer, pl_module)
 
     # What
@@ -147,6 +148,11 @@ class Checkpoints(Checkpoint):
         while self._old_handlers:
             signum, handler = self._old_handlers.popitem()
             signal.signal(signum, handler)
+
+
+def _within_a_step(trainer: pl.Trainer) -> bool:
+    """Gradients are being accumulated: batch norm, unlike the weights, has moved on from the last step's `Position`."""
+    return trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate()
 
 
 def _validate_at_the_end(trainer: pl.Trainer) -> None:
