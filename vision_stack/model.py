@@ -146,7 +146,8 @@ class VisionModel(nn.Module):
         `PanopticSegmentation` or `SemanticSegmentation`.
 
         Args:
-            images: PIL images, uint8 arrays [height, width, 3], or paths; one or a sequence.
+            images: uint8 arrays [height, width, 3], PIL images, or paths; one or a sequence. Files are turned upright
+                as their EXIF orientation says; a PIL image is taken as it is, so that masks fit `np.asarray(image)`.
             threshold: the lowest score to keep; by default 0.5 for instances, and for panoptic segments that of the
                 model's config. Nothing to semantic segmentation, in which every pixel has a class.
             top_k: the most instances of one image, before the threshold.
@@ -154,7 +155,11 @@ class VisionModel(nn.Module):
 
         Raises:
             DataError: an image cannot be read; the line names the file.
+            ValueError: something else than images, an image without pixels, or a `batch_size` or `top_k` below 1.
         """
+        for name, value in (("batch_size", batch_size), ("top_k", top_k)):
+            if value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
         items = [images] if single else list(images)
         was_training = self.training
@@ -177,7 +182,7 @@ class VisionModel(nn.Module):
         infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
         images, padding_mask = pad_batch(tensors, size_divisor=SIZE_DIVISOR)
         images, padding_mask = images.to(self.device), padding_mask.to(self.device)
-        return self(self.normalize(images, padding_mask)), infos
+        return self(self.normalize(images, padding_mask).to(self.image_mean.dtype)), infos
 
     def segment(
         self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, threshold: float | None = None, top_k: int = 100
@@ -223,7 +228,10 @@ class VisionModel(nn.Module):
         else:
             checkpoint = read_checkpoint(path)
             config, state = checkpoint["model_config"], model_state(checkpoint)
-        model = cls(from_dict(config, cls=VisionModelConfig))
+        try:
+            model = cls(from_dict(config, cls=VisionModelConfig))
+        except ConfigError as error:
+            raise ConfigError(f"{path / CONFIG_FILE if path.is_dir() else path}: {error}") from None
         load_strictly(model, state, path)
         return model.eval()
 
@@ -243,7 +251,8 @@ class VisionModel(nn.Module):
         return model.eval()
 
     def export_transformers(self, directory: str | Path) -> None:
-        """Write a directory that transformers' `from_pretrained` loads as MaskFormer or Mask2Former, with equal logits.
+        """Write a directory that transformers' `from_pretrained` loads as MaskFormer or Mask2Former, with equal logits:
+        for all images, or, of networks that round the sizes of their maps down, for those of whole strides.
 
         Raises:
             ConfigError: transformers has no model of these parts; the line says which it has.
@@ -260,14 +269,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a directory with {CONFIG_FILE}")
+    if path.suffix in (".json", ".safetensors"):
+        raise ValueError(f"{path}: is one file of a model; give the directory, {path.parent}, or a .ckpt file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: holds more than tensors and plain values, so it is not loaded") from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch's unpickler raises whatever other contents lead it to
         reason = str(error).splitlines()[0][:120] if str(error) else "empty"
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(checkpoint, dict) or not {"model_config", "state_dict"} <= checkpoint.keys():
+    needed = ("model_config", "state_dict")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(name), Mapping) for name in needed):
         raise ValueError(f"{path}: has no 'model_config' and 'state_dict'; give a checkpoint that train.py wrote")
     return checkpoint
 
@@ -317,8 +329,9 @@ def _as_array(image: Any) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return rgb_array(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        image = rgb_array(image, apply_exif=False)
+    is_rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if is_rgb and image.size:
         return image
     kind = f"array {image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
     raise ValueError(f"images: expected a path, a PIL image or a uint8 array [height, width, 3], got {kind}")

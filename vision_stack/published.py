@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,15 @@ from vision_stack.backbones.pretrained import (
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.weights import mask2former, maskformer
 from vision_stack.weights.encoder import split_encoder
-from vision_stack.weights.transformers_config import COCO_PANOPTIC, class_names, guess_task, is_foreign, to_parts
+from vision_stack.weights.transformers_config import (
+    COCO_PANOPTIC,
+    OWN_FIELDS,
+    OWN_KEY,
+    class_names,
+    guess_task,
+    is_foreign,
+    to_parts,
+)
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _DECODERS = {"maskformer": maskformer.convert_decoder, "mask2former": mask2former.convert_decoder}
@@ -86,6 +94,7 @@ def read_published(directory: Path, source: str | Path) -> PublishedModel:
         "categories": [{"id": i, "name": name, "is_thing": i < num_things} for i, name in enumerate(names)],
         "task": task,
         **_processing(directory / PROCESSOR_FILE),
+        **_own_fields(raw, names),
     }
     return PublishedModel(str(source), raw["model_type"], config, read_tensors(find_weights_file(str(directory))))
 
@@ -132,6 +141,17 @@ def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(raw.get("backbone"), str) and raw.get("use_timm_backbone"):
         return {"model_type": "timm_backbone", "backbone": raw["backbone"], "out_indices": [1, 2, 3, 4]}
     raise ConfigError("backbone_config: missing; only models that describe their backbone themselves are loaded")
+
+
+def _own_fields(raw: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What `export_transformers` wrote beside transformers' fields, unless the classes have since become others."""
+    own = raw.get(OWN_KEY)
+    categories = own.get("categories") if isinstance(own, Mapping) else None
+    if not isinstance(categories, list) or not all(isinstance(each, Mapping) for each in categories):
+        return {}
+    if [each.get("name") for each in categories] != list(names):
+        return {}
+    return {name: own[name] for name in OWN_FIELDS if name in own}
 
 
 def _processing(file: Path) -> dict[str, Any]:

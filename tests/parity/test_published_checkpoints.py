@@ -12,7 +12,7 @@ from transformers.models.maskformer.configuration_maskformer_swin import MaskFor
 from vision_stack.backbones import TimmBackboneConfig  # noqa: E402
 from vision_stack.config import ConfigError  # noqa: E402
 from vision_stack.heads import Mask2FormerHeadConfig, MaskFormerHeadConfig  # noqa: E402
-from vision_stack.model import InputSize, VisionModel, VisionModelConfig  # noqa: E402
+from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionModelConfig  # noqa: E402
 from vision_stack.necks import FPNConfig, MSDeformConfig, PixelDecoderConfig  # noqa: E402
 from vision_stack.structures import Category  # noqa: E402
 from vision_stack.weights.transformers_config import guess_task  # noqa: E402
@@ -173,6 +173,27 @@ def test_export_never_leaves_out_what_transformers_cannot_hold(norms, levels, me
     )
     with pytest.raises(ConfigError, match=message):
         VisionModel(config).export_transformers(tmp_path)
+
+
+def test_export_keeps_task_ids_things_and_thresholds_unless_the_classes_change(tmp_path):
+    config = VisionModelConfig(
+        backbone=TimmBackboneConfig("resnet18", out_strides=[4, 8, 16, 32]),
+        neck=MSDeformConfig(channels=32, mask_channels=32, num_encoder_layers=1),
+        head=Mask2FormerHeadConfig(hidden_dim=32, num_decoder_layers=1),
+        categories=(Category(id=7, name="cat"), Category(id=11, name="sky", is_thing=False)),
+        task="panoptic",
+        panoptic=PanopticOptions(score_threshold=0.3, overlap_threshold=0.6),
+    )
+    VisionModel(config).export_transformers(tmp_path)
+    back = VisionModel.from_pretrained(tmp_path).config
+    assert (back.categories, back.task, back.panoptic) == (config.categories, config.task, config.panoptic)
+    transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert VisionModel.from_pretrained(tmp_path / "again").config.categories == config.categories
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["id2label"]["0"] = "lion"
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    changed = VisionModel.from_pretrained(tmp_path).config.categories
+    assert [(category.id, category.name) for category in changed] == [(0, "lion"), (1, "sky")]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vision_stack.layers.deformable import DeformableAttention
 from vision_stack.ops.deformable_attention import deformable_attention, sample_by_grid
 
-SHAPES = {"three": ((3, 4), (6, 7), (11, 14)), "one cell": ((1, 1), (2, 3)), "one row": ((1, 5), (4, 1))}
+SHAPES = {
+    "three": ((3, 4), (6, 7), (11, 14)),
+    "one cell": ((1, 1), (2, 3)),
+    "one row": ((1, 5), (4, 1)),
+    "fewer cells than points": ((1, 1), (1, 2)),
+}
 
 
 def make_case(shapes, *, dtype=torch.float32, spread=0.4):

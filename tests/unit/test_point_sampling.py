@@ -68,3 +68,9 @@ def test_nearest_to_zero_finds_the_smallest_magnitudes_of_each_row(count):
     values = torch.randn(3, 2, 50)
     found = values.gather(-1, nearest_to_zero(values, count)).abs().sort(-1).values
     assert torch.equal(found, values.abs().sort(-1).values[..., :count])
+
+
+def test_interpolation_matrix_of_more_pixels_than_float32_counts_names_the_right_ones():
+    size = 4200  # 17.6 million pixels
+    matrix = interpolation_matrix(torch.tensor([[(size - 0.5) / size, (size - 0.5) / size]]), size, size)
+    assert matrix.columns[matrix.values > 0.5].tolist() == [size * size - 1]

@@ -182,7 +182,7 @@ def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
 def _as_tensor(image: Any) -> Tensor:
     """uint8 [3, H, W]."""
     if isinstance(image, Image.Image):
-        return to_tensor(rgb_array(image))
+        return to_tensor(rgb_array(image, apply_exif=False))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return to_tensor(image)
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:

@@ -149,7 +149,7 @@ def _mean_num_masks(count: int, device: torch.device) -> Tensor | int:
     """Number of objects in the batch, averaged over the ranks, at least 1: the same divisor on every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return max(count, 1)
-    total = torch.tensor(float(count), device=device)
+    total = torch.tensor(float(count), device=device, dtype=torch.float32)
     torch.distributed.all_reduce(total)
     return (total / torch.distributed.get_world_size()).clamp(min=1)
 

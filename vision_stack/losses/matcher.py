@@ -111,7 +111,7 @@ def _points(
         return None, inside.flatten(1).float()
     if height * width <= num_points:
         return None, resize_masks(masks, (height, width)).flatten(1)
-    points = torch.rand(num_points, 2, device=maps.device)
+    points = torch.rand(num_points, 2, device=maps.device, dtype=torch.float32)
     return points, sample_masks(masks, points)
 
 

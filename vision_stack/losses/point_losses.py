@@ -42,8 +42,9 @@ def uncertain_point_losses(
         cross-entropy [N, L] (mean over a mask's points) and dice loss [N, L]. Not twice differentiable.
     """
     num_uncertain = int(num_points * importance_ratio)
-    candidates = torch.rand(int(num_points * oversample_ratio), 2, device=logits.device)
-    uniform = torch.rand(num_points - num_uncertain, 2, device=logits.device)
+    # Not of the default type, which may be one that cannot tell neighbouring pixels apart.
+    candidates = torch.rand(int(num_points * oversample_ratio), 2, device=logits.device, dtype=torch.float32)
+    uniform = torch.rand(num_points - num_uncertain, 2, device=logits.device, dtype=torch.float32)
     return _PointLosses.apply(logits, masks, candidates, uniform, num_uncertain)
 
 

@@ -125,16 +125,23 @@ def sum_rows_backward(grad: Tensor, table: Tensor, index: Tensor, weights: Tenso
     """
     (count, per_row), rows = index.shape, len(table)
     ends = torch.arange(0, (count + 1) * per_row, per_row, dtype=torch.int32)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse ", category=UserWarning)
-        pattern = torch.sparse_csr_tensor(
-            ends, index.flatten(), weights.new_zeros(index.numel()), size=(count, rows), check_invariants=False
-        )
-    grad_weights = torch.sparse.sampled_addmm(pattern, grad.contiguous(), table.T).values().view_as(weights)
+    if per_row > rows:  # more entries in a row than columns, as no sparse tensor may have
+        grad_weights = (grad[:, None] * table[index.long()]).sum(2)
+    else:
+        grad_weights = _products_at(index, ends, grad, table)
     matrix = csr_matrix((weights.flatten().numpy(), index.flatten().numpy(), ends.numpy()), shape=(count, rows)).tocsc()
     starts, members, scale = (torch.from_numpy(a) for a in (matrix.indptr[:-1], matrix.indices, matrix.data))
     grad_table = F.embedding_bag(members, grad, starts, mode="sum", per_sample_weights=scale)
     return grad_table, grad_weights
+
+
+def _products_at(index: Tensor, ends: Tensor, grad: Tensor, table: Tensor) -> Tensor:
+    """`grad @ table.T` [N, R] at the columns `index` [N, K] of each row: [N, K]."""
+    values, size = grad.new_zeros(index.numel()), (len(grad), len(table))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse ", category=UserWarning)
+        pattern = torch.sparse_csr_tensor(ends, index.flatten(), values, size=size, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, grad.contiguous(), table.T).values().view(index.shape)
 
 
 @sum_rows_backward.register_fake

@@ -56,7 +56,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     """
     height, width = masks.shape[-2:]
     if not masks.numel():
-        return torch.zeros(len(masks), 4, device=masks.device)
+        return torch.zeros(len(masks), 4, device=masks.device, dtype=torch.float32)
     pixels = masks.to(torch.bool).view(torch.uint8)
     columns, rows = pixels.amax(dim=1), pixels.amax(dim=2)  # [N, W], [N, H]; on the CPU amax is 8 x faster than any
     x0, x1 = _first_and_stop(columns, width)

@@ -65,9 +65,9 @@ def interpolation_matrix(points: Tensor, height: int, width: int) -> SparseMatri
     x, y = torch.stack([left, left + 1], 1)[:, None, :], torch.stack([top, top + 1], 1)[:, :, None]  # four pixels
     weights = (1 - (column[:, None, None] - x).abs()) * (1 - (row[:, None, None] - y).abs())
     weights = weights * ((x >= 0) & (x < width) & (y >= 0) & (y < height))
-    pixels = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    pixels = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
     starts = torch.arange(0, 4 * len(points), 4, device=points.device)
-    return SparseMatrix(pixels.long().flatten(), weights.flatten(), starts, height * width)
+    return SparseMatrix(pixels.flatten(), weights.flatten(), starts, height * width)
 
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Axis(NamedTuple):
 @functools.lru_cache(maxsize=8)  # a batch's images, and those of one data set, mostly share their sizes
 def logits_axis(length: int, input_size: int, size: int, device: torch.device) -> Axis:
     """The map from `length` logits to 4 * length pixels, cropped to `input_size`, resized to `size` pixels."""
-    weights = F.interpolate(torch.eye(length)[None], size=4 * length, mode="linear")[..., :input_size]
+    identity = torch.eye(length, dtype=torch.float32)[None]
+    weights = F.interpolate(identity, size=4 * length, mode="linear")[..., :input_size]
     weights = F.interpolate(weights, size=size, mode="linear")[0].T.contiguous()
     used = (weights != 0).to(torch.uint8)
     first, last = used.argmax(1), length - used.flip(1).argmax(1)

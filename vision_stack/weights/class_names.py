@@ -28,6 +28,7 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("cow", "cattle"),
     ("sports ball", "ball"),
     ("bottle", "water bottle"),
+    ("skis", "ski"),
 )
 _IRREGULAR = {
     "people": "person",
@@ -37,6 +38,15 @@ _IRREGULAR = {
     "mice": "mouse",
     "knives": "knife",
     "leaves": "leaf",
+    "wolves": "wolf",
+    "shelves": "shelf",
+    "loaves": "loaf",
+    "scarves": "scarf",
+    "geese": "goose",
+    "teeth": "tooth",
+    "cookies": "cookie",
+    "brownies": "brownie",
+    "movies": "movie",
     "buses": "bus",
     "tomatoes": "tomato",
     "potatoes": "potato",

@@ -17,7 +17,7 @@ from vision_stack.weights import mask2former, maskformer
 from vision_stack.weights.encoder import ENCODER
 from vision_stack.weights.resnet import export_resnet
 from vision_stack.weights.swin import export_swin
-from vision_stack.weights.transformers_config import Parts, from_parts
+from vision_stack.weights.transformers_config import OWN_FIELDS, OWN_KEY, Parts, from_parts
 
 TRAINING_ONLY = "head.pixel_classifier."  # of an auxiliary loss
 _DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
@@ -45,6 +45,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     raw["backbone_config"], converted = _backbone(plain["backbone"], model.get_submodule("backbone"), encoder, raw)
     exported = {f"{ENCODER}{name}": tensor for name, tensor in converted.items()}
     exported |= _DECODERS[raw["model_type"]](rest)
+    raw[OWN_KEY] = {name: plain[name] for name in OWN_FIELDS}
     class_weights = torch.ones(len(names) + 1)
     class_weights[-1] = raw["no_object_weight"]
     exported["criterion.empty_weight"] = class_weights

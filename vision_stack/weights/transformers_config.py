@@ -16,6 +16,8 @@ ARCHITECTURES = {
     "mask2former": "Mask2FormerForUniversalSegmentation",
 }
 MAX_LAYERS = 200  # as many as none has; a file that says more is not worth building
+OWN_KEY = "vision_stack"  # in a config.json that is written here: what transformers has no field for
+OWN_FIELDS = ("task", "categories", "panoptic")
 COCO_PANOPTIC = (133, 80)  # classes, of which the first are things, in every published COCO panoptic model
 
 _Fields = tuple[tuple[str, str, Any], ...]  # theirs, ours, transformers' default
