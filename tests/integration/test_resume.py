@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import tiny_run
 import torch
 from tiny_run import Crash, CrashAt, best, last
@@ -111,6 +112,20 @@ def test_signal_in_a_validation_while_gradients_accumulate_loses_no_step(tmp_pat
     with pytest.raises(SystemExit):
         tiny_run.train(tmp_path, *options, callbacks=(CrashAt(validation_after=3, signum=signal.SIGTERM),))
     assert last(tmp_path)["position"]["step"] == 2  # the one in hand, of the batches 3 and 4
+
+
+class StopAt(CrashAt):
+    """Stops the run as `max_time` does."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.count += 1
+        trainer.should_stop = self.count >= self.batch
+
+
+def test_run_stopped_while_gradients_accumulate_leaves_its_last_step(tmp_path: Path) -> None:
+    options = ("trainer.accumulate_grad_batches=2", "callbacks.checkpoints.every_n_steps=1000")
+    tiny_run.train(tmp_path, *options, callbacks=(StopAt(3),))
+    assert last(tmp_path)["position"]["step"] == 1
 
 
 def test_resumed_in_another_folder_takes_the_best_checkpoint_along(uninterrupted: Run, tmp_path: Path) -> None:

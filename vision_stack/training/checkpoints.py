@@ -131,6 +131,8 @@ class Checkpoints(Checkpoint):
                 self._old_handlers[signum] = signal.signal(signum, self._ask_to_stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if _within_a_step(trainer):  # where `max_time` or early stopping ended the run: all there will be
+            self.save_last(trainer, pl_module)
         self._restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
