@@ -146,7 +146,9 @@ def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _own_fields(raw: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """What `export_transformers` wrote beside transformers' fields, unless the classes have since become others."""
     own = raw.get(OWN_KEY)
-    categories = own.get("categories") if isinstance(own, Mapping) else None
+    if not isinstance(own, Mapping):
+        return {}
+    categories = own.get("categories")
     if not isinstance(categories, list) or not all(isinstance(each, Mapping) for each in categories):
         return {}
     if [each.get("name") for each in categories] != list(names):
