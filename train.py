@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
 
 def run(config: dict[str, Any], run_dir: Path) -> None:
     """One run; a sweep makes several."""
+    cli.refuse_finished_run(run_dir, config["resume"])
     from vision_stack.training.run import train
 
     cli.import_plugins(config["plugins"])

@@ -5,6 +5,8 @@ Pure Python, so that it can run before anything heavy is imported.
 
 from __future__ import annotations
 
+import ast
+import errno
 import importlib
 import os
 import re
@@ -76,7 +78,11 @@ def quote(value: str) -> str:
 
 
 def open_group(argv: Sequence[str], group: str) -> list[str]:
-    """Let `data.root=DIR` override what a checkpoint says: such keys stand in no yaml, and are checked later."""
+    """Let `data.root=DIR` override what a checkpoint says: such keys stand in no yaml, and are checked later.
+
+    `data=coco`, as typed for train.py, is `data.type=coco`.
+    """
+    argv = [re.sub(rf"^\+{{0,2}}{group}=(?=\w)(?!null$)", f"{group}.type=", a) for a in argv]
     return [f"++{a}" if a.startswith(f"{group}.") else a for a in argv]
 
 
@@ -97,11 +103,11 @@ def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") ->
     Raises:
         ValueError: `resume=auto` and there is no run to resume.
     """
-    values = {m["key"].lstrip("+"): m["value"] for a in argv if (m := _OVERRIDE.fullmatch(a))}
-    resume = _unquoted(values.get("resume", ""))
+    values = _values(argv)
+    resume = values.get("resume", "")
     if resume.lower() in PLAIN_WORDS - {"auto"}:
         return list(argv)
-    run_dir = Path(_unquoted(values["run_dir"])) if "run_dir" in values else None
+    run_dir = Path(values["run_dir"]).expanduser() if "run_dir" in values else None
     if resume == "auto":
         checkpoint = run_dir / LAST_CHECKPOINT if run_dir else newest_checkpoint(outputs)
         if checkpoint is None or not checkpoint.is_file():
@@ -109,20 +115,40 @@ def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") ->
             raise ValueError(f"resume=auto: there is no {where}; give resume=PATH, or leave it out to start a new run")
         argv = [f"resume={checkpoint}" if _key(a) == "resume" else a for a in argv]
     else:
-        checkpoint = Path(resume)
+        checkpoint = Path(resume).expanduser()
+    checkpoint = checkpoint.absolute()  # its parent may not be named
     if run_dir is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
         argv = [*argv, f"run_dir={checkpoint.parent.parent}"]
     return list(argv)
 
 
+def refuse_finished_run(run_dir: Path, resume: str | None) -> None:
+    """Raise ValueError if a new run would replace the checkpoints of another one."""
+    if resume is None and (run_dir / LAST_CHECKPOINT).exists():
+        raise ValueError(
+            f"run_dir: {run_dir} holds a run, which would be replaced; go on with it by run_dir={run_dir} resume=auto, "
+            "or give another run_dir"
+        )
+
+
 def train_arguments(argv: Sequence[str]) -> list[str]:
-    """The command line of train.py with all that follows from it."""
+    """The command line of train.py with all that follows from it.
+
+    Raises:
+        ValueError: what `resume` or `run_dir` says does not fit what is there.
+    """
+    values = _values(argv)
+    flags = any(argument.startswith("-") for argument in argv)  # --help and --cfg write nothing, -m into other folders
+    if "run_dir" in values and not flags:  # before Hydra writes into it
+        resume = values.get("resume", "")
+        new = resume.lower() in PLAIN_WORDS - {"auto"}
+        refuse_finished_run(Path(values["run_dir"]).expanduser(), None if new else resume)
     return recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv)))
 
 
 def recipe_for_weights(argv: Sequence[str]) -> list[str]:
     """`weights=` of a trained model and data of one's own, without `experiment=`: that of fine-tuning."""
-    values = {m["key"].lstrip("+"): _unquoted(m["value"]) for a in argv if (m := _OVERRIDE.fullmatch(a))}
+    values = _values(argv)
     given = values.get("weights", "").lower() not in PLAIN_WORDS
     if given and values.get("data", "shapes") != "shapes" and "experiment" not in values:
         return [*argv, f"experiment={WEIGHTS_RECIPE}"]
@@ -133,9 +159,12 @@ def import_plugins(names: str | Sequence[str]) -> None:
     """Import modules of the user's own, one or several, which register parts.
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: there is no such module, or this is no list of names.
     """
-    for name in [names] if isinstance(names, str) else names:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"plugins: expected a list of modules, plugins=[my_parts], got {names!r}")
+    for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -153,6 +182,10 @@ def newest_checkpoint(outputs: str | Path) -> Path | None:
 def _key(argument: str) -> str:
     match = _OVERRIDE.fullmatch(argument)
     return match["key"].lstrip("+") if match else ""
+
+
+def _values(argv: Sequence[str]) -> dict[str, str]:
+    return {m["key"].lstrip("+"): _unquoted(m["value"]) for a in argv if (m := _OVERRIDE.fullmatch(a))}
 
 
 def _unquoted(value: str) -> str:
@@ -197,6 +230,8 @@ def is_for_user(error: BaseException) -> bool:
         return True
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return True
+    if isinstance(error, OSError) and error.errno in _OS_ADVICE:
+        return True
     return isinstance(error, ValueError | ModuleNotFoundError) and _raised_by(error.__traceback__).startswith(
         ("vision_stack", "__main__", "importlib")
     )
@@ -218,8 +253,19 @@ def one_line(error: BaseException) -> str:
     for pattern, rewrite in _HYDRA_MESSAGES:
         if match := re.search(pattern, message, re.DOTALL):
             return rewrite(match)
+    if isinstance(error, OSError) and error.errno in _OS_ADVICE:
+        message = f"{message}; {_OS_ADVICE[error.errno]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return "; ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "See https:")))
+
+
+_OS_ADVICE = {  # what stands in the way of writing -> what to do
+    errno.EEXIST: "this is no folder; give another run_dir",
+    errno.ENOTDIR: "give another run_dir",
+    errno.EROFS: "give a run_dir that can be written to",
+    errno.ENOSPC: "make room, or give another run_dir",
+    errno.EDQUOT: "make room, or give another run_dir",
+}
 
 
 def _no_such_choice(match: re.Match[str]) -> str:
@@ -257,6 +303,14 @@ def _no_such_option(match: re.Match[str]) -> str:
     return f"{match['key']}: there is no such option; {advice}"
 
 
+def _from_lightning(match: re.Match[str]) -> str:
+    try:
+        text = str(ast.literal_eval(match["text"]))
+    except (SyntaxError, ValueError):  # an exception of several arguments, or of none
+        text = match["text"]
+    return f"trainer: {' '.join(text.split())}"
+
+
 _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
         r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*?)(?:Config search path|$)",
@@ -274,4 +328,5 @@ _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",
         lambda m: f"{m['key']}: missing; give {m['key']}=...",
     ),
+    (r"Error in call to target '[\w.]+\.Trainer':\s*\w+\((?P<text>.*?)\)(?:\s*full_key: \S*)?\s*$", _from_lightning),
 )

@@ -146,3 +146,8 @@ def test_eval_data_options_of_the_checkpoint_can_be_overridden() -> None:
         cli.quote_paths(["checkpoint=x", "data.root=a b", "data.eval_transform.short_edge=64"]), "data"
     )
     assert options("eval", *argv)["data"] == {"root": "a b", "eval_transform": {"short_edge": 64}}
+
+
+def test_eval_data_by_name_as_typed_for_training_is_its_type() -> None:
+    argv = cli.open_group(["checkpoint=x", "data=coco", "data.root=a"], "data")
+    assert options("eval", *argv)["data"] == {"type": "coco", "root": "a"}

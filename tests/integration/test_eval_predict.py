@@ -21,6 +21,7 @@ from vision_stack.model import VisionModel
 from vision_stack.training import evaluation, prediction
 from vision_stack.training.evaluation import data_of, evaluate
 from vision_stack.training.prediction import find_images, predict
+from vision_stack.training.results import write_config
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_eval_on_other_data_scores_equal_those_of_pycocotools_on_the_written_fil
     json_file.write_text(json.dumps(truth))
     images = stored.split_paths("val").image_dir
     argv = ["data.type=coco", f"data.root={tmp_path}", f"data.val_annotations={json_file}", f"data.val_images={images}"]
-    argv += ["data.eval_transform.short_edge=64", "data.eval_transform.long_edge=64", "data.num_workers=0"]
+    argv += ["data.num_workers=0"]
     argv = cli.open_group(cli.quote_paths([f"checkpoint={run}/checkpoints/best.ckpt", *argv]), "data")
     metrics = run_eval(tmp_path / "out", *argv).metrics
 
@@ -97,6 +98,22 @@ def test_eval_data_options_of_a_run_can_be_overridden(run: Path) -> None:
     path = run / "checkpoints" / "best.ckpt"
     config = data_of(tiny_run.best(run), path, {"eval_transform": {"long_edge": 96}, "max_val_images": 2})
     assert (config.eval_transform.short_edge, config.eval_transform.long_edge, config.max_val_images) == (64, 96, 2)
+
+
+@pytest.mark.parametrize("says_its_data", [True, False])
+def test_eval_other_type_of_data_keeps_the_size_of_the_models_input(says_its_data: bool, run: Path) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = tiny_run.best(run) if says_its_data else {**tiny_run.best(run), "run_config": {}}
+    config = data_of(checkpoint, path, {"type": "coco", "root": "/mine"})
+    assert (config.eval_transform.short_edge, config.eval_transform.long_edge) == (64, 64)
+    config = data_of(checkpoint, path, {"type": "coco", "root": "/mine", "eval_transform": {"long_edge": 96}})
+    assert (config.eval_transform.short_edge, config.eval_transform.long_edge) == (64, 96)
+
+
+def test_eval_checkpoint_named_from_its_own_folder_is_in_its_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = {"run_config": {"data": {"type": "coco", "root": "/mine"}}}
+    monkeypatch.chdir(run / "checkpoints")
+    assert data_of(checkpoint, Path("best.ckpt"), {}).root == "/mine"
 
 
 @pytest.fixture
@@ -176,3 +193,38 @@ def test_find_images_file_folder_and_pattern(photos: Path) -> None:
 def test_find_images_folder_without_images_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image"):
         find_images(str(tmp_path))
+
+
+def test_find_images_folder_leaves_out_hidden_files_and_what_runs_wrote(photos: Path) -> None:
+    expected = find_images(str(photos))[0]
+    run_dir = photos / "outputs" / "run"
+    write_config({"source": str(photos)}, run_dir)
+    hidden = [photos / "._a.png", photos / ".ipynb_checkpoints" / "a.png"]
+    for path in (*hidden, run_dir / "pictures" / "a.jpg", run_dir / "predictions" / "a.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "a.png", path)
+    assert find_images(str(photos))[0] == expected
+    assert find_images(str(run_dir / "pictures"))[0] == [run_dir / "pictures" / "a.jpg"]  # said in so many words
+    with pytest.raises(ValueError, match="that a run wrote left out"):
+        find_images(str(run_dir))
+
+
+def test_find_images_folder_named_pictures_of_the_users_own_is_taken(photos: Path) -> None:
+    (photos / "pictures").mkdir()
+    shutil.copy(photos / "a.png", photos / "pictures" / "c.png")
+    (photos / "config.yaml").write_text("names: [cat, dog]\n")  # of some other program
+    assert photos / "pictures" / "c.png" in find_images(str(photos))[0]
+
+
+def test_predict_nothing_that_can_be_read_is_an_error(run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"source: .*broken\.jpg: no image could be read \(1 tried\); .*broken\.jpg"):
+        run_predict(run, str(photos / "broken.jpg"), tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "gpu"])
+def test_predict_device_that_is_not_there_is_one_line(device: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^device: '{device}' cannot be used here .*; try auto, cpu") as error:
+        run_predict(run, str(photos), tmp_path / "out", device=device)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

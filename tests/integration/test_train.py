@@ -14,6 +14,7 @@ import yaml
 from vision_stack.model import VisionModel
 from vision_stack.training.lightning_module import NonFiniteLoss, likely_cause, step_seed
 from vision_stack.training.optim import OptimConfig
+from vision_stack.training.pictures import draw_validation
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,17 @@ def test_run_best_checkpoint_loads_as_a_model_of_the_data_classes(run: Path) -> 
 def test_run_results_are_those_of_the_best_checkpoint(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["segm"]["AP"] == tiny_run.best(run)["best_score"]
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["something_found", "nothing_found"])
+def test_pictures_are_drawn_of_all_images_validated_and_of_no_others(found: bool, tmp_path: Path) -> None:
+    options = ["data.num_val=3", "data.eval_batch_size=1", "trainer.limit_val_batches=2", "num_pictures=3"]
+    trainer = tiny_run.train(tmp_path, *options, "trainer.max_steps=1")
+    data = trainer.datamodule
+    if not found:
+        (tmp_path / "predictions.json").write_text("[]")
+    names = [path.stem for path in draw_validation(tmp_path, data.val_records, data.categories, 3, data.task)]
+    assert names == [f"{record.image_id}_{Path(record.file_name).stem}" for record in data.val_records[:2]]
 
 
 def test_max_steps_in_mid_epoch_is_validated_at_the_end(tmp_path: Path) -> None:
@@ -116,3 +128,16 @@ def test_script_sweep_of_broken_runs_keeps_them_apart_and_says_each_error_in_one
     seeds = [yaml.safe_load((sweep_dir / str(job) / "config.yaml").read_text())["seed"] for job in range(2)]
     assert seeds == [1, 2]
     assert "my plugin was imported" in result.stdout
+
+
+def test_script_sweep_into_finished_runs_is_refused_and_leaves_them_alone(tmp_path: Path) -> None:
+    last = tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_text("as it was")
+    command = [sys.executable, str(tiny_run.ROOT / "train.py"), "-m", "seed=1", f"run_dir={tmp_path / 'sweep'}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"error: run_dir: {tmp_path / 'sweep' / '0'} holds a run")
+    assert last.read_text() == "as it was"
+    assert not (tmp_path / "sweep" / "0" / "config.yaml").exists()

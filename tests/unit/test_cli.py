@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -72,7 +73,15 @@ def test_quote_paths_leading_tilde_is_the_home_directory() -> None:
 
 def test_continue_in_run_dir_resumed_file_of_a_run_goes_on_in_its_folder() -> None:
     argv = cli.continue_in_run_dir(["resume=outputs/a b/checkpoints/last.ckpt", "seed=1"])
-    assert argv == ["resume=outputs/a b/checkpoints/last.ckpt", "seed=1", f"run_dir={Path('outputs/a b')}"]
+    assert argv == ["resume=outputs/a b/checkpoints/last.ckpt", "seed=1", f"run_dir={Path('outputs/a b').absolute()}"]
+
+
+def test_continue_in_run_dir_file_named_from_its_own_folder_goes_on_in_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    assert cli.continue_in_run_dir(["resume=last.ckpt"])[1:] == [f"run_dir={tmp_path / 'run'}"]
 
 
 def test_continue_in_run_dir_given_run_dir_stays() -> None:
@@ -94,6 +103,61 @@ def test_continue_in_run_dir_auto_takes_the_newest_run(tmp_path: Path) -> None:
 def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give resume=PATH"):
         cli.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
+
+
+def finished_run(run_dir: Path) -> Path:
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "last.ckpt").touch()
+    return run_dir
+
+
+@pytest.mark.parametrize("more", [[], ["resume=null"], ["resume="]])
+def test_train_arguments_run_dir_of_a_finished_run_is_refused(more: list[str], tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path / "a, b")
+    with pytest.raises(ValueError, match=r"run_dir: .*a, b holds a run.* resume=auto, or give another run_dir"):
+        cli.train_arguments([f"run_dir={run_dir}", *more])
+
+
+def test_train_arguments_run_dir_below_home_of_a_finished_run_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    finished_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run"):
+        cli.train_arguments(["run_dir=~/run"])
+    assert cli.train_arguments(["run_dir=~/run", "resume=auto"])[1] == f"resume={tmp_path}/run/checkpoints/last.ckpt"
+
+
+def test_train_arguments_what_replaces_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path / "run")
+    for argv in (
+        [f"run_dir={run_dir}", f"resume={run_dir}/checkpoints/last.ckpt"],
+        [f"run_dir={run_dir}", "--cfg=job"],
+        ["-m", "seed=1,2", f"run_dir={run_dir}"],  # writes into run/0 and run/1
+        [f"run_dir={tmp_path / 'other'}"],
+    ):
+        assert cli.train_arguments(argv) == argv
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("data=coco", "++data.type=coco"),
+        ("+data=coco", "++data.type=coco"),
+        ("data.root=a", "++data.root=a"),
+        ("data={root: a}", "data={root: a}"),
+        ("data=null", "data=null"),
+        ("database=x", "database=x"),
+    ],
+)
+def test_open_group_takes_a_name_as_the_type(typed: str, meant: str) -> None:
+    assert cli.open_group([typed], "data") == [meant]
+
+
+@pytest.mark.parametrize("names", [3, [3], None])
+def test_import_plugins_no_names_says_what_is_expected(names: object) -> None:
+    with pytest.raises(ValueError, match=r"plugins: expected a list of modules"):
+        cli.import_plugins(names)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +210,32 @@ def test_one_line_errors_debug_variable_shows_every_traceback(
 def test_is_for_user_own_error_types_are_and_python_errors_are_not() -> None:
     assert cli.is_for_user(ConfigError("x"))
     assert not cli.is_for_user(KeyError("x"))
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_one_line_errors_folder_that_cannot_be_written_is_for_the_user(
+    code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = cli.OneLineErrors()
+    with errors:
+        raise OSError(code, os.strerror(code), "/photos/run")
+    assert errors.exit_code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "/photos/run" in line
+    assert "run_dir" in line
+
+
+def test_is_for_user_broken_hardware_is_not() -> None:
+    assert not cli.is_for_user(OSError(errno.EIO, "Input/output error"))
+
+
+@pytest.mark.parametrize("full_key", ["", "\nfull_key: trainer"])
+def test_one_line_error_of_lightning_names_the_trainer(full_key: str) -> None:
+    class InstantiationException(Exception): ...
+
+    call = "Error in call to target 'pytorch_lightning.trainer.trainer.Trainer':\n"
+    assert (
+        cli.one_line(InstantiationException(f"""{call}ValueError("Precision 'foo'\\nis invalid (no)."){full_key}"""))
+        == "trainer: Precision 'foo' is invalid (no)."
+    )
+    assert cli.one_line(InstantiationException(f"{call}TypeError(){full_key}")) == "trainer: "

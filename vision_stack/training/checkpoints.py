@@ -119,7 +119,8 @@ class Checkpoints(Checkpoint):
         path = Path(trainer.default_root_dir) / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".tmp")
-        torch.save(contents, scratch)
+        with scratch.open("wb") as file:  # of a full disk Python says so; torch's own writer does not
+            torch.save(contents, file)
         os.replace(scratch, path)
 
     # Signals

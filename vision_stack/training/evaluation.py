@@ -17,6 +17,7 @@ from vision_stack.published import locate
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
+from vision_stack.training.options import EvalOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
@@ -42,9 +43,10 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     """
     quiet_lightning()
     return_freed_memory()
-    path = locate(config["checkpoint"])
+    options = decode_options(config, EvalOptions)
+    path = locate(options.checkpoint)
     if path.is_dir():
-        model = VisionModel.from_pretrained(config["checkpoint"])
+        model = VisionModel.from_pretrained(options.checkpoint)
         size = {"eval_transform": to_dict(model.config.input_size)}
         data_config = data_of({}, path, merged(size, config["data"]))
     else:
@@ -52,9 +54,9 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
         model = VisionModel.from_pretrained(path)
     write_config({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
-    evaluator = build_evaluator(data, top_k=config["top_k"], boundary_ap=config["boundary_ap"])
+    evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
     source = data_config.root or data_config.type
-    print(f"evaluating {config['checkpoint']} on {len(data.val_records):,} images of {source}")
+    print(f"evaluating {options.checkpoint} on {len(data.val_records):,} images of {source}")
 
     module = SegmentationModule(model, OptimConfig(), evaluator)
     trainer = make_trainer()
@@ -64,8 +66,8 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     results.write(run_dir)
     Console().print(evaluator.table(results.metrics))
     print(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
-    if config["num_pictures"]:
-        draw_validation(run_dir, data.val_records, model.categories, config["num_pictures"], model.config.task)
+    if options.num_pictures:
+        draw_validation(run_dir, data.val_records, model.categories, options.num_pictures, model.config.task)
         print(f"pictures: {run_dir / 'pictures'}")
     return results
 
@@ -74,7 +76,8 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
     """The data that a checkpoint was trained on, with options replaced.
 
     A checkpoint that lies in its own run's folder may say what to read. One from anywhere else may be a stranger's, and
-    its paths are not touched: generated data goes to the cache, for other data `data.root` must be said.
+    its paths are not touched: generated data goes to the cache, for other data `data.root` must be said. Of data of
+    another type nothing is known but how large the model's input is.
 
     Raises:
         ValueError: no `data.root` although it is needed, or the checkpoint says nothing of its data.
@@ -85,8 +88,10 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
             raise ValueError(f"{path}: says nothing of its data; give data.type=coco data.root=DIR")
         stored = {}
     if overrides.get("type", stored.get("type")) != stored.get("type"):  # other data altogether
-        stored = {"type": overrides["type"]}
-    in_own_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
+        size = checkpoint.get("model_config", {}).get("input_size")
+        stored = {"type": overrides["type"], **({"eval_transform": size} if size else {})}
+    folder = path.absolute().parent
+    in_own_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
     if not in_own_run:
         if stored.get("type", "shapes") != "shapes" and "root" not in overrides:
             raise ValueError(

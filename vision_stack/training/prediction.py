@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,9 @@ from vision_stack.model import VisionModel
 from vision_stack.postprocess import encode_instances
 from vision_stack.structures import Category, PanopticSegmentation, Segmentation, SemanticSegmentation, Task
 from vision_stack.training.allocator import return_freed_memory
+from vision_stack.training.options import PredictOptions, decode_options
 from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded
-from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config
+from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, is_run_dir, write_config
 from vision_stack.visualization.overlay import draw_segmentation
 
 
@@ -46,12 +47,13 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         config: the plain options of configs/predict.yaml.
 
     Raises:
-        ValueError: no such checkpoint, or no image at the source; one line.
+        ValueError: no such checkpoint or device, or no image at the source that can be read; one line.
     """
     return_freed_memory()
-    paths, base = find_images(config["source"])
-    device = _device(config["device"])
-    model = VisionModel.from_pretrained(config["checkpoint"]).to(device)
+    options = decode_options(config, PredictOptions)
+    paths, base = find_images(options.source)
+    device = _device(options.device)
+    model = VisionModel.from_pretrained(options.checkpoint).to(device)
     write_config(config, run_dir)
     records: list[dict[str, Any]] = []
     skipped: list[str] = []
@@ -66,7 +68,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         stem = os.path.splitext(name)[0]
         stem = f"{stem}_{image_id}" if stem in used else stem  # a.jpg beside a.png
         used.add(stem)
-        found = find(model, image, image_id, config["threshold"], config["top_k"])
+        found = find(model, image, image_id, options.threshold, options.top_k)
         if found.label_map is None:
             records += [{**record, "file_name": name} for record in found.records]
         else:
@@ -75,6 +77,8 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         picture = run_dir / "pictures" / f"{stem}.jpg"
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_segmentation(image, found.shown, model.categories).save(picture, quality=90)
+    if len(skipped) == len(paths):
+        raise ValueError(f"source: {options.source}: no image could be read ({len(paths):,} tried); {skipped[0]}")
     task = model.config.task
     content = records if task == "instance" else {"annotations": records, **_header(task, model.categories)}
     (run_dir / PREDICTIONS_FILE).write_text(json.dumps(content), encoding="utf-8")
@@ -82,7 +86,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
         print(f"skipped: {line}")
     counted = f"{len(paths) - len(skipped):,} images" + (f", {len(skipped):,} skipped" if skipped else "")
     print(
-        f"{counted}; {_summary(task, records, config['threshold'])}",
+        f"{counted}; {_summary(task, records, options.threshold)}",
         f"pictures: {run_dir / 'pictures'}",
         f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task == "instance" else f", {run_dir / PREDICTIONS_DIR}"),
         sep="\n",
@@ -133,13 +137,15 @@ def _write(path: Path, content: bytes) -> None:
 def find_images(source: str) -> tuple[list[Path], Path]:
     """The images of a file, a folder (with its subfolders) or a glob, sorted, and the folder they have in common.
 
+    In a folder, what is hidden and what a run of the scripts wrote below it is left out.
+
     Raises:
         ValueError: there are none.
     """
     path = Path(source)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        hint = f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder"
+        found = [p for p in _files_below(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        hint = f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder, those that a run wrote left out"
     elif path.is_file():
         found, hint = [path], ""
     else:
@@ -150,12 +156,22 @@ def find_images(source: str) -> tuple[list[Path], Path]:
     return sorted(found), path if path.is_dir() else Path(os.path.commonpath([p.parent for p in found]))
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        written = {"pictures", PREDICTIONS_DIR} if is_run_dir(Path(parent)) else set()
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in written]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
 def _device(name: str) -> torch.device:
     if name != "auto":
         try:
-            return torch.device(name)
-        except RuntimeError:
-            raise ValueError(f"device: {name!r} is no device; choose one of: auto, cpu, cuda, cuda:1, mps") from None
+            device = torch.device(name)
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0][:120]
+            raise ValueError(f"device: {name!r} cannot be used here ({reason}); try auto, cpu, cuda or mps") from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

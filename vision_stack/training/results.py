@@ -15,6 +15,7 @@ import yaml
 from vision_stack.metrics import Evaluator
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Results:
         metrics: what the evaluator's `compute` gives, and the map from labels to category ids and names:
             instance `{"segm": {"AP": ..., "AP50": ...}, "bbox": {...}, "per_class": {...}, "categories": [...]}`;
             panoptic `{"all": {"PQ", "SQ", "RQ", "classes"}, "things", "stuff", "per_class", "categories"}`;
-            semantic `{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class", "categories"}`.
+            semantic `{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class", "categories"}`;
+            always `"num_images"`, how many were validated, the first ones of the set.
         predictions: what `predictions.json` gets, with the data set's own image and category ids: COCO results,
             COCO panoptic annotations, or the names of the semantic label maps.
         files: label maps by name, for the folder `predictions`; none for instances.
@@ -47,7 +49,7 @@ class Results:
         metrics = evaluator.compute(only_updated=only_updated)
         classes = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(evaluator.categories)]
         return cls(
-            metrics={**metrics, "categories": classes},
+            metrics={**metrics, "num_images": evaluator.num_images, "categories": classes},
             predictions=evaluator.results(),
             files=evaluator.files(),
             score=evaluator.score(metrics),
@@ -85,7 +87,16 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
     """`config.yaml`: all options of the run, resolved."""
     text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
-    _write(run_dir / "config.yaml", text)
+    _write(run_dir / CONFIG_FILE, text)
+
+
+def is_run_dir(folder: Path) -> bool:
+    """Whether a run has written its options (`write_config`) into a folder."""
+    try:
+        lines = (folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("run_dir:") for line in lines)
 
 
 def _write(path: Path, text: str) -> None:

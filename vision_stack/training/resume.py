@@ -81,7 +81,7 @@ def restore(
 
 def _adopt_best(checkpoint: Path, run_dir: Path, best_score: float | None) -> None:
     """A run that goes on in another folder takes the best checkpoint so far along."""
-    old_run = checkpoint.parent.parent
+    old_run = checkpoint.absolute().parent.parent
     if best_score is None or old_run.resolve() == run_dir.resolve():
         return
     for name in KEPT_WITH_BEST:

@@ -19,13 +19,13 @@ from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
 from vision_stack.metrics import Evaluator
-from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionModelConfig
+from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
-from vision_stack.training.finetune import FinetuneConfig, check_stages_known
+from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
-from vision_stack.training.optim import OptimConfig
+from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, write_config
@@ -54,22 +54,21 @@ def train(
     """
     quiet_lightning()
     keep_freed_memory()
-    seed = config["seed"]
+    options = decode_options(config, TrainOptions)
+    seed, optim, finetune = options.seed, options.optim, options.finetune
     pl.seed_everything(seed, verbose=False)
-    optim = from_dict(config["optim"], cls=OptimConfig, path="optim")
-    finetune = from_dict(config["finetune"], cls=FinetuneConfig, path="finetune")
     data_config: DataConfig = from_dict(config["data"], kind="data")
-    start = read_start(config["weights"], config, overrides) if config["weights"] else None
+    start = read_start(options.weights, config, overrides) if options.weights else None
     parts = start.parts if start else {k: from_dict(without_pretrained(config[k]), kind=k) for k in PARTS}
     rank_zero_only(write_config)(config, run_dir)
 
-    data = build_datamodule(data_config, seed, task=config["task"])
+    data = build_datamodule(data_config, seed, task=options.task)
     size = data_config.eval_transform
     model_config = VisionModelConfig(
         **parts,
         categories=data.categories,
-        task=config["task"],
-        panoptic=from_dict(config["panoptic"], cls=PanopticOptions, path="panoptic"),
+        task=options.task,
+        panoptic=options.panoptic,
         input_size=InputSize(short_edge=size.short_edge, long_edge=size.long_edge),
         **(start.pixel_statistics if start else {}),
     )
@@ -79,7 +78,7 @@ def train(
         "finetune": to_dict(finetune),
         "seed": seed,
     }
-    checkpoint = resume.read_last_checkpoint(config["resume"]) if config["resume"] else None
+    checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
     if checkpoint is not None:
         resume.check_same_model(checkpoint, to_dict(model_config))
 
@@ -89,7 +88,7 @@ def train(
         model.backbone.enable_gradient_checkpointing()
     finetune.apply(model.backbone, epoch=0)
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
-    evaluator = build_evaluator(data, top_k=config["top_k"])
+    evaluator = build_evaluator(data, top_k=options.top_k)
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
 
@@ -99,19 +98,19 @@ def train(
         say(*describe_start(start, model.categories, optim, config, overrides))
     start = None  # a whole model's memory
     _warn_about_queries(data, getattr(model_config.head, "num_queries", None))
-    say(*describe_run(run_dir, str(config["resume"]) if checkpoint else ""))
+    say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
     if checkpoint is not None:
         for change in resume.changed_options(checkpoint, run_config):
             say(f"warning: not as in the interrupted run, so the result will differ: {change}")
-        _go_on(trainer, module, data, checkpoint, config["resume"])
+        _go_on(trainer, module, data, checkpoint, str(options.resume))
         del checkpoint
     try:
         trainer.fit(module, datamodule=data)
     except Interrupted as stop:
         say(f"{stop}; go on with the same options and resume={run_dir / 'checkpoints' / 'last.ckpt'}")
         raise SystemExit(128 + stop.signum) from None
-    _finish(trainer, data, evaluator, run_dir, config["num_pictures"])
+    _finish(trainer, data, evaluator, run_dir, options.num_pictures)
 
 
 def _go_on(
