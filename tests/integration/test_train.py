@@ -63,7 +63,7 @@ def test_run_results_are_those_of_the_best_checkpoint(run: Path) -> None:
 
 @pytest.mark.parametrize("found", [True, False], ids=["something_found", "nothing_found"])
 def test_pictures_are_drawn_of_all_images_validated_and_of_no_others(found: bool, tmp_path: Path) -> None:
-    options = ["data.num_val=3", "data.eval_batch_size=1", "trainer.limit_val_batches=2", "num_pictures=3"]
+    options = ["data.num_val=3", "data.eval_batch_size=1", "trainer.limit_val_batches=2"]
     trainer = tiny_run.train(tmp_path, *options, "trainer.max_steps=1")
     data = trainer.datamodule
     if not found:

@@ -63,6 +63,11 @@ class Evaluator(ABC):
         value = next(iter(self.scalars(metrics).values()))
         return -1.0 if value is None else float(value)
 
+    @property
+    def num_images(self) -> int:
+        """How many images have been fed."""
+        return len(self._kept)
+
     def reset(self) -> None:
         """Forget all images."""
         self._kept.clear()

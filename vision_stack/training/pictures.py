@@ -23,7 +23,7 @@ from vision_stack.structures import (
     SemanticSegmentation,
     Task,
 )
-from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE
+from vision_stack.training.results import METRICS_FILE, PREDICTIONS_DIR, PREDICTIONS_FILE
 from vision_stack.visualization.overlay import side_by_side
 
 SHOWN_FROM_SCORE = 0.5
@@ -32,8 +32,12 @@ SHOWN_FROM_SCORE = 0.5
 def draw_validation(
     run_dir: Path, records: Sequence[Any], categories: Sequence[Category], count: int, task: Task
 ) -> list[Path]:
-    """The first `count` validation images, with ground truth and what the run wrote, in `run_dir/pictures`."""
-    chosen = records[:count]
+    """The first `count` validation images, with ground truth and what the run wrote, in `run_dir/pictures`.
+
+    Images beyond those that validation was limited to are left out.
+    """
+    metrics = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
+    chosen = records[: min(count, metrics.get("num_images", count))]
     results: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in chosen}
     content = json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8"))
     for result in content if task == "instance" else content["annotations"]:
