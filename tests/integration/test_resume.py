@@ -13,6 +13,8 @@ import tiny_run
 import torch
 from tiny_run import Crash, CrashAt, best, last
 
+from vision_stack.training.resume import changed_options
+
 Run = tuple[Path, dict[str, Any]]
 
 
@@ -142,6 +144,27 @@ def test_resumed_in_another_folder_by_a_bare_name_takes_the_best_checkpoint_alon
     monkeypatch.chdir(uninterrupted[0] / "checkpoints")
     tiny_run.train(tmp_path, "resume=last.ckpt")
     assert best(tmp_path)["best_score"] == best(uninterrupted[0])["best_score"]
+
+
+WARNING = "warning: not as in the interrupted run, so the result will differ: "
+
+
+def test_resume_with_other_steps_or_precision_warns(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last_of_old = f"resume='{uninterrupted[0]}/checkpoints/last.ckpt'"
+    changed = ("trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed")
+    tiny_run.train(tmp_path / "changed", last_of_old, *changed)
+    warnings = [line.removeprefix(WARNING) for line in capsys.readouterr().out.splitlines() if WARNING in line]
+    assert warnings == ["trainer.accumulate_grad_batches: 1 -> 2", "trainer.precision: 32-true -> bf16-mixed"]
+    tiny_run.train(tmp_path / "same", last_of_old, "trainer.precision=32")  # another name of 32-true
+    assert WARNING not in capsys.readouterr().out
+
+
+def test_changed_options_what_an_older_checkpoint_does_not_store_is_no_change() -> None:
+    old = {"run_config": {"seed": 0, "optim": {"lr": 1e-3}}}
+    new = {"seed": 0, "optim": {"lr": 5e-4}, "trainer": {"precision": "32-true"}}
+    assert changed_options(old, new) == ["optim.lr: 0.001 -> 0.0005"]
 
 
 def test_resume_another_model_says_what_differs(uninterrupted: Run, tmp_path: Path) -> None:

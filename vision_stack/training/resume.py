@@ -42,8 +42,12 @@ def check_same_model(checkpoint: Mapping[str, Any], model_config: dict[str, Any]
 
 
 def changed_options(checkpoint: Mapping[str, Any], run_config: dict[str, Any]) -> list[str]:
-    """Options of data and optimizer that are not those of the interrupted run: `lr: 0.001 -> 0.0005`."""
-    return list(differences(checkpoint.get("run_config", {}), run_config))
+    """Options of data, optimizer and trainer that are not those of the interrupted run: `optim.lr: 0.001 -> 0.0005`.
+
+    What earlier versions did not store counts as unchanged.
+    """
+    stored = checkpoint.get("run_config", {})
+    return list(differences(stored, {name: value for name, value in run_config.items() if name in stored}))
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

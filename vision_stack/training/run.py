@@ -72,12 +72,6 @@ def train(
         input_size=InputSize(short_edge=size.short_edge, long_edge=size.long_edge),
         **(start.pixel_statistics if start else {}),
     )
-    run_config = {
-        "data": stored_data(data_config),
-        "optim": to_dict(optim),
-        "finetune": to_dict(finetune),
-        "seed": seed,
-    }
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
     if checkpoint is not None:
         resume.check_same_model(checkpoint, to_dict(model_config))
@@ -89,8 +83,18 @@ def train(
     finetune.apply(model.backbone, epoch=0)
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
     evaluator = build_evaluator(data, top_k=options.top_k)
-    module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
+    run_config = {
+        "data": stored_data(data_config),
+        "optim": to_dict(optim),
+        "finetune": to_dict(finetune),
+        "seed": seed,
+        "trainer": {
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "precision": str(trainer.precision),
+        },
+    }
+    module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
 
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
