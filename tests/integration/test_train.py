@@ -1,8 +1,10 @@
 import csv
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import yaml
 
 from vision_stack.model import VisionModel
+from vision_stack.training.checkpoints import Checkpoints
 from vision_stack.training.lightning_module import NonFiniteLoss, likely_cause, step_seed
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.pictures import draw_validation
@@ -141,3 +144,18 @@ def test_script_sweep_into_finished_runs_is_refused_and_leaves_them_alone(tmp_pa
     assert line.startswith(f"error: run_dir: {tmp_path / 'sweep' / '0'} holds a run")
     assert last.read_text() == "as it was"
     assert not (tmp_path / "sweep" / "0" / "config.yaml").exists()
+
+
+def test_checkpoint_that_does_not_fit_says_what_the_system_said_and_keeps_the_old_one(tmp_path: Path) -> None:
+    """A limit on the size of files, 200 kB, in place of a full disk: the write stops in its middle alike."""
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path))
+    Checkpoints()._write(trainer, "last.ckpt", {"weights": torch.zeros(10)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large.*last\.ckpt"):
+            Checkpoints()._write(trainer, "last.ckpt", {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(tiny_run.last(tmp_path)["weights"], torch.zeros(10))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]

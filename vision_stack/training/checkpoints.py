@@ -119,8 +119,15 @@ class Checkpoints(Checkpoint):
         path = Path(trainer.default_root_dir) / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".tmp")
-        with scratch.open("wb") as file:  # of a full disk Python says so; torch's own writer does not
-            torch.save(contents, file)
+        try:
+            with scratch.open("wb") as file:
+                torch.save(contents, file)
+        except (OSError, RuntimeError) as error:
+            scratch.unlink(missing_ok=True)
+            cause = error.__context__ if isinstance(error, RuntimeError) else error
+            if isinstance(cause, OSError):  # a full disk, which torch hides behind positions in the file
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
+            raise
         os.replace(scratch, path)
 
     # Signals
