@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed ends as one that was not: same weights, optimizer, best score."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -146,6 +147,22 @@ def test_resumed_in_another_folder_by_a_bare_name_takes_the_best_checkpoint_alon
     assert best(tmp_path)["best_score"] == best(uninterrupted[0])["best_score"]
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_resumed_in_another_folder_goes_on_with_the_curves(validated: bool, tmp_path: Path) -> None:
+    """Steps logged after the checkpoint was written, which the resumed run repeats, stand there once."""
+    options = ["logger=csv", "callbacks.checkpoints.every_n_steps=2"]
+    options += [] if validated else ["trainer.limit_val_batches=0"]
+    with pytest.raises(Crash):
+        tiny_run.train(tmp_path / "old", *options, callbacks=(CrashAt(8),))
+    source = tmp_path / "old" / "checkpoints" / "last.ckpt"
+    assert last(tmp_path / "old")["position"]["step"] == 6
+    tiny_run.train(tmp_path / "new", f"resume='{source}'", *options)
+    with (tmp_path / "new" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(12))
+    assert [int(row["step"]) for row in rows if row.get("val/segm_AP")] == ([3, 7, 11] if validated else [])
+
+
 WARNING = "warning: not as in the interrupted run, so the result will differ: "
 
 
@@ -159,6 +176,19 @@ def test_resume_with_other_steps_or_precision_warns(
     assert warnings == ["trainer.accumulate_grad_batches: 1 -> 2", "trainer.precision: 32-true -> bf16-mixed"]
     tiny_run.train(tmp_path / "same", last_of_old, "trainer.precision=32")  # another name of 32-true
     assert WARNING not in capsys.readouterr().out
+
+
+def test_resumed_from_a_checkpoint_that_was_moved_takes_no_strange_files_along(
+    uninterrupted: Run, tmp_path: Path
+) -> None:
+    moved = tmp_path / "mine" / "last.ckpt"
+    moved.parent.mkdir()
+    moved.write_bytes((uninterrupted[0] / "checkpoints" / "last.ckpt").read_bytes())
+    (tmp_path / "metrics.csv").write_text("animal,count\ncat,2\n")
+    options = ("logger=csv", "trainer.max_epochs=4")
+    with pytest.raises(Crash):  # before anything is logged
+        tiny_run.train(tmp_path / "new", f"resume='{moved}'", *options, callbacks=(CrashAt(1),))
+    assert not (tmp_path / "new" / "metrics.csv").exists()
 
 
 def test_changed_options_what_an_older_checkpoint_does_not_store_is_no_change() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+METRICS_TABLE = "metrics.csv"
 KEYS = ["step", "epoch"]
 
 
@@ -22,7 +23,7 @@ class MetricsFile(Logger):
 
     def __init__(self, run_dir: str | Path) -> None:
         super().__init__()
-        self.path = Path(run_dir) / "metrics.csv"
+        self.path = Path(run_dir) / METRICS_TABLE
         self._columns: list[str] | None = None
 
     @property

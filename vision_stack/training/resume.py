@@ -13,6 +13,7 @@ from vision_stack.config import from_dict, to_dict
 from vision_stack.model import VisionModelConfig, load_strictly, model_state, read_checkpoint
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
+from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.position import Position
 
 KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json", "predictions")
@@ -76,19 +77,20 @@ def restore(
     position.restore(trainer)
     checkpoints = checkpoints_of(trainer)
     checkpoints.position, checkpoints.best_score = position, checkpoint["best_score"]
-    _adopt_best(Path(source), Path(trainer.default_root_dir), checkpoint["best_score"])
+    _adopt(Path(source), Path(trainer.default_root_dir), has_best=checkpoint["best_score"] is not None)
     for callback in callbacks_of(trainer):
         if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
     return position
 
 
-def _adopt_best(checkpoint: Path, run_dir: Path, best_score: float | None) -> None:
-    """A run that goes on in another folder takes the best checkpoint so far along."""
-    old_run = checkpoint.absolute().parent.parent
-    if best_score is None or old_run.resolve() == run_dir.resolve():
+def _adopt(checkpoint: Path, run_dir: Path, *, has_best: bool) -> None:
+    """A run that goes on in another folder takes its curves and the best checkpoint so far along."""
+    folder = checkpoint.absolute().parent
+    old_run = folder.parent
+    if folder.name != "checkpoints" or old_run.resolve() == run_dir.resolve():
         return
-    for name in KEPT_WITH_BEST:
+    for name in (METRICS_TABLE, *(KEPT_WITH_BEST if has_best else ())):
         if (old_run / name).exists() and not (run_dir / name).exists():
             (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (old_run / name).is_dir() else shutil.copyfile

@@ -25,6 +25,7 @@ from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
 from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
+from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
@@ -175,8 +176,8 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
         return
     Console().print(evaluator.table(json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))))
     pictures = draw_validation(run_dir, data.val_records, data.categories, num_pictures, data.task)
-    if (run_dir / "metrics.csv").is_file():
-        plot_curves(run_dir / "metrics.csv", run_dir / "pictures" / "curves.png")
+    if (run_dir / METRICS_TABLE).is_file():
+        plot_curves(run_dir / METRICS_TABLE, run_dir / "pictures" / "curves.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for path in pictures:
