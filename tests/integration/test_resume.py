@@ -191,6 +191,15 @@ def test_resumed_from_a_checkpoint_that_was_moved_takes_no_strange_files_along(
     assert not (tmp_path / "new" / "metrics.csv").exists()
 
 
+def test_resumed_from_a_last_checkpoint_alone_finds_its_own_best(uninterrupted: Run, tmp_path: Path) -> None:
+    """The score of a best checkpoint that is not at hand is none to compare with: there would be no result."""
+    moved = tmp_path / "last.ckpt"
+    moved.write_bytes((uninterrupted[0] / "checkpoints" / "last.ckpt").read_bytes())
+    tiny_run.train(tmp_path / "new", f"resume='{moved}'", "trainer.max_epochs=4")
+    assert best(tmp_path / "new")["position"]["epoch"] == 4
+    assert (tmp_path / "new" / "metrics.json").is_file()
+
+
 def test_changed_options_what_an_older_checkpoint_does_not_store_is_no_change() -> None:
     old = {"run_config": {"seed": 0, "optim": {"lr": 1e-3}}}
     new = {"seed": 0, "optim": {"lr": 5e-4}, "trainer": {"precision": "32-true"}}

@@ -77,7 +77,10 @@ def restore(
     position.restore(trainer)
     checkpoints = checkpoints_of(trainer)
     checkpoints.position, checkpoints.best_score = position, checkpoint["best_score"]
-    _adopt(Path(source), Path(trainer.default_root_dir), has_best=checkpoint["best_score"] is not None)
+    run_dir = Path(trainer.default_root_dir)
+    _adopt(Path(source), run_dir, has_best=checkpoint["best_score"] is not None)
+    if not (run_dir / "checkpoints" / "best.ckpt").is_file():
+        checkpoints.best_score = None  # of a last.ckpt taken out of its run: the best that is to come counts
     for callback in callbacks_of(trainer):
         if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
