@@ -113,7 +113,7 @@ def test_planted_fault_is_found(fault):
 def test_point_losses_equal_transformers_mask2former_with_the_same_points(monkeypatch):
     draw, generator, drawn = torch.rand, torch.Generator().manual_seed(0), {}
 
-    def same_points(*shape, device=None):
+    def same_points(*shape, **_):
         """What is drawn first for so many points is drawn again, for all masks, layers and images."""
         if shape[-2] not in drawn:
             drawn[shape[-2]] = draw(*shape[-2:], generator=generator)
