@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -104,8 +104,8 @@ def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") ->
         ValueError: `resume=auto` and there is no run to resume.
     """
     values = _values(argv)
-    resume = values.get("resume", "")
-    if resume.lower() in PLAIN_WORDS - {"auto"}:
+    resume = _resume(values)
+    if resume is None:
         return list(argv)
     run_dir = Path(values["run_dir"]).expanduser() if "run_dir" in values else None
     if resume == "auto":
@@ -140,9 +140,7 @@ def train_arguments(argv: Sequence[str]) -> list[str]:
     values = _values(argv)
     flags = any(argument.startswith("-") for argument in argv)  # --help and --cfg write nothing, -m into other folders
     if "run_dir" in values and not flags:  # before Hydra writes into it
-        resume = values.get("resume", "")
-        new = resume.lower() in PLAIN_WORDS - {"auto"}
-        refuse_finished_run(Path(values["run_dir"]).expanduser(), None if new else resume)
+        refuse_finished_run(Path(values["run_dir"]).expanduser(), _resume(values))
     return recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv)))
 
 
@@ -186,6 +184,12 @@ def _key(argument: str) -> str:
 
 def _values(argv: Sequence[str]) -> dict[str, str]:
     return {m["key"].lstrip("+"): _unquoted(m["value"]) for a in argv if (m := _OVERRIDE.fullmatch(a))}
+
+
+def _resume(values: Mapping[str, str]) -> str | None:
+    """What to go on with; None for a new run."""
+    resume = values.get("resume", "")
+    return None if resume.lower() in PLAIN_WORDS - {"auto"} else resume
 
 
 def _unquoted(value: str) -> str:

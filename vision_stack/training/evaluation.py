@@ -20,7 +20,7 @@ from vision_stack.training.optim import OptimConfig
 from vision_stack.training.options import EvalOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
+from vision_stack.training.results import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, Results, write_config
 from vision_stack.training.tasks import build_evaluator
 
 PATHS = (
@@ -47,8 +47,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     path = locate(options.checkpoint)
     if path.is_dir():
         model = VisionModel.from_pretrained(options.checkpoint)
-        size = {"eval_transform": to_dict(model.config.input_size)}
-        data_config = data_of({}, path, merged(size, config["data"]))
+        data_config = data_of({"model_config": to_dict(model.config)}, path, config["data"])
     else:
         data_config = data_of(read_checkpoint(path), path, config["data"])
         model = VisionModel.from_pretrained(path)
@@ -91,7 +90,7 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         size = checkpoint.get("model_config", {}).get("input_size")
         stored = {"type": overrides["type"], **({"eval_transform": size} if size else {})}
     folder = path.absolute().parent
-    in_own_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    in_own_run = folder.name == "checkpoints" and (folder.parent / CONFIG_FILE).is_file()
     if not in_own_run:
         if stored.get("type", "shapes") != "shapes" and "root" not in overrides:
             raise ValueError(
