@@ -88,7 +88,7 @@ def publish(options: argparse.Namespace, folder: Path) -> Path:
     start = time.perf_counter()
     ap = train(folder / "pretraining", steps, seed, *data, *ARCHITECTURE)
     published = folder / "published"
-    _run("-m", "vision_stack.to_transformers", folder / "pretraining" / "checkpoints" / "best.ckpt", published)
+    _run("-m", "vision_stack", "to-transformers", folder / "pretraining" / "checkpoints" / "best.ckpt", published)
     names = json.loads((published / "config.json").read_text())["id2label"]
     print(
         f"pretraining: {steps} steps on {options.pretraining_images} scenes of {', '.join(names.values())}; "

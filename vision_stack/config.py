@@ -22,9 +22,17 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 C = TypeVar("C", bound=type[Any])
+
+
+def config_dir() -> Path:
+    """The folder of the yaml files: inside an installed package (`vision_stack.configs`), at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 class ConfigError(ValueError):

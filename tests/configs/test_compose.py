@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import vision_stack.data.configs
 import vision_stack.model  # noqa: F401  these two register what yamls name
-from vision_stack import cli
+from vision_stack.commands import arguments, errors
 from vision_stack.config import from_dict, registered, to_dict
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def options(name: str = "train", *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+        return OmegaConf.to_container(compose(name, [f"run_dir={name}", *overrides]), resolve=True)
 
 
 def yamls(group: str) -> list[str]:
@@ -87,7 +87,7 @@ def test_every_registered_backbone_neck_and_head_has_a_yaml() -> None:
 def test_unknown_choice_is_one_line_with_the_choices() -> None:
     with pytest.raises(MissingConfigException) as error:
         options("train", "neck=fpm")
-    line = cli.one_line(error.value)
+    line = errors.one_line(error.value)
     assert line == "neck=fpm: there is no such neck; choose one of: " + ", ".join(yamls("neck"))
     assert "\n" not in line
 
@@ -95,7 +95,7 @@ def test_unknown_choice_is_one_line_with_the_choices() -> None:
 def test_unknown_option_is_one_line_with_its_name() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         options("train", "neck.chanels=3")
-    assert cli.one_line(error.value).startswith("neck.chanels: there is no such option")
+    assert errors.one_line(error.value).startswith("neck.chanels: there is no such option")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_unknown_option_is_one_line_with_its_name() -> None:
 def test_fine_tuning_option_in_another_place_says_where_it_is(typed: str, meant: str) -> None:
     with pytest.raises(ConfigCompositionException) as error:
         options("train", typed)
-    assert cli.one_line(error.value) == f"{typed.partition('=')[0]}: there is no such option; did you mean {meant}?"
+    assert errors.one_line(error.value) == f"{typed.partition('=')[0]}: there is no such option; did you mean {meant}?"
     options("train", f"{meant}={typed.partition('=')[2]}")
 
 
@@ -120,7 +120,7 @@ def test_overfit_batches_of_lightning_says_what_there_is_instead() -> None:
     """Lightning's would only shorten the epochs: the order of images and their augmentation stay random."""
     with pytest.raises(ConfigCompositionException) as error:
         options("train", "trainer.overfit_batches=1")
-    assert cli.one_line(error.value).endswith("did you mean experiment=overfit, or data.max_train_images?")
+    assert errors.one_line(error.value).endswith("did you mean experiment=overfit, or data.max_train_images?")
     assert options("train", "experiment=overfit")["data"]["max_train_images"] == 4
 
 
@@ -130,7 +130,7 @@ def test_finetune_options_are_listed_with_their_defaults() -> None:
 
 def test_paths_with_odd_characters_reach_the_options_as_typed() -> None:
     odd = "/a b/c=d, [e] {f} (g) é's"
-    argv = cli.quote_paths(["data=coco", f"data.root={odd}", f"run_dir={odd}", f"weights={odd}"])
+    argv = arguments.quote_paths(["data=coco", f"data.root={odd}", f"run_dir={odd}", f"weights={odd}"])
     config = options("train", *argv)
     assert config["data"]["root"] == config["run_dir"] == config["weights"] == odd
 
@@ -142,12 +142,12 @@ def test_eval_and_predict_missing_checkpoint_is_said() -> None:
 
 
 def test_eval_data_options_of_the_checkpoint_can_be_overridden() -> None:
-    argv = cli.open_group(
-        cli.quote_paths(["checkpoint=x", "data.root=a b", "data.eval_transform.short_edge=64"]), "data"
+    argv = arguments.open_group(
+        arguments.quote_paths(["checkpoint=x", "data.root=a b", "data.eval_transform.short_edge=64"]), "data"
     )
     assert options("eval", *argv)["data"] == {"root": "a b", "eval_transform": {"short_edge": 64}}
 
 
 def test_eval_data_by_name_as_typed_for_training_is_its_type() -> None:
-    argv = cli.open_group(["checkpoint=x", "data=coco", "data.root=a"], "data")
+    argv = arguments.open_group(["checkpoint=x", "data=coco", "data.root=a"], "data")
     assert options("eval", *argv)["data"] == {"type": "coco", "root": "a"}

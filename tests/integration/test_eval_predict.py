@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vision_stack import cli
+from vision_stack.commands import arguments
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel
@@ -67,7 +67,7 @@ def test_eval_on_other_data_scores_equal_those_of_pycocotools_on_the_written_fil
     images = stored.split_paths("val").image_dir
     argv = ["data.type=coco", f"data.root={tmp_path}", f"data.val_annotations={json_file}", f"data.val_images={images}"]
     argv += ["data.num_workers=0"]
-    argv = cli.open_group(cli.quote_paths([f"checkpoint={run}/checkpoints/best.ckpt", *argv]), "data")
+    argv = arguments.open_group(arguments.quote_paths([f"checkpoint={run}/checkpoints/best.ckpt", *argv]), "data")
     metrics = run_eval(tmp_path / "out", *argv).metrics
 
     with redirect_stdout(io.StringIO()):

@@ -11,7 +11,7 @@ import tiny_run
 import torch
 from PIL import Image
 
-from vision_stack import cli
+from vision_stack.commands.launch import import_plugins
 from vision_stack.config import ConfigError, from_dict
 
 EXAMPLES = tiny_run.ROOT / "docs" / "examples"
@@ -84,14 +84,14 @@ def test_own_backbone_whose_module_is_not_imported_says_how() -> None:
 
 
 def test_plugin_alone_needs_no_brackets(plain_cnn) -> None:
-    cli.import_plugins("my_package.plain_cnn")
+    import_plugins("my_package.plain_cnn")
     with pytest.raises(ValueError, match=r"^plugins: no module no_such_package in "):
-        cli.import_plugins("no_such_package")
+        import_plugins("no_such_package")
 
 
 def test_plugin_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^plugins: no module my_packages\.x in .*, nor among what is installed$"):
-        cli.import_plugins(["my_packages.x"])
+        import_plugins(["my_packages.x"])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with pytest.raises(ValueError, match=r"no module my_package\.y in"):
-        cli.import_plugins(["my_package.y"])
+        import_plugins(["my_package.y"])

@@ -1,7 +1,6 @@
 """`weights=`: fine-tuning from a directory that transformers wrote, from a model of ours, and from what is neither."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import tiny_run
 import torch
 from hydra.utils import instantiate
 
-from vision_stack import to_transformers
+from vision_stack.commands import to_transformers
 from vision_stack.model import VisionModel
 from vision_stack.training.evaluation import evaluate
 from vision_stack.training.start import read_start, transfer
@@ -204,7 +203,7 @@ def test_export_of_positions_on_mask_features_fails_in_one_line(published: Path,
 
 
 def test_script_weights_without_experiment_takes_the_recipe_of_fine_tuning(tmp_path: Path) -> None:
-    from vision_stack.cli import recipe_for_weights
+    from vision_stack.commands.arguments import recipe_for_weights
 
     assert recipe_for_weights(["weights=a/b", "data=coco", "data.root=x"])[-1] == "experiment=from_weights"
     others = (["weights=a/b"], ["data=coco"], ["weights=null", "data=coco"], ["weights=a", "data=coco", "experiment=e"])
@@ -294,8 +293,7 @@ def test_to_transformers_writes_what_transformers_loads_with_equal_logits(
 ) -> None:
     source = VisionModel.from_pretrained(published)
     source.save_pretrained(tmp_path / "ours")
-    monkeypatch.setattr(sys, "argv", ["to_transformers", str(tmp_path / "ours"), str(tmp_path / "theirs")])
-    assert to_transformers.main() == 0
+    assert to_transformers.main([str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
     model, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
         tmp_path / "theirs", output_loading_info=True
     )

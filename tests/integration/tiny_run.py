@@ -38,7 +38,7 @@ TINY = [
 
 def compose_options(name: str, overrides: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, overrides), resolve=True)
+        return OmegaConf.to_container(compose(name, ["run_dir=unused", *overrides]), resolve=True)
 
 
 def train(run_dir: Path, *overrides: str, callbacks: tuple[pl.Callback, ...] = ()) -> pl.Trainer:

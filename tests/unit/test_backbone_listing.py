@@ -1,4 +1,4 @@
-"""`python -m vision_stack.backbones`: rows that match, true figures, lines that fit the terminal."""
+"""`vision-stack backbones`: rows that match, true figures, lines that fit the terminal."""
 
 from vision_stack.backbones import TimmBackboneConfig
 from vision_stack.backbones.listing import print_backbones

@@ -1,4 +1,4 @@
-"""What backbones there are: `python -m vision_stack.backbones [FILTER]` prints a row for each.
+"""What backbones there are: `vision-stack backbones [FILTER]` prints a row for each.
 
 Built on the meta device, one by one as they are asked for: no memory, no weights.
 """

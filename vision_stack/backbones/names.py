@@ -16,17 +16,16 @@ from vision_stack.backbones.base import STAGE_FIELDS, PublishedWeights
 from vision_stack.backbones.config_json import read_backbone_config
 from vision_stack.backbones.pretrained import fetch_from_hub
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
-from vision_stack.config import ConfigError, from_dict, registered
+from vision_stack.config import ConfigError, config_dir, from_dict, registered
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
-_NAMED = Path(__file__).parents[2] / "configs" / "backbone"  # of the checkout; an installed wheel has none
 
 
 @functools.cache
 def named_backbones() -> dict[str, Path]:
     """The files of configs/backbone by the name that `backbone=` takes, but for those of a type alone."""
     types = registered("backbone")
-    return {file.stem: file for file in sorted(_NAMED.glob("*.yaml")) if file.stem not in types}
+    return {file.stem: file for file in sorted((config_dir() / "backbone").glob("*.yaml")) if file.stem not in types}
 
 
 def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:

@@ -1,5 +1,3 @@
-import errno
-import json
 import os
 from pathlib import Path
 
@@ -7,8 +5,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vision_stack import cli
-from vision_stack.config import ConfigError, from_dict
+from vision_stack.commands import arguments
+from vision_stack.commands.launch import import_plugins
 
 PATHS = [
     "/photos/set one",
@@ -40,7 +38,9 @@ def config_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("path", PATHS)
 def test_quote_paths_any_character_reaches_the_config_and_hydra_as_typed(path: str, config_dir: str) -> None:
     with initialize_config_dir(config_dir, version_base="1.3"):
-        config = compose("main", cli.quote_paths([f"run_dir={path}", f"weights={path}"]), return_hydra_config=True)
+        config = compose(
+            "main", arguments.quote_paths([f"run_dir={path}", f"weights={path}"]), return_hydra_config=True
+        )
     assert config.run_dir == path
     assert config.hydra.run.dir == path
     assert OmegaConf.to_container(config, resolve=False)["weights"] is not None
@@ -64,15 +64,15 @@ def test_quote_paths_any_character_reaches_the_config_and_hydra_as_typed(path: s
     ],
 )
 def test_quote_paths_quotes_paths_alone(argument: str, quoted: str) -> None:
-    assert cli.quote_paths([argument]) == [quoted]
+    assert arguments.quote_paths([argument]) == [quoted]
 
 
 def test_quote_paths_leading_tilde_is_the_home_directory() -> None:
-    assert cli.quote_paths(["data.root=~/x y"]) == [f"data.root='{os.path.expanduser('~')}/x y'"]
+    assert arguments.quote_paths(["data.root=~/x y"]) == [f"data.root='{os.path.expanduser('~')}/x y'"]
 
 
 def test_continue_in_run_dir_resumed_file_of_a_run_goes_on_in_its_folder() -> None:
-    argv = cli.continue_in_run_dir(["resume=outputs/a b/checkpoints/last.ckpt", "seed=1"])
+    argv = arguments.continue_in_run_dir(["resume=outputs/a b/checkpoints/last.ckpt", "seed=1"])
     assert argv == ["resume=outputs/a b/checkpoints/last.ckpt", "seed=1", f"run_dir={Path('outputs/a b').absolute()}"]
 
 
@@ -81,12 +81,12 @@ def test_continue_in_run_dir_file_named_from_its_own_folder_goes_on_in_its_run(
 ) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run" / "checkpoints")
-    assert cli.continue_in_run_dir(["resume=last.ckpt"])[1:] == [f"run_dir={tmp_path / 'run'}"]
+    assert arguments.continue_in_run_dir(["resume=last.ckpt"])[1:] == [f"run_dir={tmp_path / 'run'}"]
 
 
 def test_continue_in_run_dir_given_run_dir_stays() -> None:
     argv = ["resume=a/checkpoints/last.ckpt", "run_dir=b"]
-    assert cli.continue_in_run_dir(argv) == argv
+    assert arguments.continue_in_run_dir(argv) == argv
 
 
 def test_continue_in_run_dir_auto_takes_the_newest_run(tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ def test_continue_in_run_dir_auto_takes_the_newest_run(tmp_path: Path) -> None:
         last.touch()
         os.utime(last, (1000 + age, 1000 + age))
     newest = tmp_path / "new"
-    argv = cli.continue_in_run_dir(["resume=auto"], outputs=tmp_path)
+    argv = arguments.continue_in_run_dir(["resume=auto"], outputs=tmp_path)
     assert argv == [f"resume={newest / 'checkpoints' / 'last.ckpt'}", f"run_dir={newest}"]
 
 
 def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give resume=PATH"):
-        cli.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
+        arguments.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
 
 
 def finished_run(run_dir: Path) -> Path:
@@ -115,7 +115,7 @@ def finished_run(run_dir: Path) -> Path:
 def test_train_arguments_run_dir_of_a_finished_run_is_refused(more: list[str], tmp_path: Path) -> None:
     run_dir = finished_run(tmp_path / "a, b")
     with pytest.raises(ValueError, match=r"run_dir: .*a, b holds a run.* resume=auto, or give another run_dir"):
-        cli.train_arguments([f"run_dir={run_dir}", *more])
+        arguments.train_arguments([f"run_dir={run_dir}", *more])
 
 
 def test_train_arguments_run_dir_below_home_of_a_finished_run_is_found(
@@ -124,8 +124,10 @@ def test_train_arguments_run_dir_below_home_of_a_finished_run_is_found(
     monkeypatch.setenv("HOME", str(tmp_path))
     finished_run(tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run"):
-        cli.train_arguments(["run_dir=~/run"])
-    assert cli.train_arguments(["run_dir=~/run", "resume=auto"])[1] == f"resume={tmp_path}/run/checkpoints/last.ckpt"
+        arguments.train_arguments(["run_dir=~/run"])
+    assert (
+        arguments.train_arguments(["run_dir=~/run", "resume=auto"])[1] == f"resume={tmp_path}/run/checkpoints/last.ckpt"
+    )
 
 
 def test_train_arguments_what_replaces_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_train_arguments_what_replaces_no_checkpoint_is_left_alone(tmp_path: Pat
         ["-m", "seed=1,2", f"run_dir={run_dir}"],  # writes into run/0 and run/1
         [f"run_dir={tmp_path / 'other'}"],
     ):
-        assert cli.train_arguments(argv) == argv
+        assert arguments.train_arguments(argv) == argv
 
 
 @pytest.mark.parametrize(
@@ -151,24 +153,18 @@ def test_train_arguments_what_replaces_no_checkpoint_is_left_alone(tmp_path: Pat
     ],
 )
 def test_open_group_takes_a_name_as_the_type(typed: str, meant: str) -> None:
-    assert cli.open_group([typed], "data") == [meant]
+    assert arguments.open_group([typed], "data") == [meant]
 
 
 @pytest.mark.parametrize("names", [3, [3], None])
 def test_import_plugins_no_names_says_what_is_expected(names: object) -> None:
     with pytest.raises(ValueError, match=r"plugins: expected a list of modules"):
-        cli.import_plugins(names)  # type: ignore[arg-type]
-
-
-@pytest.fixture(autouse=True)
-def _no_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HYDRA_FULL_ERROR", "VISION_STACK_DEBUG"):
-        monkeypatch.setenv(name, "0")
+        import_plugins(names)  # type: ignore[arg-type]
 
 
 def test_choose_stages_anew_one_selection_clears_the_others_of_the_yaml() -> None:
     given = ["backbone=swin_tiny", "backbone.out_indices=[1,2]"]
-    assert cli.choose_stages_anew(given) == [*given, "backbone.out_features=null", "backbone.out_strides=null"]
+    assert arguments.choose_stages_anew(given) == [*given, "backbone.out_features=null", "backbone.out_strides=null"]
 
 
 @pytest.mark.parametrize(
@@ -176,66 +172,4 @@ def test_choose_stages_anew_one_selection_clears_the_others_of_the_yaml() -> Non
     [["backbone=swin_tiny"], ["backbone.out_features=[a]", "backbone.out_indices=[1]", "backbone.out_strides=[4]"]],
 )
 def test_choose_stages_anew_none_or_all_given_stay_as_typed(argv: list[str]) -> None:
-    assert cli.choose_stages_anew(argv) == argv
-
-
-def test_one_line_errors_config_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    errors = cli.OneLineErrors()
-    with errors:
-        from_dict({}, kind="nothing")
-    assert errors.exit_code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert "nothing.type: missing" in lines[0]
-
-
-def test_one_line_errors_error_of_a_library_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    errors = cli.OneLineErrors()
-    with errors:
-        json.loads("{")
-    assert errors.exit_code == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_one_line_errors_debug_variable_shows_every_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VISION_STACK_DEBUG", "1")
-    errors = cli.OneLineErrors()
-    with errors:
-        from_dict({}, kind="nothing")
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_is_for_user_own_error_types_are_and_python_errors_are_not() -> None:
-    assert cli.is_for_user(ConfigError("x"))
-    assert not cli.is_for_user(KeyError("x"))
-
-
-@pytest.mark.parametrize("code", [errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
-def test_one_line_errors_folder_that_cannot_be_written_is_for_the_user(
-    code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    errors = cli.OneLineErrors()
-    with errors:
-        raise OSError(code, os.strerror(code), "/photos/run")
-    assert errors.exit_code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "/photos/run" in line
-    assert "run_dir" in line
-
-
-def test_is_for_user_broken_hardware_is_not() -> None:
-    assert not cli.is_for_user(OSError(errno.EIO, "Input/output error"))
-
-
-@pytest.mark.parametrize("full_key", ["", "\nfull_key: trainer"])
-def test_one_line_error_of_lightning_names_the_trainer(full_key: str) -> None:
-    class InstantiationException(Exception): ...
-
-    call = "Error in call to target 'pytorch_lightning.trainer.trainer.Trainer':\n"
-    assert (
-        cli.one_line(InstantiationException(f"""{call}ValueError("Precision 'foo'\\nis invalid (no)."){full_key}"""))
-        == "trainer: Precision 'foo' is invalid (no)."
-    )
-    assert cli.one_line(InstantiationException(f"{call}TypeError(){full_key}")) == "trainer: "
+    assert arguments.choose_stages_anew(argv) == argv

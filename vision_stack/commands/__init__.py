@@ -1,0 +1,47 @@
+"""The command `vision-stack VERB ...`: one module a verb, imported only when its verb is typed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a model on generated scenes or on your own data",
+    "eval": "evaluate a checkpoint: AP, PQ or mIoU",
+    "predict": "predict on images: pictures and predictions.json",
+    "backbones": "list the backbones",
+    "to-transformers": "write a model as a directory that transformers loads",
+}
+# Lightning starts the other processes of a run with the words after the verb; they find the verb here.
+_VERB = "VISION_STACK_VERB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code.
+
+    Args:
+        argv: the verb and its options; what was typed if None.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in VERBS:
+        verb, *argv = argv
+    elif argv[:1] in ([], ["-h"], ["--help"]):
+        print(_usage())
+        return 0
+    elif _VERB in os.environ:
+        verb = os.environ[_VERB]
+    else:
+        print(f"error: {argv[0]} is not a command; choose one of: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    os.environ[_VERB] = verb
+    return importlib.import_module(f"vision_stack.commands.{verb.replace('-', '_')}").main(argv)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        ["usage: vision-stack COMMAND [OPTIONS]", "", *lines, "", "vision-stack COMMAND --help explains its options."]
+    )

@@ -1,0 +1,152 @@
+"""Errors that are the user's to fix take one line, with exit code 2; others keep their traceback."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+
+class OneLineErrors:
+    """Prints errors that are the user's to mend as one line, others with their traceback; entered as often as needed.
+
+    Within a sweep's job it lets the other jobs go on. `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows all
+    tracebacks.
+
+    Attributes:
+        exit_code: 0 without errors, 2 after one of the user's, 1 after another.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self.tracebacks = os.environ.get("VISION_STACK_DEBUG", os.environ.get("HYDRA_FULL_ERROR")) == "1"
+        os.environ["VISION_STACK_DEBUG"] = str(int(self.tracebacks))  # processes started from here do the same
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in its own way, before they come here
+
+    def __enter__(self) -> OneLineErrors:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback_: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if is_for_user(error) and not self.tracebacks:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            self.exit_code = self.exit_code or 2
+        else:
+            traceback.print_exception(error)
+            self.exit_code = 1
+        return True
+
+
+def is_for_user(error: BaseException) -> bool:
+    """Configuration errors, and ValueErrors that this package raised itself, as opposed to some library's."""
+    module = type(error).__module__.partition(".")[0]
+    if module in ("hydra", "omegaconf", "vision_stack") or type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return True
+    if isinstance(error, OSError) and error.errno in _OS_ADVICE:
+        return True
+    return isinstance(error, ValueError | ModuleNotFoundError) and _raised_by(error.__traceback__).startswith(
+        ("vision_stack", "__main__", "importlib")
+    )
+
+
+def _raised_by(tb: TracebackType | None) -> str:
+    name = ""
+    while tb is not None:
+        name = tb.tb_frame.f_globals.get("__name__", "")
+        tb = tb.tb_next
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """The message on one line. Hydra's are rewritten, since they tell what it did rather than what to do."""
+    message = str(error).strip() or type(error).__name__
+    if type(error).__name__ == "DataError":
+        return message  # complete as it is: a line per broken record
+    for pattern, rewrite in _HYDRA_MESSAGES:
+        if match := re.search(pattern, message, re.DOTALL):
+            return rewrite(match)
+    if isinstance(error, OSError) and error.errno in _OS_ADVICE:
+        message = f"{message}; {_OS_ADVICE[error.errno]}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "See https:")))
+
+
+_OS_ADVICE = {  # what stands in the way of writing -> what to do
+    errno.EEXIST: "this is no folder; give another run_dir",
+    errno.ENOTDIR: "give another run_dir",
+    errno.EROFS: "give a run_dir that can be written to",
+    errno.ENOSPC: "make room, or give another run_dir",
+    errno.EDQUOT: "make room, or give another run_dir",
+}
+
+
+def _no_such_choice(match: re.Match[str]) -> str:
+    group, _, name = match["choice"].rpartition("/")
+    names = match["names"].split()
+    return f"{group}={name}: there is no such {group or 'config'}; choose one of: {', '.join(names)}"
+
+
+ELSEWHERE = {  # how others call an option, or where one looks for it -> where it is
+    "freeze_stages": "finetune.freeze_stages",
+    "frozen_stages": "finetune.freeze_stages",
+    "freeze_at": "finetune.freeze_stages",
+    "freeze": "finetune.freeze_stages",
+    "freeze_backbone": "finetune.freeze_stages=all",
+    "unfreeze_epochs": "finetune.unfreeze_epochs",
+    "unfreeze_at_epoch": "finetune.unfreeze_epochs",
+    "gradient_checkpointing": "finetune.gradient_checkpointing",
+    "grad_checkpointing": "finetune.gradient_checkpointing",
+    "with_cp": "finetune.gradient_checkpointing",
+    "freeze_norm": "backbone.freeze_norm",
+    "norm_eval": "backbone.freeze_norm",
+    "drop_path": "backbone.drop_path_rate",
+    "lr_multiplier": "optim.backbone_lr_multiplier",
+    "backbone_lr_multiplier": "optim.backbone_lr_multiplier",
+    "lr_mult": "optim.backbone_lr_multiplier",
+    "layer_decay": "optim.layer_decay",
+    "overfit_batches": "experiment=overfit, or data.max_train_images",
+    "layerwise_decay": "optim.layer_decay",
+}
+
+
+def _no_such_option(match: re.Match[str]) -> str:
+    place = ELSEWHERE.get(match["key"].rpartition(".")[2])
+    advice = f"did you mean {place}?" if place and place != match["key"] else "--cfg=job prints all of them"
+    return f"{match['key']}: there is no such option; {advice}"
+
+
+def _from_lightning(match: re.Match[str]) -> str:
+    try:
+        text = str(ast.literal_eval(match["text"]))
+    except (SyntaxError, ValueError):  # an exception of several arguments, or of none
+        text = match["text"]
+    return f"trainer: {' '.join(text.split())}"
+
+
+_HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (
+        r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*?)(?:Config search path|$)",
+        _no_such_choice,
+    ),
+    (
+        r"Could not override '(?P<key>[^']+)'\. No match in the defaults list",
+        lambda m: f"{m['key']}: there is no such group of options; --help shows them",
+    ),
+    (
+        r"Could not override '(?P<key>[^']+)'",
+        _no_such_option,
+    ),
+    (
+        r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",
+        lambda m: f"{m['key']}: missing; give {m['key']}=...",
+    ),
+    (r"Error in call to target '[\w.]+\.Trainer':\s*\w+\((?P<text>.*?)\)(?:\s*full_key: \S*)?\s*$", _from_lightning),
+)

@@ -1,0 +1,28 @@
+"""Evaluate: `vision-stack eval checkpoint=PATH [data.root=DIR] [run_dir=DIR]` prints AP, PQ or mIoU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from vision_stack.commands.arguments import open_group, quote_paths
+from vision_stack.commands.launch import launch
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rebuild model and data from the checkpoint, evaluate; the exit code."""
+    return launch("eval", lambda typed: open_group(quote_paths(typed), "data"), run, argv)
+
+
+def run(config: dict[str, Any], run_dir: Path) -> None:
+    """One evaluation; a sweep makes several."""
+    from vision_stack.training.evaluation import evaluate
+
+    def make_trainer() -> Any:
+        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
+        return instantiate(config["trainer"], logger=loggers, default_root_dir=str(run_dir))
+
+    evaluate(config, run_dir, make_trainer)

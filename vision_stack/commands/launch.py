@@ -1,0 +1,67 @@
+"""What train, eval and predict share: from what was typed to a composed config and a folder to write into."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vision_stack.commands.errors import OneLineErrors
+from vision_stack.commands.run_folders import hold
+from vision_stack.config import config_dir
+
+Run = Callable[[dict[str, Any], Path], object]
+
+
+def launch(verb: str, prepare: Callable[[Sequence[str]], list[str]], run: Run, argv: Sequence[str]) -> int:
+    """Compose `configs/{verb}.yaml` with what was typed, and run; a sweep (-m) runs several times.
+
+    Args:
+        verb: name of the yaml file.
+        prepare: what was typed -> what Hydra gets.
+        run: takes the plain options and the folder to write into.
+        argv: what was typed after the verb.
+
+    Returns:
+        The exit code: 2 after an error of the user's, 1 after another.
+    """
+    errors = OneLineErrors()
+
+    def job(config: DictConfig) -> None:
+        with errors:
+            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            hold(run_dir)
+            import_plugins(plain["plugins"])
+            run(plain, run_dir)
+
+    with errors:
+        sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
+        sys.argv[1:] = prepare(argv)
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+    return errors.exit_code
+
+
+def import_plugins(names: str | Sequence[str]) -> None:
+    """Import modules of the user's own, one or several, which register parts.
+
+    Raises:
+        ValueError: there is no such module, or this is no list of names.
+    """
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"plugins: expected a list of modules, plugins=[my_parts], got {names!r}")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports something that is not
+            raise ValueError(f"plugins: no module {name} in {os.getcwd()}, nor among what is installed") from None

@@ -1,0 +1,32 @@
+"""Train: `vision-stack train [data=coco data.root=DIR] [backbone=swin_tiny] [experiment=NAME] [run_dir=DIR] ...`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+
+from vision_stack.commands.arguments import quote_paths, refuse_finished_run, train_arguments
+from vision_stack.commands.launch import launch
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compose the options, import the user's plugins, build, fit; the exit code."""
+    return launch("train", lambda typed: quote_paths(train_arguments(typed)), run, argv)
+
+
+def run(config: dict[str, Any], run_dir: Path) -> None:
+    """One run; a sweep makes several."""
+    refuse_finished_run(run_dir, config["resume"])
+    from vision_stack.training.run import train
+
+    def make_trainer(callbacks: list[Any]) -> Any:
+        mine = [instantiate(options) for options in config["callbacks"].values() if options]
+        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
+        options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
+        return instantiate(config["trainer"], **options)
+
+    train(config, run_dir, make_trainer, HydraConfig.get().overrides.task)
