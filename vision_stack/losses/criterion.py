@@ -65,7 +65,8 @@ class MaskCriterion(nn.Module):
     def forward(
         self, outputs: MaskOutputs, targets: Sequence[Target], pixel_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Weighted losses of all layers, float32 whatever autocast says; their sum is the total.
+        """Weighted losses of all layers, float32 (of float64 outputs float64) whatever autocast says; their sum is the
+        total. Over several ranks they are such that the mean of all ranks' gradients is that of one large batch.
 
         Args:
             outputs: of the head; L earlier layers are supervised too.
@@ -77,8 +78,8 @@ class MaskCriterion(nn.Module):
             of the earlier ones, first to last; `loss_semantic` where `pixel_logits` are given.
         """
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
-            logits, mask_embed = outputs.all_logits.float(), outputs.all_mask_embed.float()
-            features = outputs.mask_features.float()
+            logits, mask_embed = _widened(outputs.all_logits), _widened(outputs.all_mask_embed)
+            features = _widened(outputs.mask_features)
             objects = _objects(targets)
             config = self.config
             matches = match(
@@ -89,22 +90,25 @@ class MaskCriterion(nn.Module):
 
             labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
             labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
-            loss_class = classification_loss(logits, labels, config.no_object_weight)
+            class_, class_weights = classification_loss(logits, labels, config.no_object_weight)
 
             masks = _matched_masks(mask_embed, features, matches)
             mask, dice = self._mask_losses(masks, objects, matches, num_layers=len(logits))
-            num_masks = _mean_num_masks(sum(objects.counts), logits.device)
             zeros = logits.new_zeros(len(logits))
-            loss_mask = zeros.index_add(0, matches.layers, mask) / num_masks
-            loss_dice = zeros.index_add(0, matches.layers, dice) / num_masks
+            mask, dice = (zeros.index_add(0, matches.layers, loss.to(zeros.dtype)) for loss in (mask, dice))
+
+            divisors = [class_weights, logits.new_full((1,), sum(objects.counts))]
+            if pixel_logits is not None:
+                semantic, weights = semantic_loss(_widened(pixel_logits), *objects, config.no_object_weight)
+                divisors.append(weights[None])
+            class_weights, num_masks, *pixel_weights = _mean_over_ranks(divisors)
             named = _named(
-                loss_class=config.class_weight * loss_class,
-                loss_mask=config.mask_weight * loss_mask,
-                loss_dice=config.dice_weight * loss_dice,
+                loss_class=config.class_weight * class_ / class_weights,
+                loss_mask=config.mask_weight * mask / num_masks,
+                loss_dice=config.dice_weight * dice / num_masks,
             )
             if pixel_logits is not None:
-                loss = semantic_loss(pixel_logits.float(), *objects, config.no_object_weight)
-                named["loss_semantic"] = config.semantic_weight * loss
+                named["loss_semantic"] = config.semantic_weight * semantic / pixel_weights[0][0]
         return named
 
     def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches, num_layers: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,7 @@ class MaskCriterion(nn.Module):
             losses = focal_and_dice_loss(masks, targets)
         else:
             losses = uncertain_point_losses(
-                masks, targets, config.num_points, config.oversample_ratio, config.importance_sample_ratio
+                masks.float(), targets, config.num_points, config.oversample_ratio, config.importance_sample_ratio
             )
         return losses[0].flatten(), losses[1].flatten()
 
@@ -129,6 +133,10 @@ class MaskCriterion(nn.Module):
                 "are not learnt from; raise head.num_queries",
                 stacklevel=3,
             )
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _objects(targets: Sequence[Target]) -> Objects:
@@ -145,13 +153,17 @@ def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Te
     return torch.cat(masks).unflatten(1, features.shape[-2:])
 
 
-def _mean_num_masks(count: int, device: torch.device) -> Tensor | int:
-    """Number of objects in the batch, averaged over the ranks, at least 1: the same divisor on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return max(count, 1)
-    total = torch.tensor(float(count), device=device, dtype=torch.float32)
-    torch.distributed.all_reduce(total)
-    return (total / torch.distributed.get_world_size()).clamp(min=1)
+def _mean_over_ranks(divisors: Sequence[Tensor]) -> list[Tensor]:
+    """What losses that are summed over a rank's part of the batch are divided by: vectors, in a single exchange.
+
+    DDP averages the gradients of all ranks. With a divisor that is the mean of all ranks', the average is the gradient
+    that one process would find for the whole batch. Where nothing was summed, as without any object, it is not zero.
+    """
+    ranks, total = 1, torch.cat(list(divisors))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(total)
+    return list((total.clamp(min=1e-6) / ranks).split([len(divisor) for divisor in divisors]))
 
 
 def _named(**losses: Tensor) -> dict[str, Tensor]:

@@ -210,32 +210,35 @@ def point_cross_entropy_and_dice_loss(logits: Tensor, targets: Tensor) -> tuple[
     return cross_entropy, _dice((prob * targets).sum(-1), prob.sum(-1) + targets.sum(-1))
 
 
-def classification_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
-    """Cross-entropy of every query, those without an object down-weighted, as a weighted mean per layer.
+def classification_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every query, those without an object down-weighted; per layer a weighted mean's two parts.
 
     Args:
         logits: [L, B, Q, K + 1].
         labels: [L, B, Q] int64; K is "no object".
 
     Returns:
-        [L].
+        the sum of weighted losses and the sum of weights, [L] each.
     """
     num_classes = logits.shape[-1] - 1
     loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
-    weight = torch.where(labels == num_classes, no_object_weight, 1.0)
-    return (loss * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+    weight = torch.where(labels == num_classes, no_object_weight, 1.0).to(loss.dtype)
+    return (loss * weight).sum((1, 2)), weight.sum((1, 2))
 
 
 def semantic_loss(
     logits: Tensor, labels: Tensor, masks: Tensor, counts: Sequence[int], no_object_weight: float
-) -> Tensor:
-    """Cross-entropy of every pixel's class, pixels without an object down-weighted, as a weighted mean.
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every pixel's class, pixels without an object down-weighted; a weighted mean's two parts.
 
     Args:
         logits: [B, K + 1, h, w], the last is "no object".
         labels: [N] int64, of all images' objects, one image after the other.
         masks: [N, H, W] bool. A pixel of several objects is that of the one with the fewest pixels.
         counts: how many of the N are in each image.
+
+    Returns:
+        the sum of weighted losses and the sum of weights, scalars.
     """
     no_object = logits.shape[1] - 1
     maps = torch.full((len(logits), *logits.shape[-2:]), no_object, device=logits.device)
@@ -246,4 +249,5 @@ def semantic_loss(
             most, which = shares.max(0)
             maps[image] = torch.where(most > 0, classes[which], no_object)
     pixels = logits.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h * w, K + 1]
-    return classification_loss(pixels[None], maps.flatten(1)[None], no_object_weight)[0]
+    loss, weight = classification_loss(pixels[None], maps.flatten(1)[None], no_object_weight)
+    return loss[0], weight[0]
