@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -85,7 +86,8 @@ class Evaluator(ABC):
 def class_names(names: Iterable[str], ids: Iterable[int]) -> list[str]:
     """Names as keys; two classes of one name are told apart by their ids."""
     known = list(names)
-    return [n if known.count(n) == 1 else f"{n} ({i})" for n, i in zip(known, ids, strict=True)]
+    count = Counter(known)
+    return [n if count[n] == 1 else f"{n} ({i})" for n, i in zip(known, ids, strict=True)]
 
 
 def three_digits(value: float | None) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 from rich.console import RenderableType
 
 from vision_stack.metrics.base import Evaluator, class_names, three_digits
@@ -74,6 +75,7 @@ class CocoEvaluator(Evaluator):
         self.categories = tuple(categories)
         self.iou_types = tuple(iou_types)
         self.max_detections = max_detections
+        self._max_dets = [1, 10, max(100, max_detections)]
         self._ground_truth = _index(_complete(ground_truth))
 
     def update(self, image_id: int, instances: EncodedInstances) -> None:
@@ -99,19 +101,23 @@ class CocoEvaluator(Evaluator):
         Args:
             only_updated: leave out images that have not been fed. Otherwise their objects count as missed.
         """
-        image_ids = sorted(self._kept if only_updated and self._kept else self._ground_truth.imgs)
-        detections = [_measured(record, number) for number, record in enumerate(self.results(), start=1)]
-        found = _index({**self._ground_truth.dataset, "annotations": detections})
+        chosen = self._kept if only_updated and self._kept else self._ground_truth.imgs
+        truth = _by_class(a for a in self._ground_truth.dataset["annotations"] if a["image_id"] in chosen)
+        found = _by_class(_measured(record, number) for number, record in enumerate(self.results(), start=1))
         listed = {c["id"]: str(c["name"]) for c in self._ground_truth.dataset["categories"]}
         names = dict(zip(listed, class_names(listed.values(), listed), strict=True))
         metrics: dict[str, Any] = {}
         per_class: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
         for iou_type in self.iou_types:
-            evaluation = self._evaluate(found, iou_type, image_ids)
-            metrics[iou_type] = _summary(evaluation)
-            for position, category_id in enumerate(evaluation.params.catIds):
-                precision = evaluation.eval["precision"][:, :, position, 0, -1]
-                per_class[names[category_id]][iou_type] = _mean(precision)
+            scores = {
+                category_id: self._evaluate(iou_type, truth[category_id], found.get(category_id, []))
+                for category_id in sorted(listed)
+                if category_id in truth  # of a class without objects nothing can be measured
+            }
+            metrics[iou_type] = _summary(list(scores.values()), self._max_dets)
+            for category_id, name in names.items():
+                score = scores.get(category_id)
+                per_class[name][iou_type] = None if score is None else _mean(score.precision[:, 0])
         return {**metrics, "per_class": per_class}
 
     def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -125,35 +131,53 @@ class CocoEvaluator(Evaluator):
     def table(self, metrics: Mapping[str, Any]) -> RenderableType:
         return format_table(metrics)
 
-    def _evaluate(self, found: COCO, iou_type: IouType, image_ids: list[int]) -> COCOeval:
+    def _evaluate(self, iou_type: IouType, truth: list[dict[str, Any]], found: list[dict[str, Any]]) -> _ClassScores:
+        """One class by itself: pycocotools' tables over images x classes, nearly all empty, outgrow any memory."""
+        image_ids = sorted({record["image_id"] for record in (*truth, *found)})
+        images = [self._ground_truth.imgs[image_id] for image_id in image_ids]
+        categories = [self._ground_truth.cats[truth[0]["category_id"]]]
+        parts = [_index({"images": images, "annotations": part, "categories": categories}) for part in (truth, found)]
+        kind = BoundaryEval if iou_type == "boundary" else COCOeval
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            kind = BoundaryEval if iou_type == "boundary" else COCOeval
-            evaluation = kind(self._ground_truth, found, "bbox" if iou_type == "bbox" else "segm")
-            evaluation.params.imgIds = image_ids
-            evaluation.params.catIds = sorted(self._ground_truth.cats)
-            evaluation.params.maxDets = [1, 10, max(100, self.max_detections)]
+            evaluation = kind(*parts, "bbox" if iou_type == "bbox" else "segm")
+            evaluation.params.maxDets = self._max_dets
             evaluation.evaluate()
             evaluation.accumulate()
-        return evaluation
+        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+        return _ClassScores(precision[:, :, 0, :, -1].mean(1), recall[:, 0])
 
 
-def _summary(evaluation: COCOeval) -> dict[str, float | None]:
-    """The twelve numbers of COCO's table. precision [T, R, K, A, M] and recall [T, K, A, M] over IoU thresholds,
-    recalls, classes, areas (all, small, medium, large) and numbers of detections."""
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    thresholds = evaluation.params.iouThrs
+class _ClassScores(NamedTuple):
+    """Of one class, over T IoU thresholds, A areas (all, small, medium, large) and M numbers of detections."""
+
+    precision: NDArray[np.float64]  # [T, A], the mean over recalls, for the most detections; -1 where there is no object
+    recall: NDArray[np.float64]  # [T, A, M]
+
+
+def _summary(scores: Sequence[_ClassScores], max_dets: Sequence[int]) -> dict[str, float | None]:
+    """The twelve numbers of COCO's table."""
+    thresholds = Params().iouThrs
+    precision = np.array([score.precision for score in scores]).reshape(-1, len(thresholds), 4)
+    recall = np.array([score.recall for score in scores]).reshape(-1, len(thresholds), 4, len(max_dets))
     summary = {
-        "AP": _mean(precision[:, :, :, 0, -1]),
-        "AP50": _mean(precision[np.isclose(thresholds, 0.5), :, :, 0, -1]),
-        "AP75": _mean(precision[np.isclose(thresholds, 0.75), :, :, 0, -1]),
+        "AP": _mean(precision[:, :, 0]),
+        "AP50": _mean(precision[:, np.isclose(thresholds, 0.5), 0]),
+        "AP75": _mean(precision[:, np.isclose(thresholds, 0.75), 0]),
     }
     for area, letter in enumerate("sml", start=1):
-        summary[f"AP{letter}"] = _mean(precision[:, :, :, area, -1])
-    for index, count in enumerate(evaluation.params.maxDets):
+        summary[f"AP{letter}"] = _mean(precision[:, :, area])
+    for index, count in enumerate(max_dets):
         summary[f"AR{count}"] = _mean(recall[:, :, 0, index])
     for area, letter in enumerate("sml", start=1):
         summary[f"AR{letter}"] = _mean(recall[:, :, area, -1])
     return summary
+
+
+def _by_class(records: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    grouped: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        grouped.setdefault(record["category_id"], []).append(record)
+    return grouped
 
 
 def _mean(values: np.ndarray) -> float | None:

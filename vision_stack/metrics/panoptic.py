@@ -27,7 +27,8 @@ class Truth(Protocol):
 class _Image(NamedTuple):
     """What is kept of an image."""
 
-    counts: NDArray[np.float64]  # [4, K], see `segment_counts`
+    labels: NDArray[np.int64]  # [N], the classes that occur
+    counts: NDArray[np.float64]  # [4, N] of these, see `segment_counts`
     png: bytes  # of segment ids
     segments: list[dict[str, Any]]  # COCO's segments_info
 
@@ -103,7 +104,8 @@ class PanopticEvaluator(Evaluator):
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
         truth = self.ground_truth[image_id]
         counts = segment_counts(truth.segmentation, truth.is_crowd, prediction, len(self.categories))
-        self._kept[image_id] = _Image(counts, *encode_panoptic(prediction, self.categories))
+        labels = np.flatnonzero(counts.any(0))
+        self._kept[image_id] = _Image(labels, counts[:, labels], *encode_panoptic(prediction, self.categories))
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """{"all", "things", "stuff": {"PQ", "SQ", "RQ", "classes"}, "per_class": {name: {"PQ", ..., "TP", ...}}}.
@@ -112,8 +114,8 @@ class PanopticEvaluator(Evaluator):
         """
         total = np.zeros((4, len(self.categories)))
         for image_id in self.ground_truth:
-            if image_id in self._kept:
-                total += self._kept[image_id].counts
+            if kept := self._kept.get(image_id):
+                total[:, kept.labels] += kept.counts
             elif not (only_updated and self._kept):
                 truth = self.ground_truth[image_id]
                 labels = truth.segmentation.labels.numpy()[~truth.is_crowd]

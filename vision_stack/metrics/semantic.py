@@ -16,16 +16,23 @@ from vision_stack.ops.label_maps import class_png
 from vision_stack.structures import Category, SemanticSegmentation
 
 
-class _Image(NamedTuple):
-    """What is kept of an image: of the confusion matrix, which is large with many classes, what is not zero."""
+class Confusion(NamedTuple):
+    """Pixels by true and found class: the cells of the matrix [K, K] that are not zero, which fit in memory for any K."""
 
-    cells: NDArray[np.int64]  # in the flattened matrix
-    pixels: NDArray[np.int64]  # of each
+    true: NDArray[np.int64]
+    found: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+
+
+class _Image(NamedTuple):
+    """What is kept of an image."""
+
+    confusion: Confusion
     png: bytes  # of category ids
 
 
-def confusion_matrix(truth: NDArray[np.integer], found: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
-    """Pixels by true (rows) and found class: label maps [H, W] -> [K, K]. Where the truth is negative nothing counts.
+def confusion(truth: NDArray[np.integer], found: NDArray[np.integer], num_classes: int) -> Confusion:
+    """Counts pixels of two label maps [H, W]. Where the truth is negative nothing counts.
 
     Raises:
         ValueError: the two maps differ in size.
@@ -34,7 +41,13 @@ def confusion_matrix(truth: NDArray[np.integer], found: NDArray[np.integer], num
         raise ValueError(f"the label map's size is {found.shape}, the truth's is {truth.shape}")
     known = truth >= 0
     pairs = truth[known].astype(np.int64) * num_classes + found[known]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    if num_classes**2 > truth.size:  # sorting the pixels beats counting into a table that is larger than the image
+        cells, pixels = np.unique(pairs, return_counts=True)
+    else:
+        table = np.bincount(pairs)
+        cells = np.flatnonzero(table)
+        pixels = table[cells]
+    return Confusion(cells // num_classes, cells % num_classes, pixels)
 
 
 class SemanticEvaluator(Evaluator):
@@ -63,10 +76,8 @@ class SemanticEvaluator(Evaluator):
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
         truth = self.ground_truth[image_id].label_map.numpy()
         found = prediction.label_map.cpu().numpy()
-        confusion = confusion_matrix(truth, found, len(self.categories))
-        cells = np.flatnonzero(confusion)
         png = encode_semantic(prediction, self.categories)
-        self._kept[image_id] = _Image(cells, confusion.ravel()[cells], png)
+        self._kept[image_id] = _Image(confusion(truth, found, len(self.categories)), png)
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class": {name: {"IoU", "accuracy"}}}.
@@ -74,16 +85,20 @@ class SemanticEvaluator(Evaluator):
         Means are over the classes that the truth has. Images that have not been fed count for nothing either way.
         """
         count = len(self.categories)
-        total = np.zeros((count, count), np.int64)
+        hits, true, found = (np.zeros(count, np.int64) for _ in range(3))
         for kept in self._kept.values():
-            total.ravel()[kept.cells] += kept.pixels
-        hits, true, union = np.diag(total), total.sum(1), total.sum(0) + total.sum(1) - np.diag(total)
+            cells = kept.confusion
+            hit = cells.true == cells.found
+            np.add.at(true, cells.true, cells.pixels)
+            np.add.at(found, cells.found, cells.pixels)
+            np.add.at(hits, cells.true[hit], cells.pixels[hit])
+        union = true + found - hits
         iou = [h / u if t else None for h, u, t in zip(*(x.tolist() for x in (hits, union, true)), strict=True)]
         accuracy = [h / t if t else None for h, t in zip(hits.tolist(), true.tolist(), strict=True)]
         names = class_names([c.name for c in self.categories], [c.id for c in self.categories])
         return {
             "mIoU": _mean(iou),
-            "pixel_accuracy": float(hits.sum() / total.sum()) if total.sum() else None,
+            "pixel_accuracy": float(hits.sum() / true.sum()) if true.sum() else None,
             "mean_accuracy": _mean(accuracy),
             "per_class": {name: {"IoU": i, "accuracy": a} for name, i, a in zip(names, iou, accuracy, strict=True)},
         }
