@@ -134,6 +134,12 @@ def test_file_under_two_ids_is_noted_once(tmp_path: Path) -> None:
     assert "'./1.png' is image 1 and image 2, and 1 more files have two ids; each" in split.report()
 
 
+def test_category_name_with_a_lone_surrogate_is_refused_and_a_pair_is_a_character(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json: categories\[1\]\.name: 'dog\\ud83d' holds a lone surrogate.*rename"):
+        read(tmp_path, coco({}, categories=(("cat", 3), ("dog\ud83d", 9))))
+    assert read(tmp_path, coco({}, categories=(("cat", 3), ("\ud83d\udc15", 9)))).categories[1].name == "\N{DOG}"
+
+
 def test_category_names_with_line_breaks_become_one_line(tmp_path: Path) -> None:
     data = coco({}, {"category_id": 3}, categories=(("person\n", 9), ("traffic\r\n  light", 3)))
     split = read(tmp_path, data)

@@ -1,5 +1,8 @@
 """COCO panoptic files and semantic label maps: what is refused and how, what is mended or assumed, and said."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from label_map_files import (
@@ -251,3 +254,18 @@ def test_panoptic_image_id_of_two_files_loses_both(tmp_path):
 
     split = panoptic(write_panoptic(tmp_path, repeat), on_error="skip").train_split
     assert [record.image_id for record in split.records] == [2]
+
+
+def test_folder_of_images_that_cannot_be_listed_is_a_problem(tmp_path, monkeypatch):
+    write_semantic(tmp_path)
+    (tmp_path / "images" / "training" / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # as root, who may run the tests, every folder opens
+    with pytest.raises(DataError, match=r"closed: cannot be listed \(Permission denied\); change its permissions"):
+        semantic(tmp_path).train_split  # noqa: B018

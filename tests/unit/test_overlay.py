@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from vision_stack.structures import Category, Instances
 from vision_stack.visualization import draw_instances, side_by_side
@@ -93,6 +93,32 @@ def test_name_with_line_breaks_is_drawn_in_one_line(name):
         for text in (name, " ".join(name.split()))
     )
     assert np.array_equal(broken, plain)
+
+
+def test_name_of_twenty_thousand_letters_is_cut_before_it_is_measured(monkeypatch):
+    measured = []
+    getbbox = ImageFont.FreeTypeFont.getbbox
+
+    def watched(font, text, *args, **kwargs):
+        measured.append(len(text))
+        return getbbox(font, text, *args, **kwargs)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getbbox", watched)
+    image, instances = scene()
+    long, short = (
+        np.array(draw_instances(image, instances[:1], (Category(id=1, name=name),)))
+        for name in ("a" * 20_000, "a" * 39 + "\N{HORIZONTAL ELLIPSIS}")
+    )
+    assert np.array_equal(long, short)
+    assert max(measured) < 50
+
+
+def test_name_with_a_lone_surrogate_is_drawn_escaped():
+    image, instances = scene()
+    odd, escaped = (
+        np.array(draw_instances(image, instances[:1], (Category(id=1, name=name),))) for name in ("a\ud800", "a\\ud800")
+    )
+    assert np.array_equal(odd, escaped)
 
 
 def test_colors_of_ten_instances_of_a_class_all_differ_and_the_first_is_the_class_color():

@@ -55,6 +55,7 @@ def read_categories(
     for label, category in enumerate(given):  # "Person" is "person", unless both are classes
         if folded[_folded(category.name)] == 1:
             label_of_name.setdefault(_folded(category.name), label)
+    name_of_id = {category.id: category.name for category in given}
     labels: dict[int, int] = {}
     moved: list[_Listed] = []
     for entry in own:
@@ -64,8 +65,8 @@ def read_categories(
             if given[match].id != entry.id:
                 moved.append(entry)
         elif used[entry.id]:
-            same_id = [category.name for category in given if category.id == entry.id]
-            instead = f", where id {entry.id} is {show(same_id[0])}" if same_id else ""
+            same_id = name_of_id.get(entry.id)
+            instead = f", where id {entry.id} is {show(same_id)}" if same_id else ""
             findings.problem(
                 f"categories[{entry.position}].name",
                 f"{show(entry.name)} (id {entry.id}, {used[entry.id]} annotations) is not among the "
@@ -102,6 +103,9 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
             findings.problem(f"{where}.id", message, "number the categories")
         elif not isinstance(name, str) or not name:
             findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
+        elif any("\ud800" <= letter <= "\udfff" for letter in name):
+            message = f"{show(name)} holds a lone surrogate, half of a character, which cannot be written as text"
+            findings.problem(f"{where}.name", message, "rename the category")
         elif is_thing not in (0, 1):
             message = f"expected 1 for things or 0 for stuff, got {show(is_thing)}"
             findings.problem(f"{where}.isthing", message, "correct it")
@@ -126,17 +130,11 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
 
 def _placeholder(own: list[_Listed], used: Counter[int]) -> _Listed | None:
     """Roboflow's first category: id 0, no supercategory, the supercategory of all others, and without annotations."""
-    for category in own:
-        others = [c for c in own if c is not category]
-        if (
-            category.id == 0
-            and not used[0]
-            and category.supercategory == "none"
-            and others
-            and all(c.supercategory == category.name for c in others)
-        ):
-            return category
-    return None
+    by_id = {category.id: category for category in own}
+    first = by_id.get(0)
+    if first is None or used[0] or first.supercategory != "none" or len(own) == 1:
+        return None
+    return first if all(c.supercategory == first.name for c in own if c is not first) else None
 
 
 def _folded(name: str) -> str:

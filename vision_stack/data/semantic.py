@@ -145,7 +145,12 @@ def _image_names(folders: SemanticFolders, findings: Findings) -> list[str]:
     """Below the image folder, sorted; links to folders inside of it are followed. Nothing hidden."""
     root = folders.image_dir
     names = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+
+    def closed(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(root).as_posix()
+        findings.problem(folder, f"cannot be listed ({error.strerror})", "change its permissions, or move it away")
+
+    for folder, subfolders, files in os.walk(root, onerror=closed, followlinks=True):
         subfolders[:] = [name for name in subfolders if name[0] != "." and _enters(Path(folder, name), root, findings)]
         for file in files:
             wanted = Path(file).suffix.lower() in IMAGE_SUFFIXES

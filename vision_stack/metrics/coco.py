@@ -150,7 +150,9 @@ class CocoEvaluator(Evaluator):
 class _ClassScores(NamedTuple):
     """Of one class, over T IoU thresholds, A areas (all, small, medium, large) and M numbers of detections."""
 
-    precision: NDArray[np.float64]  # [T, A], the mean over recalls, for the most detections; -1 where there is no object
+    precision: NDArray[
+        np.float64
+    ]  # [T, A], the mean over recalls, for the most detections; -1 where there is no object
     recall: NDArray[np.float64]  # [T, A, M]
 
 

@@ -9,8 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vision_stack.ops.text import shorten
+
 _TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "outlines"}
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MAX_ROWS = 200  # of classes
 
 
 def format_table(metrics: Mapping[str, Any]) -> Group:
@@ -23,7 +26,7 @@ def format_table(metrics: Mapping[str, Any]) -> Group:
     per_class: Mapping[str, Mapping[str, float | None]] = metrics["per_class"]
     parts: list[Any] = [_summary_table(metrics, kinds)]
     if per_class:
-        parts += [Text("AP by class", style="bold"), _class_table(per_class, kinds)]
+        parts += [Text("AP by class", style="bold"), *_class_tables(per_class, kinds)]
     missing = [name for name, values in per_class.items() if all(values.get(kind) is None for kind in kinds)]
     return Group(*parts, *_missing(missing, len(per_class)))
 
@@ -43,7 +46,7 @@ def score_table(
         table.add_column(heading, justify="right" if heading else "left")
     for name, values in summary.items():
         table.add_row(name, *(_percent(values[column]) for column in columns))
-    parts: list[Any] = [table, Text(f"{columns[0]} by class", style="bold"), _class_table(per_class, list(columns))]
+    parts: list[Any] = [table, Text(f"{columns[0]} by class", style="bold"), *_class_tables(per_class, list(columns))]
     missing = [name for name, values in per_class.items() if values[columns[0]] is None]
     return Group(*parts, *_missing(missing, len(per_class)))
 
@@ -51,7 +54,7 @@ def score_table(
 def _missing(missing: Sequence[str], total: int) -> list[Text]:
     if not missing:
         return []
-    shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    shown = ", ".join(shorten(name) for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
     return [Text(f"{len(missing)} of {total} classes have no objects here: {shown}", style="dim")]
 
 
@@ -66,11 +69,21 @@ def _summary_table(metrics: Mapping[str, Any], kinds: list[str]) -> Table:
     return table
 
 
-def _class_table(per_class: Mapping[str, Mapping[str, float | None]], kinds: list[str]) -> Table:
-    """Classes with objects, sorted by their first AP, downwards and then to the right."""
+def _class_tables(per_class: Mapping[str, Mapping[str, float | None]], kinds: list[str]) -> list[Table | Text]:
+    """Classes with objects, best first; of very many only the best and the worst ones."""
     rows = [(name, [values.get(kind) for kind in kinds]) for name, values in per_class.items()]
     rows = [row for row in rows if any(value is not None for value in row[1])]
     rows.sort(key=lambda row: (-(row[1][0] or 0.0), row[0]))
+    left_out = len(rows) - MAX_ROWS
+    if left_out <= 0:
+        return [_class_table(rows, kinds)]
+    note = Text(f"{left_out:,} classes between the best and the worst left out here", style="dim")
+    half = MAX_ROWS // 2
+    return [_class_table(rows[:half], kinds), note, _class_table(rows[-half:], kinds)]
+
+
+def _class_table(rows: list[tuple[str, list[float | None]]], kinds: list[str]) -> Table:
+    """Rows of a class each, downwards and then to the right."""
     columns = 2 if len(rows) > 10 else 1
     height = -(-len(rows) // columns)
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -81,7 +94,7 @@ def _class_table(per_class: Mapping[str, Mapping[str, float | None]], kinds: lis
     for first in range(height):
         cells: list[Text | str] = []
         for name, values in rows[first::height]:
-            cells += [Text(name), *(_percent(value) for value in values)]
+            cells += [Text(shorten(name)), *(_percent(value) for value in values)]
         table.add_row(*cells)
     return table
 

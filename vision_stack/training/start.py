@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vision_stack.config import Config, ConfigError, from_dict, to_dict
 from vision_stack.model import VisionModel
+from vision_stack.ops.text import shorten
 from vision_stack.structures import Category
 from vision_stack.training.optim import OptimConfig
 from vision_stack.weights.class_names import ClassMatch, match_classes
@@ -141,14 +142,15 @@ def describe_start(
 
 def describe_classes(matches: Sequence[ClassMatch], known: Sequence[str]) -> list[str]:
     """A table: class of the data set, class of the weights, how they were found to be the same."""
-    width = max(len(match.name) for match in matches)
-    rows = []
-    for match in matches[:SHOWN_CLASSES]:
-        theirs = "-" if match.source is None else known[match.source]
-        rows.append(f"  {match.name:<{width}}  {theirs:<{max(map(len, known))}}  {match.how}")
-    header = f"  {'class':<{width}}  {'of weights':<{max(map(len, known))}}  found by"
+    shown = [
+        (shorten(match.name), "-" if match.source is None else shorten(known[match.source]), match.how)
+        for match in matches[:SHOWN_CLASSES]
+    ]
+    table = [("class", "of weights", "found by"), *shown]
+    width, width_theirs = (max(len(row[column]) for row in table) for column in (0, 1))
+    rows = [f"  {name:<{width}}  {theirs:<{width_theirs}}  {how}" for name, theirs, how in table]
     more = [f"  ... and {len(matches) - SHOWN_CLASSES} more"] if len(matches) > SHOWN_CLASSES else []
-    return [header, *rows, *more]
+    return [*rows, *more]
 
 
 def without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vision_stack.model import VisionModel
+from vision_stack.ops.text import shorten
 from vision_stack.structures import Category, FeatureSpec
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig, parameter_groups
@@ -56,7 +57,7 @@ def describe_training(model: VisionModel, optim: OptimConfig, finetune: Finetune
 
 def describe_data(categories: Sequence[Category], num_train: int, num_val: int, num_problems: int) -> list[str]:
     """Classes and numbers of images."""
-    names = ", ".join(category.name for category in categories[:SHOWN_CLASSES])
+    names = ", ".join(shorten(category.name) for category in categories[:SHOWN_CLASSES])
     more = f" and {len(categories) - SHOWN_CLASSES} more" if len(categories) > SHOWN_CLASSES else ""
     skipped = f"; {num_problems:,} broken records skipped" if num_problems else ""
     return [

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_stack.ops.text import shorten
 from vision_stack.structures import Category, Instances, PanopticSegmentation, Segmentation, SemanticSegmentation
 from vision_stack.visualization.colors import Color, instance_color, text_color
 
@@ -57,7 +58,7 @@ def draw_semantic(image: np.ndarray, found: SemanticSegmentation, categories: Se
     _check(image, found.label_map.shape)
     label_map = found.label_map.cpu().numpy()
     labels = [int(label) for label in np.unique(label_map) if label >= 0]
-    texts = [categories[label].name for label in labels]
+    texts = [_caption(categories[label].name) for label in labels]
     return _draw(image, [label_map == label for label in labels], _colors(labels), texts)
 
 
@@ -145,7 +146,8 @@ def _middle(mask: np.ndarray) -> list[float]:
     return [float(start + stop) / 2, row + 0.5] * 2
 
 
-def _caption(name: str, score: float) -> str:
+def _caption(name: str, score: float = 1.0) -> str:
+    name = shorten(name)  # measuring text takes time with its length
     return name if score >= 1.0 else f"{name} {score:.2f}"
 
 
@@ -186,7 +188,7 @@ def _write_names(canvas: Image.Image, boxes: list[list[float]], texts: list[str]
     font = _font(max(11, round(min(canvas.size) / 36)))
     placed: list[Rectangle] = []
     for box, text, color in zip(boxes, texts, colors, strict=True):
-        text = _fitting(" ".join(text.split()), font, canvas.width)  # names may come from anywhere, with line breaks
+        text = _fitting(text, font, canvas.width)
         rectangle = _place(box, font.getbbox(text)[2] + 6, _height(font) + 4, canvas.size, placed)
         placed.append(rectangle)
         draw.rectangle(rectangle, fill=color)
