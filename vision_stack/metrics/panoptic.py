@@ -114,7 +114,8 @@ class PanopticEvaluator(Evaluator):
         """
         total = np.zeros((4, len(self.categories)))
         for image_id in self.ground_truth:
-            if kept := self._kept.get(image_id):
+            if image_id in self._kept:
+                kept: _Image = self._kept[image_id]
                 total[:, kept.labels] += kept.counts
             elif not (only_updated and self._kept):
                 truth = self.ground_truth[image_id]

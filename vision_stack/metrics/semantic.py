@@ -17,7 +17,7 @@ from vision_stack.structures import Category, SemanticSegmentation
 
 
 class Confusion(NamedTuple):
-    """Pixels by true and found class: the cells of the matrix [K, K] that are not zero, which fit in memory for any K."""
+    """Pixels by true and found class: the nonzero cells of the matrix [K, K], which fit in memory for any K."""
 
     true: NDArray[np.int64]
     found: NDArray[np.int64]
