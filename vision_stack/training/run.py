@@ -31,6 +31,7 @@ from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, write_config
 from vision_stack.training.start import PARTS, Start, describe_start, read_start, transfer, without_pretrained
+from vision_stack.training.strategy import prepare_strategy
 from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
 from vision_stack.training.tasks import build_evaluator
 from vision_stack.visualization.curves import plot_curves
@@ -85,6 +86,7 @@ def train(
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
     evaluator = build_evaluator(data, top_k=options.top_k)
     trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
+    warnings = prepare_strategy(trainer, model, finetune)
     run_config = {
         "data": stored_data(data_config),
         "optim": to_dict(optim),
@@ -102,6 +104,7 @@ def train(
     if start and not checkpoint:
         say(*describe_start(start, model.categories, optim, config, overrides))
     start = None  # a whole model's memory
+    say(*(f"warning: {warning}" for warning in warnings))
     _warn_about_queries(data, getattr(model_config.head, "num_queries", None))
     say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
