@@ -9,7 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from vision_stack.ops.files import remove_scratch
+
 LOCK_FILE = ".lock"
+WRITTEN_FOLDERS = ("checkpoints", "pictures", "predictions")
 _held: dict[Path, FileLock] = {}
 
 
@@ -37,7 +40,8 @@ OmegaConf.register_new_resolver("new_run_dir", new_run_dir, use_cache=True)
 
 
 def hold(run_dir: Path) -> None:
-    """Create the folder and keep other processes from running in it until this one ends, however it ends.
+    """Create the folder and keep other processes from running in it until this one ends, however it ends; what a
+    process that was killed had half written in it is removed.
 
     Raises:
         ValueError: the folder cannot be created, or another process runs in it; one line.
@@ -56,6 +60,7 @@ def hold(run_dir: Path) -> None:
     except OSError as error:
         raise ValueError(f"run_dir: cannot write into {run_dir} ({error.strerror}); give another run_dir") from None
     _held[path] = lock
+    remove_scratch(path, WRITTEN_FOLDERS)
 
 
 def is_main_process() -> bool:

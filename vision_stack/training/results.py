@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from vision_stack.metrics import Evaluator
+from vision_stack.ops.files import naming, remove, replacing, scratch_beside, write_file
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
 CONFIG_FILE = "config.yaml"
@@ -68,26 +69,41 @@ class Results:
         """Write `metrics.json`, `predictions.json` and the folder `predictions`; each is replaced as a whole."""
         if self.files:
             write_files(run_dir / PREDICTIONS_DIR, self.files)
-        _write(run_dir / PREDICTIONS_FILE, json.dumps(self.predictions))
-        _write(run_dir / METRICS_FILE, json.dumps(self.metrics, indent=2) + "\n")
+        found = {"annotations": self.predictions} if isinstance(self.predictions, list) else dict(self.predictions)
+        write_predictions(run_dir, found.pop("annotations"), found)
+        write_file(run_dir / METRICS_FILE, f"{json.dumps(self.metrics, indent=2)}\n".encode())
+
+
+def write_predictions(run_dir: Path, records: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
+    """`predictions.json`, record by record: a list of them; with a header, a mapping whose `annotations` they are."""
+    with replacing(run_dir / PREDICTIONS_FILE) as file:
+        file.write(b'{"annotations": [' if header else b"[")
+        for number, record in enumerate(records):
+            file.write(f"{', ' if number else ''}{json.dumps(record)}".encode())
+        file.write(f"], {json.dumps(header)[1:]}".encode() if header else b"]")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """A folder of just these files, in place of one that may be there."""
-    scratch = folder.with_suffix(".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    for name, content in files.items():
-        path = scratch / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+    scratch = scratch_beside(folder)
+    try:
+        for name, content in files.items():
+            path = scratch / name
+            with naming(folder / name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        with naming(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(scratch, folder)
+    except BaseException:
+        remove(scratch)
+        raise
 
 
 def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
     """`config.yaml`: all options of the run, resolved."""
     text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
-    _write(run_dir / CONFIG_FILE, text)
+    write_file(run_dir / CONFIG_FILE, text.encode())
 
 
 def is_run_dir(folder: Path) -> bool:
@@ -97,10 +113,3 @@ def is_run_dir(folder: Path) -> bool:
     except OSError:
         return False
     return any(line.startswith("run_dir:") for line in lines)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
