@@ -28,6 +28,7 @@ _HOME = {
     "MaskFormerForInstanceSegmentation": "compat.maskformer",
     "MaskOutputs": "structures",
     "PanopticSegmentation": "structures",
+    "Run": "commands.python",
     "SemanticSegmentation": "structures",
     "ResNetConfig": "backbones.families",
     "SwinConfig": "backbones.families",
@@ -39,11 +40,13 @@ _HOME = {
     "ViTConfig": "backbones.families",
     "VisionModel": "model",
     "VisionModelConfig": "model",
+    "evaluate": "commands.python",
     "from_dict": "config",
     "list_backbones": "backbones.auto",
     "register": "config",
     "registered": "config",
     "to_dict": "config",
+    "train": "commands.python",
 }
 __all__ = list(_HOME)
 

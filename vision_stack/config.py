@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 C = TypeVar("C", bound=type[Any])
+MANY_NAMES = 24
 
 
 def config_dir() -> Path:
@@ -129,7 +130,7 @@ def from_dict(data: Any, kind: str = "", *, cls: type[Config] | None = None, pat
     hints = _field_hints(cls)
     for key in data:
         if key not in hints:
-            raise ConfigError(f"{_join(path, str(key))}: unknown option; {_suggest(str(key), hints)}")
+            raise ConfigError(f"{_join(path, str(key))}: unknown option; {suggest(str(key), hints)}")
     values = {key: _decode(value, hints[key], _join(path, key)) for key, value in data.items()}
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -163,7 +164,7 @@ def _class_of(data: dict[str, Any], kind: str, path: str) -> type[Config]:
         raise ConfigError(f"{_join(path, 'type')}: expected a name, got {_show(name)}; choose one of: {choices}")
     if name not in known:
         own = f"a {kind} of your own needs plugins=[ITS.MODULE] on the command line"
-        raise ConfigError(f"{_join(path, 'type')}: unknown {kind} {_show(name)}; {_suggest(name, known)}; {own}")
+        raise ConfigError(f"{_join(path, 'type')}: unknown {kind} {_show(name)}; {suggest(name, known)}; {own}")
     return known[name]
 
 
@@ -188,7 +189,7 @@ def _decode(value: Any, hint: Any, path: str) -> Any:
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):
             known = [str(a) for a in args]
-            raise ConfigError(f"{path}: {_show(value)} is no choice; {_suggest(str(value), known)}")
+            raise ConfigError(f"{path}: {_show(value)} is no choice; {suggest(str(value), known)}")
         return value
     if origin in (Union, types.UnionType):
         return _decode_union(value, args, path)
@@ -275,9 +276,11 @@ def _interval(limit: Range) -> str:
     return f"the allowed range {limit.low:g} to {limit.high:g}"
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to choose instead of an unknown name: the one that was probably meant, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"choose one of: {', '.join(names)}" if names else "there are no options here"
+    shown = ", ".join(names[:MANY_NAMES]) + (f" ... ({len(names)} in all)" if len(names) > MANY_NAMES else "")
+    return f"choose one of: {shown}" if names else "there are no options here"

@@ -85,11 +85,11 @@ def test_every_registered_backbone_neck_and_head_has_a_yaml() -> None:
 
 
 def test_unknown_choice_is_one_line_with_the_choices() -> None:
-    with pytest.raises(MissingConfigException) as error:
-        options("train", "neck=fpm")
-    line = errors.one_line(error.value)
-    assert line == "neck=fpm: there is no such neck; choose one of: " + ", ".join(yamls("neck"))
-    assert "\n" not in line
+    choices = "choose one of: " + ", ".join(yamls("neck"))
+    for name, advice in (("fpm", "did you mean 'fpn'?"), ("xyz", choices)):
+        with pytest.raises(MissingConfigException) as error:
+            options("train", f"neck={name}")
+        assert errors.one_line(error.value) == f"neck={name}: there is no such neck; {advice}"
 
 
 def test_unknown_option_is_one_line_with_its_name() -> None:

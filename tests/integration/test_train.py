@@ -141,7 +141,7 @@ def test_script_sweep_into_finished_runs_is_refused_and_leaves_them_alone(tmp_pa
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith(f"error: run_dir: {tmp_path / 'sweep' / '0'} holds a run")
+    assert line.startswith(f"error: run_dir: {tmp_path / 'sweep' / '0'} already contains a run")
     assert last.read_text() == "as it was"
     assert not (tmp_path / "sweep" / "0" / "config.yaml").exists()
 

@@ -114,7 +114,7 @@ def finished_run(run_dir: Path) -> Path:
 @pytest.mark.parametrize("more", [[], ["resume=null"], ["resume="]])
 def test_train_arguments_run_dir_of_a_finished_run_is_refused(more: list[str], tmp_path: Path) -> None:
     run_dir = finished_run(tmp_path / "a, b")
-    with pytest.raises(ValueError, match=r"run_dir: .*a, b holds a run.* resume=auto, or give another run_dir"):
+    with pytest.raises(ValueError, match=r"run_dir: .*a, b already contains a run.* resume=auto, or give"):
         arguments.train_arguments([f"run_dir={run_dir}", *more])
 
 
@@ -123,7 +123,7 @@ def test_train_arguments_run_dir_below_home_of_a_finished_run_is_found(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     finished_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         arguments.train_arguments(["run_dir=~/run"])
     assert (
         arguments.train_arguments(["run_dir=~/run", "resume=auto"])[1] == f"resume={tmp_path}/run/checkpoints/last.ckpt"
@@ -132,13 +132,12 @@ def test_train_arguments_run_dir_below_home_of_a_finished_run_is_found(
 
 def test_train_arguments_what_replaces_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     run_dir = finished_run(tmp_path / "run")
-    for argv in (
-        [f"run_dir={run_dir}", f"resume={run_dir}/checkpoints/last.ckpt"],
-        [f"run_dir={run_dir}", "--cfg=job"],
-        ["-m", "seed=1,2", f"run_dir={run_dir}"],  # writes into run/0 and run/1
-        [f"run_dir={tmp_path / 'other'}"],
+    for argv, one_run in (
+        ([f"run_dir={run_dir}", f"resume={run_dir}/checkpoints/last.ckpt"], True),
+        ([f"run_dir={run_dir}"], False),  # --cfg=job; or a sweep, which writes into run/0 and run/1
+        ([f"run_dir={tmp_path / 'other'}"], True),
     ):
-        assert arguments.train_arguments(argv) == argv
+        assert arguments.train_arguments(argv, one_run=one_run) == argv
 
 
 @pytest.mark.parametrize(

@@ -120,20 +120,30 @@ def refuse_finished_run(run_dir: Path, resume: str | None) -> None:
     """Raise ValueError if a new run would replace the checkpoints of another one."""
     if resume is None and (run_dir / LAST_CHECKPOINT).exists():
         raise ValueError(
-            f"run_dir: {run_dir} holds a run, which would be replaced; go on with it by run_dir={run_dir} resume=auto, "
-            "or give another run_dir"
+            f"run_dir: {run_dir} already contains a run that would be overwritten; resume it with run_dir={run_dir} "
+            "resume=auto, or give another run_dir"
         )
 
 
-def train_arguments(argv: Sequence[str]) -> list[str]:
-    """The command line of train.py with all that follows from it.
+def typed_run_dir(argv: Sequence[str]) -> Path | None:
+    """The folder that was named to write into."""
+    values = _values(argv)
+    text = values.get("run_dir", values.get("hydra.run.dir"))
+    return Path(text).expanduser() if text else None
+
+
+def train_arguments(argv: Sequence[str], *, one_run: bool = True) -> list[str]:
+    """The options of a training with all that follows from them.
+
+    Args:
+        argv: `option=value`, as typed.
+        one_run: False for a sweep, which writes into folders below `run_dir`, and where nothing is trained.
 
     Raises:
         ValueError: what `resume` or `run_dir` says does not fit what is there.
     """
     values = _values(argv)
-    flags = any(argument.startswith("-") for argument in argv)  # --help and --cfg write nothing, -m into other folders
-    if "run_dir" in values and not flags:  # before Hydra writes into it
+    if "run_dir" in values and one_run:  # before Hydra writes into it
         refuse_finished_run(Path(values["run_dir"]).expanduser(), _resume(values))
     return recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv)))
 

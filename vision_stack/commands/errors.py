@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import errno
 import os
 import re
@@ -10,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+
+from vision_stack.config import suggest
 
 
 class OneLineErrors:
@@ -44,7 +47,7 @@ class OneLineErrors:
 
 
 def is_for_user(error: BaseException) -> bool:
-    """Configuration errors, and ValueErrors that this package raised itself, as opposed to some library's."""
+    """Configuration errors, and ValueErrors that this package or the trainer raised, as opposed to some library's."""
     module = type(error).__module__.partition(".")[0]
     if module in ("hydra", "omegaconf", "vision_stack") or type(error).__name__ == "MisconfigurationException":
         return True
@@ -53,7 +56,7 @@ def is_for_user(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _OS_ADVICE:
         return True
     return isinstance(error, ValueError | ModuleNotFoundError) and _raised_by(error.__traceback__).startswith(
-        ("vision_stack", "__main__", "importlib")
+        ("vision_stack", "__main__", "importlib", "pytorch_lightning")
     )
 
 
@@ -73,6 +76,8 @@ def one_line(error: BaseException) -> str:
     for pattern, rewrite in _HYDRA_MESSAGES:
         if match := re.search(pattern, message, re.DOTALL):
             return rewrite(match)
+    if _raised_by(error.__traceback__).startswith("pytorch_lightning"):
+        message = f"trainer: {message}"
     if isinstance(error, OSError) and error.errno in _OS_ADVICE:
         message = f"{message}; {_OS_ADVICE[error.errno]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
@@ -90,8 +95,7 @@ _OS_ADVICE = {  # what stands in the way of writing -> what to do
 
 def _no_such_choice(match: re.Match[str]) -> str:
     group, _, name = match["choice"].rpartition("/")
-    names = match["names"].split()
-    return f"{group}={name}: there is no such {group or 'config'}; choose one of: {', '.join(names)}"
+    return f"{group}={name}: there is no such {group or 'config'}; {suggest(name, match['names'].split())}"
 
 
 ELSEWHERE = {  # how others call an option, or where one looks for it -> where it is
@@ -118,17 +122,30 @@ ELSEWHERE = {  # how others call an option, or where one looks for it -> where i
 
 
 def _no_such_option(match: re.Match[str]) -> str:
-    place = ELSEWHERE.get(match["key"].rpartition(".")[2])
-    advice = f"did you mean {place}?" if place and place != match["key"] else "--cfg=job prints all of them"
-    return f"{match['key']}: there is no such option; {advice}"
+    key = match["key"]
+    place = ELSEWHERE.get(key.rpartition(".")[2])
+    if place is None or place == key:
+        from vision_stack.commands.help import known_options  # which reads all yaml files
+
+        known = known_options()
+        close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        close = close if len(close) == 1 else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+        place = close[0] if close else None
+    advice = f"did you mean {place}?" if place else "--help lists them"
+    return f"{key}: there is no such option; {advice}"
 
 
-def _from_lightning(match: re.Match[str]) -> str:
+def _from_a_call(match: re.Match[str]) -> str:
+    """What a class that a yaml names said of its arguments."""
     try:
         text = str(ast.literal_eval(match["text"]))
     except (SyntaxError, ValueError):  # an exception of several arguments, or of none
         text = match["text"]
-    return f"trainer: {' '.join(text.split())}"
+    text = " ".join(text.split())
+    name = match["target"].rpartition(".")[2]
+    if re.match(r"[\w.]+: ", text):
+        return text  # names its option
+    return f"{'trainer' if name == 'Trainer' else match['key'] or name}: {text}"
 
 
 _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
@@ -148,5 +165,24 @@ _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",
         lambda m: f"{m['key']}: missing; give {m['key']}=...",
     ),
-    (r"Error in call to target '[\w.]+\.Trainer':\s*\w+\((?P<text>.*?)\)(?:\s*full_key: \S*)?\s*$", _from_lightning),
+    (
+        r"Error in call to target '(?P<target>[\w.]+)':\s*\w+\((?P<text>.*?)\)(?:\s*full_key: (?P<key>\S*))?\s*$",
+        _from_a_call,
+    ),
+    (
+        r"Error merging override (?P<key>[\w.]+)=(?P<value>.*)",
+        lambda m: f"{m['key']}: {m['value']} is not of the right kind; --help shows what {m['key']} takes",
+    ),
+    (
+        r"Error locating target '(?P<target>[^']*)'",
+        lambda m: f"_target_={m['target']}: cannot be imported; check the name and that its package is installed",
+    ),
+    (
+        r"Interpolation key '(?P<name>[^']*)' not found.*?full_key: (?P<key>\S+)",
+        lambda m: f"{m['key']}: ${{{m['name']}}} is not an option; name one that exists, with its groups (optim.lr)",
+    ),
+    (
+        r"Recursive interpolation detected.*?(?:full_key: (?P<key>\S+))",
+        lambda m: f"{m['key']}: refers to itself through ${{...}}; give a value",
+    ),
 )

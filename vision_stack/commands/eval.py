@@ -8,16 +8,16 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from vision_stack.commands.arguments import open_group, quote_paths
+from vision_stack.commands.arguments import open_group
 from vision_stack.commands.launch import launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Rebuild model and data from the checkpoint, evaluate; the exit code."""
-    return launch("eval", lambda typed: open_group(quote_paths(typed), "data"), run, argv)
+    return launch("eval", lambda words: open_group(words.options, "data"), run, argv)
 
 
-def run(config: dict[str, Any], run_dir: Path) -> None:
+def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:
     """One evaluation; a sweep makes several."""
     from vision_stack.training.evaluation import evaluate
 

@@ -13,20 +13,23 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vision_stack.commands.arguments import quote_paths, typed_run_dir
+from vision_stack.commands.composing import check_experiment
 from vision_stack.commands.errors import OneLineErrors
 from vision_stack.commands.run_folders import hold
+from vision_stack.commands.words import Words, understand
 from vision_stack.config import config_dir
 
-Run = Callable[[dict[str, Any], Path], object]
+Run = Callable[[dict[str, Any], Path, list[str]], object]
 
 
-def launch(verb: str, prepare: Callable[[Sequence[str]], list[str]], run: Run, argv: Sequence[str]) -> int:
+def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Sequence[str]) -> int:
     """Compose `configs/{verb}.yaml` with what was typed, and run; a sweep (-m) runs several times.
 
     Args:
         verb: name of the yaml file.
-        prepare: what was typed -> what Hydra gets.
-        run: takes the plain options and the folder to write into.
+        prepare: what was typed -> options, with all that follows from them.
+        run: takes the plain options, the folder to write into, and the options as typed.
         argv: what was typed after the verb.
 
     Returns:
@@ -37,14 +40,24 @@ def launch(verb: str, prepare: Callable[[Sequence[str]], list[str]], run: Run, a
     def job(config: DictConfig) -> None:
         with errors:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            check_experiment(HydraConfig.get())
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             hold(run_dir)
             import_plugins(plain["plugins"])
-            run(plain, run_dir)
+            run(plain, run_dir, list(HydraConfig.get().overrides.task))
 
     with errors:
         sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
-        sys.argv[1:] = prepare(argv)
+        words = understand(verb, argv)
+        if {"-h", "--help"} & set(words.flags):
+            from vision_stack.commands.help import help_text
+
+            print(help_text(verb, words.options))
+            return 0
+        typed = prepare(words)
+        if words.one_run and (run_dir := typed_run_dir(typed)):
+            hold(run_dir)  # before Hydra writes into it
+        sys.argv[1:] = [*words.flags, *quote_paths(typed)]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
     return errors.exit_code
 
@@ -56,7 +69,7 @@ def import_plugins(names: str | Sequence[str]) -> None:
         ValueError: there is no such module, or this is no list of names.
     """
     names = [names] if isinstance(names, str) else names
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"plugins: expected a list of modules, plugins=[my_parts], got {names!r}")
     for name in names:
         try:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_stack.commands.arguments import quote_paths
 from vision_stack.commands.launch import launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Load the checkpoint's model, go through the images; the exit code."""
-    return launch("predict", quote_paths, run, argv)
+    return launch("predict", lambda words: words.options, run, argv)
 
 
-def run(config: dict[str, Any], run_dir: Path) -> None:
+def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:
     """One set of images; a sweep makes several."""
     from vision_stack.training.prediction import predict
 

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from vision_stack.commands.arguments import quote_paths, refuse_finished_run, train_arguments
+from vision_stack.commands.arguments import refuse_finished_run, train_arguments
 from vision_stack.commands.launch import launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Compose the options, import the user's plugins, build, fit; the exit code."""
-    return launch("train", lambda typed: quote_paths(train_arguments(typed)), run, argv)
+    return launch("train", lambda words: train_arguments(words.options, one_run=words.one_run), run, argv)
 
 
-def run(config: dict[str, Any], run_dir: Path) -> None:
+def run(config: dict[str, Any], run_dir: Path, overrides: Sequence[str]) -> None:
     """One run; a sweep makes several."""
     refuse_finished_run(run_dir, config["resume"])
     from vision_stack.training.run import train
@@ -29,4 +28,4 @@ def run(config: dict[str, Any], run_dir: Path) -> None:
         options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
         return instantiate(config["trainer"], **options)
 
-    train(config, run_dir, make_trainer, HydraConfig.get().overrides.task)
+    train(config, run_dir, make_trainer, overrides)

@@ -21,6 +21,9 @@ def _point_losses() -> MaskCriterionConfig:
     return MaskCriterionConfig(class_weight=2.0, mask_weight=5.0, dice_weight=5.0, mask_loss="point")
 
 
+USUAL_LEVELS = 3  # or as many as there are: a backbone with fewer stages gives fewer
+
+
 @register("head", "mask2former")
 @dataclass(frozen=True, kw_only=True)
 class Mask2FormerHeadConfig(MaskHeadConfig):
@@ -30,7 +33,7 @@ class Mask2FormerHeadConfig(MaskHeadConfig):
     dropout: Fraction = 0.0
     loss: MaskCriterionConfig = field(default_factory=_point_losses)
     enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already
-    num_levels: Count = 3  # maps coarser than the mask features that are read, the coarsest first
+    num_levels: Count = USUAL_LEVELS  # maps coarser than the mask features that are read, the coarsest first
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Mask2FormerHead:
         """Raises ConfigError unless there are a map at stride 4 and a coarser one."""
@@ -55,6 +58,11 @@ class Mask2FormerHead(MaskHead):
         if not levels:
             raise ConfigError(
                 f"head: mask2former needs maps coarser than stride {finest} too, got {strides}; use neck=fpn"
+            )
+        if config.num_levels > max(len(levels), USUAL_LEVELS):
+            raise ConfigError(
+                f"head.num_levels: {config.num_levels}, but only {len(levels)} maps are coarser than the mask features "
+                f"(strides {strides}); give at most {max(len(levels), USUAL_LEVELS)}"
             )
         self.level_indices = levels[: config.num_levels]
         self.input_projections = nn.ModuleList(

@@ -44,8 +44,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 500) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.checkpoints.every_n_steps: {every_n_steps} must be at least 1")
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ValueError(f"callbacks.checkpoints.every_n_steps: {every_n_steps} must be a number of steps, from 1")
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self.position = Position()

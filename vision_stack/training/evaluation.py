@@ -99,6 +99,9 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         stored = {name: value for name, value in stored.items() if name not in PATHS}
     elif "root" in overrides:  # the other paths are of the old root
         stored = {name: value for name, value in stored.items() if name not in PATHS}
+    root = overrides.get("root")
+    if root is not None and not Path(root).expanduser().is_dir():  # generated data would be drawn there
+        raise ValueError(f"data.root: there is no folder {root}; check the path")
     return from_dict(merged(stored, overrides), kind="data")
 
 

@@ -1,0 +1,50 @@
+"""`vision_stack.train` and `vision_stack.evaluate`, in the words of the command line."""
+
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+import vision_stack
+from vision_stack.commands.run_folders import hold, new_run_dir
+
+
+def test_train_and_evaluate_from_python_leave_a_run_with_metrics_and_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = vision_stack.train("shapes", backbone="tiny", overrides=[*tiny_run.TINY[:4], *tiny_run.TINY[5:], "steps=2"])
+    assert run.run_dir.parts[0] == "outputs"
+    assert set(run.metrics) >= {"segm", "bbox"}
+    assert run.model().config.head.num_queries == 10
+    evaluated = vision_stack.evaluate(run.run_dir / "checkpoints" / "best.ckpt", overrides=["num_pictures=0"])
+    assert evaluated.run_dir != run.run_dir
+    assert evaluated.metrics["segm"] == run.metrics["segm"]
+
+
+def test_train_from_python_wrong_option_raises_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="experiment=nope: there is no such experiment"):
+        vision_stack.train(run_dir=tmp_path / "run", overrides=["experiment=nope"])
+    with pytest.raises(ValueError, match="write backbone=VALUE"):
+        vision_stack.train(run_dir=tmp_path / "run", overrides=["backbone"])
+
+
+def test_new_run_dir_same_second_gets_another_name(tmp_path: Path) -> None:
+    wanted = tmp_path / "outputs" / "12-00-00"
+    assert [new_run_dir(str(wanted)) for _ in range(3)] == [str(wanted), f"{wanted}-1", f"{wanted}-2"]
+
+
+def test_hold_refuses_a_folder_that_another_process_runs_in(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="another process is running in"):
+        hold(tmp_path / "run")
+    hold(tmp_path / "run")
+    hold(tmp_path / "run")  # the same process may go on
+
+
+def test_hold_folder_that_cannot_be_made_names_it_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"run_dir: cannot write into .*file/run .*give another run_dir"):
+        hold(tmp_path / "file" / "run")

@@ -1,0 +1,164 @@
+"""`vision-stack VERB --help`: every option with its default and a sentence, read from the comments of the yaml files.
+
+The yaml files are the only place where options are explained. A comment stands behind its option, or above it on lines
+of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vision_stack.commands.composing import compose_options
+from vision_stack.commands.words import ALIASES
+from vision_stack.config import config_dir
+
+PARTS = ("backbone", "neck", "head")
+INTRODUCTIONS = {
+    "train": "Train a model: on generated scenes, or with data=DIR on your own images.",
+    "eval": "Evaluate a checkpoint: AP, PQ or mIoU, by its task.",
+    "predict": "Predict on images: pictures and predictions.json.",
+}
+EXAMPLES = {
+    "train": ("", "data=DIR", "data=coco data.root=DIR backbone=swin_tiny epochs=30", "resume=auto"),
+    "eval": ("checkpoint=outputs/.../checkpoints/best.ckpt", "checkpoint=DIR data=coco data.root=DIR"),
+    "predict": ("checkpoint=outputs/.../checkpoints/best.ckpt source=photo.jpg", "checkpoint=DIR source=FOLDER"),
+}
+_LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>.*?)(?:(?:^| )# ?(?P<comment>.*))?")
+
+
+class Documented(NamedTuple):
+    """An option: its dotted name, its default as it would be typed, and what its comment says."""
+
+    name: str
+    default: str
+    text: str
+
+
+def help_text(verb: str, typed: Sequence[str]) -> str:
+    """All options of a verb; with groups named (`--help head=mask2former`), those of these groups."""
+    values, hydra = compose_options(verb, ["run_dir='outputs/<date>/<time>'", *typed])
+    chosen = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
+    named = [group for group in chosen if any(text.startswith(f"{group}=") for text in typed)]
+    sections = [_section(group, chosen[group], values) for group in named if group != "experiment"]
+    return "\n\n".join(sections or [_introduction(verb), *_all_sections(verb, chosen, values)])
+
+
+def _introduction(verb: str) -> str:
+    lines = [INTRODUCTIONS[verb], ""]
+    lines += [f"  vision-stack {verb} {example}".rstrip() for example in EXAMPLES[verb]]
+    rows = [Documented(name, "", f"{alias.text} ({alias.place})") for name, alias in ALIASES[verb].items()]
+    return "\n".join([*lines, "", "Short names, also as flags (--name VALUE):", *_table(rows, show_default=False)])
+
+
+def _all_sections(verb: str, chosen: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[str]:
+    docs = option_docs(config_dir() / f"{verb}.yaml")
+    own = [
+        Documented(name, _show(value), docs.get(name, ""))
+        for name, value in _leaves({k: v for k, v in values.items() if k in {name.partition(".")[0] for name in docs}})
+        if not name.startswith("hydra")
+    ]
+    yield "\n".join(["Options:", *_table(own)])
+    if parts := [group for group in (*PARTS, "data", "experiment") if group in chosen]:
+        rows = [Documented(group, chosen[group], _choices(group)) for group in parts]
+        rows += [
+            Documented(group, chosen[group], _choices(group)) for group in ("data", "experiment") if group in chosen
+        ]
+        yield "\n".join(["Parts (their options: --help head=mask2former):", *_table(rows)])
+    for group in chosen:
+        if group not in (*PARTS, "experiment", "hydra") and isinstance(values.get(group), Mapping):
+            yield _section(group, chosen[group], values)
+    yield (
+        "Several values run one after the other with -m (-m lr=1e-4,5e-4). --cfg=job prints the options as yaml, "
+        "--hydra-help what Hydra itself takes."
+    )
+
+
+def _section(group: str, name: str, values: Mapping[str, Any]) -> str:
+    docs = option_docs(config_dir() / group / f"{name}.yaml")
+    rows = [
+        Documented(f"{group}.{key}", _show(value), docs.get(key, ""))
+        for key, value in _leaves(values.get(group) or {})
+        if not key.endswith("_target_") and key != "type"
+    ]
+    return "\n".join([f"{group}={name}:", *_table(rows)])
+
+
+def _choices(group: str) -> str:
+    names = sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+    if len(names) <= 12:
+        return " | ".join(names)
+    return f"{len(names)} to choose from" + ("; `vision-stack backbones` lists them" if group == "backbone" else "")
+
+
+def _table(rows: Sequence[Documented], show_default: bool = True) -> list[str]:
+    columns = min(shutil.get_terminal_size().columns, 120)
+    names = [f"{row.name}={row.default}" if show_default else row.name for row in rows]
+    width = min(max((len(name) for name in names), default=0), 38)
+    lines: list[str] = []
+    for name, row in zip(names, rows, strict=True):
+        text = textwrap.wrap(row.text, max(columns - width - 4, 20)) or [""]
+        first = text.pop(0) if len(name) <= width else ""
+        lines.append(f"  {name:<{width}}  {first}".rstrip())
+        lines += [f"  {'':<{width}}  {line}" for line in text]
+    return lines
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _show(value: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(_show(item) for item in value)}]"
+    return "" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@functools.cache
+def option_docs(file: Path) -> dict[str, str]:
+    """The options of a yaml file by dotted name, and what their comments say; of the files it builds on, too."""
+    docs: dict[str, str] = {}
+    if not file.is_file():  # of a plugin
+        return docs
+    stack: list[tuple[int, str]] = []
+    above: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("#"):
+            above.append(line.lstrip("# ").rstrip())
+            continue
+        match = _LINE.fullmatch(line)
+        base = re.fullmatch(r" *- (?!_self_)(\w+)", line)
+        if base and stack and stack[-1][1] == "defaults":
+            docs |= option_docs(file.with_name(f"{base[1]}.yaml"))
+        if match is None:
+            above = []
+            continue
+        while stack and stack[-1][0] >= len(match["indent"]):
+            stack.pop()
+        stack.append((len(match["indent"]), match["key"]))
+        name = ".".join(key for _, key in stack)
+        text = match["comment"] or " ".join(above if stack[:-1] or docs else above[-1:])
+        above = []
+        if text or name not in docs:
+            docs[name] = text
+    return {name: text for name, text in docs.items() if not name.startswith(("defaults", "hydra"))}
+
+
+def known_options() -> set[str]:
+    """Dotted names of all options in the yaml files, whatever is chosen."""
+    known = {name for verb in ALIASES for name in option_docs(config_dir() / f"{verb}.yaml")}
+    for group in (path for path in config_dir().iterdir() if path.is_dir() and path.name != "experiment"):
+        known |= {f"{group.name}.{name}" for file in group.glob("*.yaml") for name in option_docs(file)}
+    return known

@@ -1,0 +1,104 @@
+"""`vision_stack.train` and `vision_stack.evaluate`: the commands from Python, with the same options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vision_stack.commands import eval as eval_command
+from vision_stack.commands import train as train_command
+from vision_stack.commands.arguments import open_group, quote_paths, train_arguments, typed_run_dir
+from vision_stack.commands.composing import compose_options
+from vision_stack.commands.launch import import_plugins
+from vision_stack.commands.run_folders import hold, new_run_dir
+from vision_stack.commands.words import understand
+
+if TYPE_CHECKING:
+    from vision_stack.model import VisionModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training or an evaluation left in its folder."""
+
+    run_dir: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Contents of metrics.json, such as `metrics["segm"]["AP"]`; empty if nothing was validated."""
+        file = self.run_dir / "metrics.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def model(self) -> VisionModel:
+        """The trained model: the best checkpoint's, or the last one's if nothing was validated."""
+        from vision_stack.model import VisionModel
+
+        checkpoints = self.run_dir / "checkpoints"
+        best = checkpoints / "best.ckpt"
+        return VisionModel.from_pretrained(best if best.is_file() else checkpoints / "last.ckpt")
+
+
+def train(
+    data: str | Path | None = None,
+    *,
+    root: str | Path | None = None,
+    task: str | None = None,
+    backbone: str | None = None,
+    neck: str | None = None,
+    head: str | None = None,
+    weights: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train a model, as `vision-stack train` does with the options of the same names.
+
+    Args:
+        data: "coco", "semantic", ... or a folder; the generated scenes if None.
+        root: folder of the data.
+        run_dir: where everything goes; a new folder `outputs/<date>/<time>` if None.
+        overrides: any other options as they are typed: `["optim.lr=1e-4", "epochs=30"]`.
+
+    Raises:
+        ValueError: options or data that have to be fixed; one line.
+    """
+    named = {"data": data, "task": task, "backbone": backbone, "neck": neck, "head": head}
+    named |= {"data.root": root, "weights": weights, "run_dir": run_dir}
+    options = train_arguments(understand("train", [*_typed(named), *overrides]).options)
+    return _run("train", options)
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    data: str | Path | None = None,
+    root: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Evaluate a checkpoint, as `vision-stack eval` does with the options of the same names.
+
+    Raises:
+        ValueError: no such checkpoint, or options or data that have to be fixed; one line.
+    """
+    named = {"checkpoint": checkpoint, "data": data, "data.root": root, "run_dir": run_dir}
+    return _run("eval", open_group(understand("eval", [*_typed(named), *overrides]).options, "data"))
+
+
+def _typed(named: dict[str, str | Path | None]) -> list[str]:
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
+
+
+def _run(verb: str, options: list[str]) -> Run:
+    run_dir = typed_run_dir(options)
+    if run_dir is None:
+        run_dir = Path(new_run_dir(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
+        options = [*options, f"run_dir={run_dir}"]
+    hold(run_dir)
+    config, _ = compose_options(verb, quote_paths(options))
+    import_plugins(config["plugins"])
+    (train_command if verb == "train" else eval_command).run(config, run_dir, options)
+    return Run(run_dir)
