@@ -228,3 +228,9 @@ def test_predict_device_that_is_not_there_is_one_line(device: str, run: Path, ph
         run_predict(run, str(photos), tmp_path / "out", device=device)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_eval_root_that_does_not_exist_is_refused_and_not_created(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.root: there is no folder .*nosuch; check the path"):
+        run_eval(tmp_path / "out", f"checkpoint={run}/checkpoints/best.ckpt", f"++data.root={tmp_path / 'nosuch'}")
+    assert not (tmp_path / "nosuch").exists()

@@ -51,6 +51,9 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     else:
         data_config = data_of(read_checkpoint(path), path, config["data"])
         model = VisionModel.from_pretrained(path)
+    root = config["data"].get("root")
+    if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
+        raise ValueError(f"data.root: there is no folder {root}; check the path")
     write_config({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
@@ -99,9 +102,6 @@ def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, A
         stored = {name: value for name, value in stored.items() if name not in PATHS}
     elif "root" in overrides:  # the other paths are of the old root
         stored = {name: value for name, value in stored.items() if name not in PATHS}
-    root = overrides.get("root")
-    if root is not None and not Path(root).expanduser().is_dir():  # generated data would be drawn there
-        raise ValueError(f"data.root: there is no folder {root}; check the path")
     return from_dict(merged(stored, overrides), kind="data")
 
 
