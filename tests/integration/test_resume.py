@@ -35,8 +35,9 @@ def assert_same(run_dir: Path, other: Path) -> None:
     for key, state in theirs["optimizer"]["state"].items():
         for name, tensor in state.items():
             assert torch.equal(mine["optimizer"]["state"][key][name], tensor), (key, name)
+    my_best = best(run_dir)["state_dict"]
     for name, tensor in best(other)["state_dict"].items():
-        assert torch.equal(best(run_dir)["state_dict"][name], tensor), name
+        assert torch.equal(my_best[name], tensor), name
 
 
 def resume(run_dir: Path, *overrides: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from vision_stack.config import to_dict
+from vision_stack.training.averaging import AVERAGING, RAW_WEIGHTS, average_of
 from vision_stack.training.position import Position
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Checkpoints(Checkpoint):
             self.save_last(trainer, pl_module)
         self._stop_if_asked()
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Also called where a run ends in mid-epoch. In `on_train_end` the model already holds the average.
+        ended_within_a_step = _within_a_step(trainer)  # by `max_time` or early stopping: all there will be
+        average = average_of(trainer)
+        averaged_now = average is not None and average._latest_update_epoch == trainer.current_epoch
+        if ended_within_a_step or averaged_now:
+            self.save_last(trainer, pl_module)
+
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if not _within_a_step(trainer):
             self._stop_if_asked()  # `last.ckpt` says that the validation is still to be done
@@ -77,7 +86,10 @@ class Checkpoints(Checkpoint):
         if results is not None and (self.best_score is None or results.score > self.best_score):
             self.best_score = results.score
             results.write(Path(trainer.default_root_dir))
-            self._write(trainer, "best.ckpt", self._contents(pl_module))
+            contents = self._contents(trainer, pl_module)
+            for name in (RAW_WEIGHTS, AVERAGING):  # what was validated is all that it is about
+                contents.pop(name, None)
+            self._write(trainer, "best.ckpt", contents)
         self.position = self.position._replace(validated=True)
         if trainer.state.fn == "fit" and not _within_a_step(trainer):
             self.save_last(trainer, pl_module)
@@ -89,7 +101,7 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero:
             return
         module.check_losses()  # weights after a NaN are not worth keeping
-        contents = self._contents(module)
+        contents = self._contents(trainer, module)
         contents["optimizer"] = trainer.optimizers[0].state_dict()
         contents["precision"] = trainer.precision_plugin.state_dict()
         contents["callbacks"] = {
@@ -103,16 +115,24 @@ class Checkpoints(Checkpoint):
             news = {"position": self.position._asdict(), "best_score": self.best_score}
             self._write(trainer, "last.ckpt", {**resumed, **news})
 
-    def _contents(self, module: SegmentationModule) -> dict[str, Any]:
-        """Plain values and tensors, which `torch.load(weights_only=True)` takes."""
-        return {
+    def _contents(self, trainer: pl.Trainer, module: SegmentationModule) -> dict[str, Any]:
+        """Plain values and tensors, which `torch.load(weights_only=True)` takes; of weights those that are validated.
+
+        Where they are an average, its callback moves the weights that are trained from `state_dict` to `RAW_WEIGHTS`.
+        """
+        contents = {
             "format_version": FORMAT_VERSION,
             "model_config": to_dict(module.model.config),
-            "state_dict": {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()},
+            "state_dict": module.state_dict(),
             "run_config": module.run_config,
             "position": self.position._asdict(),
             "best_score": self.best_score,
         }
+        for callback in callbacks_of(trainer):
+            callback.on_save_checkpoint(trainer, module, contents)
+        for name in contents.keys() & {"state_dict", RAW_WEIGHTS}:
+            contents[name] = {key: tensor.detach().cpu() for key, tensor in contents[name].items()}
+        return contents
 
     def _write(self, trainer: pl.Trainer, name: str, contents: dict[str, Any]) -> None:
         """Into a second file that then takes the name, so that there is a whole one at any moment."""
@@ -139,8 +159,6 @@ class Checkpoints(Checkpoint):
                 self._old_handlers[signum] = signal.signal(signum, self._ask_to_stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if _within_a_step(trainer):  # where `max_time` or early stopping ended the run: all there will be
-            self.save_last(trainer, pl_module)
         self._restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:

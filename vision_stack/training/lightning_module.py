@@ -164,6 +164,8 @@ class SegmentationModule(pl.LightningModule):
             self.results = Results.of(self.evaluator, only_updated=not all_images)
         scalars = self.trainer.strategy.broadcast(self.results.scalars() if self.results else {})
         self.log_dict({f"val/{name}": value for name, value in scalars.items()})
+        score = self.trainer.strategy.broadcast(self.results.score if self.results else 0.0)
+        self.log("val/score", float(score), logger=False)  # for callbacks that watch it, whatever the task
 
 
 def step_seed(seed: int, epoch: int, batch_idx: int, rank: int) -> int:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from vision_stack.config import from_dict, to_dict
 from vision_stack.model import VisionModelConfig, load_strictly, model_state, read_checkpoint
+from vision_stack.training.averaging import RAW_WEIGHTS, average_of
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
@@ -67,11 +68,16 @@ def _plain(value: Any) -> Any:
 def restore(
     trainer: pl.Trainer, module: SegmentationModule, checkpoint: Mapping[str, Any], source: str | Path
 ) -> Position:
-    """Before `fit`: weights, counters, state of the callbacks. The optimizer follows later (`RestoreOptimizer`).
+    """Before `fit`: weights to validate, counters, state of the callbacks. What is trained follows (`RestoreTraining`).
 
     Returns:
         where the run goes on; the caller tells the data, and validates if the position says that it is due.
+
+    Raises:
+        ValueError: the run averaged its weights, and is to go on without.
     """
+    if RAW_WEIGHTS in checkpoint and average_of(trainer) is None:
+        raise ValueError("resume: the interrupted run averaged its weights; give callbacks=ema, or what it was given")
     load_strictly(module.model, model_state(checkpoint), source)
     position = Position(**checkpoint["position"])
     position.restore(trainer)
@@ -100,8 +106,8 @@ def _adopt(checkpoint: Path, run_dir: Path, *, has_best: bool) -> None:
             copy(old_run / name, run_dir / name)
 
 
-class RestoreOptimizer(pl.Callback):
-    """Gives the optimizer its state back at the first moment at which there is one.
+class RestoreTraining(pl.Callback):
+    """Gives back at the first moment at which they exist: the optimizer's state; the average, and what it is one of.
 
     Rates, decay and their schedule are those of the present options; they depend on the step alone.
     """
@@ -112,6 +118,8 @@ class RestoreOptimizer(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.checkpoint is None:
             return
+        for callback in callbacks_of(trainer):
+            callback.on_load_checkpoint(trainer, pl_module, dict(self.checkpoint))
         optimizer = trainer.optimizers[0]
         saved = self.checkpoint["optimizer"]
         current = optimizer.state_dict()["param_groups"]

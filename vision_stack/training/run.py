@@ -22,6 +22,7 @@ from vision_stack.metrics import Evaluator
 from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
+from vision_stack.training.averaging import prepare_averaging
 from vision_stack.training.checkpoints import Interrupted, checkpoints_of
 from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
@@ -85,7 +86,8 @@ def train(
     finetune.apply(model.backbone, epoch=0)
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
     evaluator = build_evaluator(data, top_k=options.top_k)
-    trainer = make_trainer([resume.RestoreOptimizer(checkpoint)] if checkpoint else [])
+    trainer = make_trainer([resume.RestoreTraining(checkpoint)] if checkpoint else [])
+    prepare_averaging(trainer)
     warnings = prepare_strategy(trainer, model, finetune)
     run_config = {
         "data": stored_data(data_config),
