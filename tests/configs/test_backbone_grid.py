@@ -8,10 +8,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-import yaml
 
 import vision_stack.model  # noqa: F401  registers everything
 from vision_stack.backbones.meta import on_meta
+from vision_stack.backbones.names import named_options
 from vision_stack.config import ConfigError, from_dict, to_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,7 +35,7 @@ def names(group):
 
 
 def read(group, name):
-    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    return named_options(CONFIGS / group / f"{name}.yaml")
 
 
 @functools.cache

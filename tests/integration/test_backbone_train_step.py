@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
+from vision_stack.backbones.names import named_options
 from vision_stack.config import from_dict
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.model import VisionModel, VisionModelConfig
@@ -19,7 +19,7 @@ CASES = [(name, "pixel_decoder") for name in PYRAMIDS.split()] + [(name, "simple
 
 
 def decode(kind, name, **options):
-    plain = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")) | options
+    plain = named_options(CONFIGS / kind / f"{name}.yaml") | options
     plain.pop("pretrained", None)
     return from_dict(plain, kind)
 

@@ -13,10 +13,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import timm
-import yaml
 
 from vision_stack.backbones.meta import on_meta
-from vision_stack.backbones.names import named_backbones
+from vision_stack.backbones.names import named_backbones, named_options
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.config import ConfigError, from_dict, registered
 
@@ -51,7 +50,7 @@ def describe(name: str, config: Any) -> Row:
 def named_rows(text: str = "") -> Iterator[Row]:
     """The named backbones whose name or model matches: a part of it, or a pattern with `*` as in a shell."""
     for name, file in named_backbones().items():
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+        options = named_options(file)
         options.pop("pretrained", None)
         if matches(text, name) or matches(text, options.get("model_name", "")):
             yield describe(name, from_dict(options, "backbone"))

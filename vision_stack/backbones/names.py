@@ -101,7 +101,15 @@ def _from_hub(repo_id: str) -> Any:
     return config.starting_from(PublishedWeights(repo_id, None))
 
 
-def _read_named(file: Path) -> Any:
+def named_options(file: Path) -> dict[str, Any]:
+    """The options of a file of configs/backbone, on top of those of the file that it builds on."""
     options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for base in options.pop("defaults", []):
+        options = named_options(file.with_name(f"{base}.yaml")) | options
+    return options
+
+
+def _read_named(file: Path) -> Any:
+    options = named_options(file)
     kept = {key: value for key, value in options.items() if key not in ("pretrained", *STAGE_FIELDS)}
     return from_dict(kept, "backbone")

@@ -25,7 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the verb and its options; what was typed if None.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in VERBS:
+    if argv and argv[0] in ("-sc", "--shell-completion") and "COMP_LINE" in os.environ:
+        typed = os.environ["COMP_LINE"].split(" ")
+        if len(typed) < 3 or typed[1] not in VERBS:
+            print(" ".join(VERBS))
+            return 0
+        verb = typed.pop(1)
+        os.environ["COMP_LINE"] = " ".join(typed)  # Hydra completes what follows the verb
+    elif argv and argv[0] in VERBS:
         verb, *argv = argv
     elif argv[:1] in ([], ["-h"], ["--help"]):
         print(_usage())

@@ -139,8 +139,8 @@ def option_docs(file: Path) -> dict[str, str]:
             above.append(line.lstrip("# ").rstrip())
             continue
         match = _LINE.fullmatch(line)
-        base = re.fullmatch(r" *- (?!_self_)(\w+)", line)
-        if base and stack and stack[-1][1] == "defaults":
+        base = re.fullmatch(r"(?:defaults: \[| *- )(?!_self_)(\w+)\]?", line)
+        if base:
             docs |= option_docs(file.with_name(f"{base[1]}.yaml"))
         if match is None:
             above = []
@@ -149,9 +149,9 @@ def option_docs(file: Path) -> dict[str, str]:
             stack.pop()
         stack.append((len(match["indent"]), match["key"]))
         name = ".".join(key for _, key in stack)
-        text = match["comment"] or " ".join(above if stack[:-1] or docs else above[-1:])
+        text = match["comment"] or " ".join(above)
         above = []
-        if text or name not in docs:
+        if match["value"].strip() and (text or name not in docs):
             docs[name] = text
     return {name: text for name, text in docs.items() if not name.startswith(("defaults", "hydra"))}
 

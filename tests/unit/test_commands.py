@@ -1,0 +1,106 @@
+"""The command `vision-stack`: verbs, what the processes of a run and a shell's completion start it with, help."""
+
+import importlib
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vision_stack import commands
+from vision_stack.commands.help import help_text, known_options, option_docs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_command_alone_lists_the_verbs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {verb} " in printed for verb in commands.VERBS)
+
+
+def test_command_unknown_verb_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VISION_STACK_VERB", raising=False)
+    assert commands.main(["trian", "data=coco"]) == 2
+    assert capsys.readouterr().err.startswith("error: trian is not a command; choose one of: train, eval")
+
+
+def test_every_verb_has_a_module_with_a_main() -> None:
+    for verb in commands.VERBS:
+        assert callable(importlib.import_module(f"vision_stack.commands.{verb.replace('-', '_')}").main)
+
+
+def test_other_processes_of_a_run_find_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning starts them with the words after it."""
+    seen: list[tuple[str, list[str]]] = []
+    for verb in ("train", "eval"):
+        module = importlib.import_module(f"vision_stack.commands.{verb}")
+        monkeypatch.setattr(module, "main", lambda argv, verb=verb: seen.append((verb, argv)) or 0)
+    monkeypatch.delenv("VISION_STACK_VERB", raising=False)
+    commands.main(["train", "seed=1"])
+    commands.main(["seed=1", "hydra.run.dir=x"])
+    assert seen == [("train", ["seed=1"]), ("train", ["seed=1", "hydra.run.dir=x"])]
+
+
+def test_installed_command_is_this_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"vision-stack": "vision_stack.commands:main"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vision-stack tr", "train"),
+        ("vision-stack train neck=", "neck=simple_pyramid"),
+        ("vision-stack train optim.l", "optim.lr="),
+        ("vision-stack predict thr", "threshold="),
+    ],
+)
+def test_completion_completes_verbs_and_their_options(line: str, expected: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "vision_stack", "-sc", "query=bash"],
+        env={"COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT), "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert expected in result.stdout.split(), result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_option_of_what_is_chosen() -> None:
+    for verb in ("train", "eval", "predict"):
+        rows = [line for line in help_text(verb, []).splitlines() if line.startswith("  ")]
+        assert len(rows) > 10
+    assert "head.num_queries=20 " in help_text("train", ["head=mask2former"])
+    assert "head." not in help_text("predict", [])
+    assert "optim." not in help_text("eval", [])
+
+
+def test_help_takes_seconds_at_most(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "vision_stack", "train", "--help"]
+    result = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, timeout=60)
+    assert result.returncode == 0
+    assert b"optim.lr=0.002" in result.stdout
+    assert time.monotonic() - begin < 10  # 0.5 s on an idle machine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_in_the_yaml_files_has_a_comment() -> None:
+    files = [path for path in (ROOT / "configs").rglob("*.yaml") if "experiment" not in path.parts]
+    bare = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in files
+        for name, text in option_docs(file).items()
+        if not text and name.rpartition(".")[2] not in ("type", "_target_")
+    }
+    assert bare == set()
+
+
+def test_known_options_are_dotted_as_typed() -> None:
+    assert {"optim.lr", "data.train_transform.flip", "head.loss.num_points", "seed", "threshold"} <= known_options()
