@@ -20,8 +20,9 @@ from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel
 from vision_stack.training import evaluation, prediction
 from vision_stack.training.evaluation import data_of, evaluate
-from vision_stack.training.prediction import find_images, predict
+from vision_stack.training.prediction import predict
 from vision_stack.training.results import write_config
+from vision_stack.training.sources import find_images
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,8 @@ def photos(tmp_path: Path) -> Path:
 def run_predict(run: Path, source: str, run_dir: Path, **options: Any) -> list[dict[str, Any]]:
     config = tiny_run.compose_options("predict", ["checkpoint=x", "source=x"])
     given = {"checkpoint": str(run / "checkpoints" / "best.ckpt"), "source": source, "device": "cpu"}
-    return predict({**config, **given, **options}, run_dir)
+    predict({**config, **given, **options}, run_dir)
+    return json.loads((run_dir / "predictions.json").read_text())
 
 
 def test_predict_folder_draws_each_image_and_skips_the_broken_one(
@@ -143,9 +145,8 @@ def test_predict_folder_draws_each_image_and_skips_the_broken_one(
     assert {(r["image_id"], r["file_name"]) for r in records} == {(1, "a.png"), (3, "more/b.jpg")}
     assert all(r["segmentation"]["size"] == ([40, 60] if r["image_id"] == 1 else [90, 30]) for r in records)
     assert {r["category_id"] for r in records} <= {3, 7, 11, 20}  # the data set's own ids
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == records
     out = capsys.readouterr().out
-    assert "2 images, 1 skipped" in out
+    assert "2 images, 1 image skipped" in out
     assert "broken.jpg" in out
 
 
@@ -185,7 +186,7 @@ def test_scripts_return_freed_memory_before_anything_large(
 
 def test_find_images_file_folder_and_pattern(photos: Path) -> None:
     assert [p.name for p in find_images(str(photos))[0]] == ["a.png", "broken.jpg", "b.jpg"]
-    assert find_images(str(photos / "a.png")) == ([photos / "a.png"], photos)
+    assert find_images(str(photos / "a.png")) == ([photos / "a.png"], photos, [])
     with pytest.raises(ValueError, match="no such file or folder"):
         find_images(str(photos / "*.webp"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from vision_stack.commands.errors import OneLineErrors
 from vision_stack.commands.run_folders import hold
 from vision_stack.commands.words import Words, understand
 from vision_stack.config import config_dir
+from vision_stack.training.interrupts import Stopped, stopping_on_signals
 
 Run = Callable[[dict[str, Any], Path, list[str]], object]
 
@@ -33,7 +35,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
         argv: what was typed after the verb.
 
     Returns:
-        The exit code: 2 after an error of the user's, 1 after another.
+        The exit code: 2 after an error of the user's, 1 after another, 130 after Ctrl-C, 143 after SIGTERM.
     """
     errors = OneLineErrors()
 
@@ -46,19 +48,25 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
             import_plugins(plain["plugins"])
             run(plain, run_dir, list(HydraConfig.get().overrides.task))
 
-    with errors:
-        sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
-        words = understand(verb, argv)
-        if {"-h", "--help"} & set(words.flags):
-            from vision_stack.commands.help import help_text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is no text
+    try:
+        with stopping_on_signals(), errors:
+            sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
+            words = understand(verb, argv)
+            if {"-h", "--help"} & set(words.flags):
+                from vision_stack.commands.help import help_text
 
-            print(help_text(verb, words.options))
-            return 0
-        typed = prepare(words)
-        if words.one_run and (run_dir := typed_run_dir(typed)):
-            hold(run_dir)  # before Hydra writes into it
-        sys.argv[1:] = [*words.flags, *quote_paths(typed)]
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+                print(help_text(verb, words.options))
+                return 0
+            typed = prepare(words)
+            if words.one_run and (run_dir := typed_run_dir(typed)):
+                hold(run_dir)  # before Hydra writes into it
+            sys.argv[1:] = [*words.flags, *quote_paths(typed)]
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     return errors.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from vision_stack.data.coco import ImageRecord
 from vision_stack.data.images import open_image, read_image
+from vision_stack.ops.files import write_file
 from vision_stack.ops.label_maps import rgb_to_ids
 from vision_stack.structures import (
     Category,
@@ -54,11 +57,17 @@ def draw_validation(
             found = read_label_map(run_dir / PREDICTIONS_DIR, mine[0], categories, task)
         else:
             continue  # not among the images that validation was limited to
-        path.parent.mkdir(parents=True, exist_ok=True)
-        truth = ground_truth(record, task)
-        side_by_side(image, truth, found, categories, threshold=SHOWN_FROM_SCORE).save(path, quality=90)
+        picture = side_by_side(image, ground_truth(record, task), found, categories, threshold=SHOWN_FROM_SCORE)
+        write_file(path, jpeg(picture), durable=False)
         paths.append(path)
     return paths
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """The content of a file. Pillow, writing one itself, does not say that the disk is full."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
 
 
 def read_label_map(

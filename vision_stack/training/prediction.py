@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import json
 import os
+import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
-from vision_stack.data.images import IMAGE_SUFFIXES, read_image
-from vision_stack.data.validation import DataError
+from vision_stack.config import to_dict
+from vision_stack.data.images import read_image
+from vision_stack.data.validation import DataError, data_error
 from vision_stack.metrics.coco import coco_results
 from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
+from vision_stack.ops.files import write_file
 from vision_stack.postprocess import encode_instances
 from vision_stack.structures import Category, PanopticSegmentation, Segmentation, SemanticSegmentation, Task
 from vision_stack.training.allocator import return_freed_memory
+from vision_stack.training.interrupts import Stopped
+from vision_stack.training.journal import Entry, Journal
 from vision_stack.training.options import PredictOptions, decode_options
-from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded
-from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, is_run_dir, write_config
+from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded, jpeg
+from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config, write_predictions
+from vision_stack.training.sources import SourceImage, find_images, named
 from vision_stack.visualization.overlay import draw_segmentation
+
+JOURNAL_FILE = "predictions.jsonl"
+LINE_EVERY_S = 15.0  # of progress, where the output is no terminal
 
 
 class Found(NamedTuple):
@@ -36,62 +47,169 @@ class Found(NamedTuple):
     shown: Segmentation
 
 
-def predict(config: Mapping[str, Any], run_dir: Path) -> list[dict[str, Any]]:
-    """Go through the images of `config["source"]`; give the records that `predictions.json` gets.
+def predict(config: Mapping[str, Any], run_dir: Path) -> None:
+    """Go through the images of `config["source"]`, and write what is found in each as soon as it is.
 
     Instances: overlays show what scores at least `threshold`; `predictions.json` keeps the `top_k` of every image.
     Panoptic and semantic: `predictions.json` has a record for each image, whose label map, named `file_name`, is in the
-    folder `predictions`. An image that cannot be read is reported and left out.
+    folder `predictions`. An image that cannot be read is reported and left out. Images that an earlier run into the
+    same folder was done with, by `predictions.jsonl`, are taken over.
 
     Args:
         config: the plain options of configs/predict.yaml.
 
     Raises:
-        ValueError: no such checkpoint or device, or no image at the source that can be read; one line.
+        ValueError: no such checkpoint or device, no image at the source that can be read, or results of other options
+            in the folder; one line.
     """
     return_freed_memory()
     options = decode_options(config, PredictOptions)
-    paths, base = find_images(options.source)
+    source = find_images(options.source)
     device = _device(options.device)
-    model = VisionModel.from_pretrained(options.checkpoint).to(device)
-    write_config(config, run_dir)
-    records: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    used: set[str] = set()
-    for image_id, path in enumerate(track(paths, "predicting", transient=True), start=1):
-        name = os.path.relpath(path, base)
+    model = VisionModel.from_pretrained(options.checkpoint)
+    images = {image.name: image for image in named(source)}
+    asked = {
+        "checkpoint": fingerprint(model),
+        "source": os.path.abspath(options.source),
+        "threshold": options.threshold,
+        "top_k": options.top_k,
+    }
+    with Journal(run_dir / JOURNAL_FILE, asked, lambda entry: _is_current(entry, images, run_dir)) as journal:
+        write_config(config, run_dir)
+        if len(journal):
+            print(f"{len(journal):,} of {len(images):,} images were done before and are taken over", flush=True)
+        for folder in source.closed:
+            print(f"skipped: {folder}", flush=True)
         try:
-            image = read_image(path)
-        except DataError as error:
-            skipped.append(str(error))
-            continue
-        stem = os.path.splitext(name)[0]
-        stem = f"{stem}_{image_id}" if stem in used else stem  # a.jpg beside a.png
-        used.add(stem)
-        found = find(model, image, image_id, options.threshold, options.top_k)
-        if found.label_map is None:
-            records += [{**record, "file_name": name} for record in found.records]
-        else:
-            _write(run_dir / PREDICTIONS_DIR / f"{stem}.png", found.label_map)
-            records += [{**record, "image": name, "file_name": f"{stem}.png"} for record in found.records]
-        picture = run_dir / "pictures" / f"{stem}.jpg"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_segmentation(image, found.shown, model.categories).save(picture, quality=90)
-    if len(skipped) == len(paths):
-        raise ValueError(f"source: {options.source}: no image could be read ({len(paths):,} tried); {skipped[0]}")
+            skipped = _find_all(model.to(device), images, journal, options, run_dir)
+            summary = _finish(model, images, journal, options, run_dir) if len(journal) else ""
+        except Stopped as stop:
+            done = f"{len(journal):,} of {len(images):,} images are done"
+            advice = f"{done}; go on with the same options and run_dir={shlex.quote(str(run_dir))}"
+            raise Stopped(stop.signum, advice) from None
+        if not len(journal):
+            raise ValueError(f"source: {options.source}: no image could be read ({len(images):,} tried); {skipped[0]}")
     task = model.config.task
-    content = records if task == "instance" else {"annotations": records, **_header(task, model.categories)}
-    (run_dir / PREDICTIONS_FILE).write_text(json.dumps(content), encoding="utf-8")
-    for line in skipped:
-        print(f"skipped: {line}")
-    counted = f"{len(paths) - len(skipped):,} images" + (f", {len(skipped):,} skipped" if skipped else "")
+    counts = [f"{len(journal):,} images", *_count(skipped, "image"), *_count(source.closed, "folder")]
     print(
-        f"{counted}; {_summary(task, records, options.threshold)}",
+        f"{', '.join(counts)}; {summary}",
         f"pictures: {run_dir / 'pictures'}",
         f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task == "instance" else f", {run_dir / PREDICTIONS_DIR}"),
         sep="\n",
     )
-    return records
+
+
+def _find_all(
+    model: VisionModel, images: Mapping[str, SourceImage], journal: Journal, options: PredictOptions, run_dir: Path
+) -> list[str]:
+    """All images that the journal does not have yet; what is wrong with those that cannot be read."""
+    skipped: list[str] = []
+    todo = [image for image in images.values() if image.name not in journal]
+    for image in _with_progress(todo, len(images)):
+        try:
+            journal.add(image.name, _write(model, image, options, run_dir))
+        except DataError as error:
+            skipped.append(str(error))
+            print(f"skipped: {error}", flush=True)
+    return skipped
+
+
+def _write(model: VisionModel, image: SourceImage, options: PredictOptions, run_dir: Path) -> Entry:
+    """Write what is found in an image, all but its line in the journal, which it returns.
+
+    Raises:
+        DataError: the image cannot be read, or is too large for the memory.
+    """
+    state = _state(image.path)  # before it is read: a file that is replaced meanwhile is another one
+    pixels = read_image(image.path)
+    try:
+        found = find(model, pixels, image.number, options.threshold, options.top_k)
+        files = {f"pictures/{image.stem}.jpg": jpeg(draw_segmentation(pixels, found.shown, model.categories))}
+    except (MemoryError, torch.OutOfMemoryError):
+        message = f"its {pixels.shape[1]} x {pixels.shape[0]} pixels do not fit in memory"
+        raise data_error(image.path, "pixels", message, "make it smaller, or try device=cpu") from None
+    if found.label_map is not None:
+        files[f"{PREDICTIONS_DIR}/{image.stem}.png"] = found.label_map
+    for name, content in files.items():
+        write_file(run_dir / name, content, durable=False)
+    sizes = {name: len(content) for name, content in files.items()}
+    return {"state": state, "stem": image.stem, "files": sizes, "records": found.records}
+
+
+def _is_current(entry: Entry, images: Mapping[str, SourceImage], run_dir: Path) -> bool:
+    """Whether an image has neither changed nor lost its results since its line was written."""
+    image = images.get(entry["image"])
+    if image is None or image.stem != entry["stem"] or _state(image.path) != entry["state"]:
+        return False
+    return all(_size(run_dir / name) == size for name, size in entry["files"].items())
+
+
+def _state(path: Path) -> list[int]:
+    """What tells versions of a file apart; nothing of one that cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _size(path: Path) -> int:
+    return next(iter(_state(path)), -1)
+
+
+def _finish(
+    model: VisionModel, images: Mapping[str, SourceImage], journal: Journal, options: PredictOptions, run_dir: Path
+) -> str:
+    """Write `predictions.json` out of the journal; what is in it, in words."""
+    task = model.config.task
+    threshold = SHOWN_FROM_SCORE if options.threshold is None else options.threshold
+    count = 0
+
+    def records() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for name, entry in journal.entries(images):
+            of_file = {"file_name": name}
+            if task != "instance":
+                of_file = {"image": name, "file_name": f"{images[name].stem}.png"}
+            for record in entry["records"]:
+                count += record["score"] >= threshold if task == "instance" else len(record.get("segments_info", ()))
+                yield {**record, "image_id": images[name].number, **of_file}
+
+    write_predictions(run_dir, records(), _header(task, model.categories))
+    if task == "semantic":
+        return "every pixel has a class"
+    if task == "panoptic":
+        return f"{count:,} segments"
+    return f"{count:,} objects with a score of at least {threshold:g}"
+
+
+def fingerprint(model: VisionModel) -> str:
+    """The same for models of the same parts, classes and weights, wherever they were loaded from."""
+    digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _count(skipped: Sequence[str], what: str) -> list[str]:
+    return [f"{len(skipped):,} {what}{'s' if len(skipped) > 1 else ''} skipped"] if skipped else []
+
+
+def _with_progress(todo: Sequence[SourceImage], total: int) -> Iterator[SourceImage]:
+    """Passes images on; a bar in a terminal, now and then a line elsewhere."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        yield from track(todo, "predicting", total=total, completed=total - len(todo), console=console, transient=True)
+        return
+    began = shown = time.monotonic()
+    for done, image in enumerate(todo):
+        now = time.monotonic()
+        if done and now - shown > LINE_EVERY_S:
+            shown = now
+            left = (now - began) / done * (len(todo) - done)
+            print(f"image {total - len(todo) + done:,} of {total:,}, {left / 60:.0f} min left", flush=True)
+        yield image
 
 
 @torch.inference_mode()
@@ -116,51 +234,9 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
 
 
 def _header(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
+    if task == "instance":
+        return {}
     return {"categories": panoptic_categories(categories) if task == "panoptic" else semantic_categories(categories)}
-
-
-def _summary(task: Task, records: list[dict[str, Any]], threshold: float | None) -> str:
-    if task == "semantic":
-        return "every pixel has a class"
-    if task == "panoptic":
-        return f"{sum(len(record['segments_info']) for record in records):,} segments"
-    threshold = SHOWN_FROM_SCORE if threshold is None else threshold
-    shown = sum(record["score"] >= threshold for record in records)
-    return f"{shown:,} objects with a score of at least {threshold:g}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def find_images(source: str) -> tuple[list[Path], Path]:
-    """The images of a file, a folder (with its subfolders) or a glob, sorted, and the folder they have in common.
-
-    In a folder, what is hidden and what a run of the scripts wrote below it is left out.
-
-    Raises:
-        ValueError: there are none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = [p for p in _files_below(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        hint = f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder, those that a run wrote left out"
-    elif path.is_file():
-        found, hint = [path], ""
-    else:
-        found = [p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file()]
-        hint = "no such file or folder, and no file that matches it as a pattern"
-    if not found:
-        raise ValueError(f"source: {source}: {hint}")
-    return sorted(found), path if path.is_dir() else Path(os.path.commonpath([p.parent for p in found]))
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        written = {"pictures", PREDICTIONS_DIR} if is_run_dir(Path(parent)) else set()
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in written]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def _device(name: str) -> torch.device:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from vision_stack.ops.files import write_file
 
 SCORES = ("AP", "PQ", "mIoU")
 Series = dict[str, list[tuple[float, float]]]
@@ -37,8 +40,9 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, title, lines)
-    Path(png_file).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png_file, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    write_file(png_file, png.getvalue(), durable=False)
 
 
 def _read(csv_file: Path) -> Series:
