@@ -46,7 +46,7 @@ def help_text(verb: str, typed: Sequence[str]) -> str:
     chosen = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
     named = [group for group in chosen if any(text.startswith(f"{group}=") for text in typed)]
     sections = [_section(group, chosen[group], values) for group in named if group != "experiment"]
-    return "\n\n".join(sections or [_introduction(verb), *_all_sections(verb, chosen, values)])
+    return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, chosen, values)]))
 
 
 def _introduction(verb: str) -> str:
@@ -66,9 +66,6 @@ def _all_sections(verb: str, chosen: Mapping[str, str], values: Mapping[str, Any
     yield "\n".join(["Options:", *_table(own)])
     if parts := [group for group in (*PARTS, "data", "experiment") if group in chosen]:
         rows = [Documented(group, chosen[group], _choices(group)) for group in parts]
-        rows += [
-            Documented(group, chosen[group], _choices(group)) for group in ("data", "experiment") if group in chosen
-        ]
         yield "\n".join(["Parts (their options: --help head=mask2former):", *_table(rows)])
     for group in chosen:
         if group not in (*PARTS, "experiment", "hydra") and isinstance(values.get(group), Mapping):
@@ -86,7 +83,7 @@ def _section(group: str, name: str, values: Mapping[str, Any]) -> str:
         for key, value in _leaves(values.get(group) or {})
         if not key.endswith("_target_") and key != "type"
     ]
-    return "\n".join([f"{group}={name}:", *_table(rows)])
+    return "\n".join([f"{group}={name}:", *_table(rows)]) if rows else ""
 
 
 def _choices(group: str) -> str:
