@@ -40,7 +40,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
     errors = OneLineErrors()
 
     def job(config: DictConfig) -> None:
-        with errors:
+        with errors, stopping_on_signals():
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             check_experiment(HydraConfig.get())
             run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -51,7 +51,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is no text
     try:
-        with stopping_on_signals(), errors:
+        with errors, stopping_on_signals():
             sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
             words = understand(verb, argv)
             if {"-h", "--help"} & set(words.flags):

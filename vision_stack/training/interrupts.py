@@ -25,23 +25,30 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """In the block, the first SIGINT or SIGTERM raises `Stopped`; another one ends the process at once."""
+    """In the block, the first SIGINT or SIGTERM raises `Stopped`; another one ends the process at once.
+
+    What fails in the block after a signal fails because of it, such as a loader whose workers got the signal as well.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    stopped = False
+    process = os.getpid()
+    received: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        if stopped:
+        if received or os.getpid() != process:  # in a worker that was forked from here
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        stopped = True
+        received.append(signum)
         raise Stopped(signum)
 
     old = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        if received:
+            raise Stopped(received[0]) from error
+        raise
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)
