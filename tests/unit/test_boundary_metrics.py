@@ -43,11 +43,11 @@ def test_boundary_any_mask_equals_erosion_step_by_step(size, kind):
     assert np.array_equal(boundary(mask, 0.1), plain_boundary(mask, 0.1))
 
 
-def evaluator_of(true, found, kinds=("segm", "bbox", "boundary")):
+def evaluator_of(true, found, kinds=("segm", "bbox", "boundary"), crowds=()):
     height, width = true[0].shape
     annotations = [
-        {"id": n, "image_id": 1, "category_id": 4, "iscrowd": 0, "segmentation": encode(mask)}
-        for n, mask in enumerate(true, 1)
+        {"id": n, "image_id": 1, "category_id": 4, "iscrowd": int(n > len(true)), "segmentation": encode(mask)}
+        for n, mask in enumerate([*true, *crowds], 1)
     ]
     content = {
         "images": [{"id": 1, "height": height, "width": width}],
@@ -100,3 +100,16 @@ def test_boundary_ap_leaves_mask_and_box_ap_alone_and_is_logged():
     assert evaluator.scalars(metrics)["boundary_AP"] == metrics["boundary"]["AP"]
     assert next(iter(evaluator.scalars(metrics))) == "segm_AP"  # the score stays mask AP
     assert "boundary AP" in evaluator.one_line(metrics)
+
+
+def test_boundary_ap_crowd_regions_absorb_detections_by_their_masks():
+    """boundary-iou-api gives 1.0: the two discs inside the crowd are ignored, whatever their outlines."""
+    crowd = np.zeros((200, 200), bool)
+    crowd[:100] = True
+    inside, alone = [disc(200, 200, 50, x, 30) for x in (50, 140)], disc(200, 200, 150, 100, 30)
+    metrics = evaluator_of([alone], [*inside, alone], crowds=[crowd]).compute()
+    assert metrics["boundary"]["AP"] == metrics["segm"]["AP"] == pytest.approx(1.0)
+    partly = disc(200, 200, 110, 100, 30)  # less than half of it in the crowd: a false detection, ahead of the true one
+    assert evaluator_of([alone], [partly, alone], crowds=[crowd]).compute()["boundary"]["AP"] == pytest.approx(0.5)
+    crowds = [crowd, disc(200, 200, 150, 100, 33)]  # around an object: only the object asks for its outline
+    assert evaluator_of([alone], [alone], crowds=crowds).compute()["boundary"]["AP"] == pytest.approx(1.0)

@@ -36,7 +36,11 @@ def _erode(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 
 class BoundaryEval(COCOeval):
-    """COCO's evaluation with min(mask IoU, boundary IoU) in place of the mask IoU (Sec. 5 of the paper)."""
+    """COCO's evaluation with min(mask IoU, boundary IoU) in place of the mask IoU (Sec. 5 of the paper).
+
+    A crowd region only absorbs detections, by the share of their mask that is inside it, as in the paper's code:
+    the outlines of single objects have nothing to agree with in a crowd.
+    """
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
         """IoUs of one image and class, [detections, objects], best detections first."""
@@ -49,7 +53,7 @@ class BoundaryEval(COCOeval):
         truth = self._gts[imgId, catId]
         crowd = [int(annotation["iscrowd"]) for annotation in truth]
         outlines = [[_outline(record) for record in records] for records in (kept, truth)]
-        return np.minimum(mask_iou, coco_mask.iou(*outlines, crowd))
+        return np.where(crowd, mask_iou, np.minimum(mask_iou, coco_mask.iou(*outlines, crowd)))
 
 
 def _outline(record: dict[str, Any]) -> Any:
