@@ -160,6 +160,14 @@ def test_curves_sparse_csv_writes_a_picture(tmp_path):
         assert np.array(picture.convert("L")).std() > 5
 
 
+def test_curves_of_a_short_run_have_the_learning_rate_in_a_panel_of_its_own(tmp_path):
+    rows = ["epoch,step,train/loss,train/lr", *(f"0,{step},{3 - step / 10},{step / 1000}" for step in range(10))]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 2.5 * picture.height  # loss and learning rate
+
+
 def test_curves_without_columns_to_draw_say_so(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,1,0.1\n")
     with pytest.raises(ValueError, match="no column with values is named after a loss, AP, PQ, mIoU; found: lr"):

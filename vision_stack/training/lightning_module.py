@@ -82,6 +82,10 @@ class SegmentationModule(pl.LightningModule):
             self.finetune.thaw_for_setup(self.model.backbone)
 
     def on_train_start(self) -> None:
+        steps = self.trainer.estimated_stepping_batches
+        if 0 < steps < math.inf:  # else a short run would have no curves
+            every = max(1, int(steps) // 50)
+            self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, every)  # type: ignore[attr-defined]
         self.on_train_epoch_start()  # which Lightning leaves out where a resumed run begins in mid-epoch
 
     def on_train_epoch_start(self) -> None:

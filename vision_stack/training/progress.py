@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from typing import Any
 
@@ -31,19 +33,25 @@ class TrainingProgress(pl.Callback):
         self._score = ""
         self._shown = self._began = 0.0
         self._first_step = 0
+        self._pace = Pace()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._began = time.monotonic()
         self._shown = self._began
         self._first_step = trainer.global_step
+        self._pace.begin()
         if self.console.is_terminal and trainer.is_global_zero:
             columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
             self._bar = Progress(TextColumn("{task.description}"), *columns, console=self.console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=_total_steps(trainer), text="")
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._pace.data_is_there()
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         now = time.monotonic()
+        self._pace.step_done()
         first = trainer.global_step == self._first_step + 1
         if (now - self._shown < self.every_s and not first) or not trainer.is_global_zero:
             return
@@ -51,17 +59,20 @@ class TrainingProgress(pl.Callback):
         total = _total_steps(trainer)
         losses = _read(pl_module.losses)
         left = self._seconds_left(trainer, now, total)
+        pace = f"{self._pace.read()}  {_memory(pl_module.device)}"
         if self._bar is not None and self._task is not None:
-            text = " ".join(part for part in (left and f"{left} left", losses, self._score) if part)
+            text = " ".join(part for part in (left and f"{left} left", losses, pace, self._score) if part)
             description = f"epoch {trainer.current_epoch + 1}"
             self._bar.update(self._task, completed=trainer.global_step, description=description, text=text)
         else:
             of_total = f"/{total}" if total else ""
             parts = [f"step {trainer.global_step}{of_total}", f"epoch {trainer.current_epoch + 1}", losses]
-            parts += [f"lr {trainer.optimizers[0].param_groups[-1]['lr']:.1e}", left and f"{left} left", self._score]
+            parts += [f"lr {trainer.optimizers[0].param_groups[-1]['lr']:.1e}", pace]
+            parts += [left and f"{left} left", self._score]
             print("  ".join(part for part in parts if part), flush=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._pace.pause()
         if self._bar is not None and not trainer.sanity_checking:
             self._validation = self._bar.add_task("validation", total=sum(trainer.num_val_batches), text="")
 
@@ -70,6 +81,7 @@ class TrainingProgress(pl.Callback):
             self._bar.advance(self._validation)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._pace.resume()
         if self._bar is not None and self._validation is not None:
             self._bar.remove_task(self._validation)
             self._validation = None
@@ -106,19 +118,70 @@ class TrainingProgress(pl.Callback):
         return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
 
 
+class Pace:
+    """Batches per second since it was last read, and the share of that time that was spent waiting for data.
+
+    Validation does not count.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._since = self._free_since = time.monotonic()
+        self._waited = 0.0
+        self._batches = 0
+
+    def data_is_there(self) -> None:
+        self._waited += time.monotonic() - self._free_since
+
+    def step_done(self) -> None:
+        self._batches += 1
+        self._free_since = time.monotonic()
+
+    def pause(self) -> None:
+        self._paused = time.monotonic()
+
+    def resume(self) -> None:
+        away = time.monotonic() - getattr(self, "_paused", time.monotonic())
+        self._since += away
+        self._free_since += away
+
+    def read(self) -> str:
+        """ "3.1 it/s, data 12%"; what is counted starts again."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        text = f"{self._batches / seconds:.3g} it/s, data {min(self._waited / seconds, 1.0):.0%}"
+        self.begin()
+        return text
+
+
+def _memory(device: torch.device) -> str:
+    """The most memory so far: of the accelerator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss in bytes
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
+
+
 def _total_steps(trainer: pl.Trainer) -> int | None:
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None
 
 
 def _read(losses: dict[str, torch.Tensor]) -> str:
-    """All losses in one transfer: the total, then the others in brackets, those of earlier layers left out."""
+    """All losses in one transfer: the total, then its parts in brackets, each summed over the decoder's layers."""
     if not losses:
         return ""
     values = torch.stack([value.float() for value in losses.values()]).tolist()
     named = dict(zip(losses, values, strict=True))
     total = named.pop("loss", sum(values))
-    shown = " ".join(
-        f"{k.removeprefix('loss_')} {v:.3f}" for k, v in named.items() if not k.rpartition("_")[2].isdigit()
-    )
-    return f"loss {total:.3f} ({shown})" if shown else f"loss {total:.3f}"
+    parts: dict[str, float] = {}
+    for name, value in named.items():
+        part = re.sub(r"^loss_|_\d+$", "", name)  # loss_mask and loss_mask_0 are the same part
+        parts[part] = parts.get(part, 0.0) + value
+    shown = " + ".join(f"{part} {value:.3f}" for part, value in parts.items())
+    return f"loss {total:.3f} = {shown}" if shown else f"loss {total:.3f}"

@@ -17,7 +17,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
-    """Draw every column named after a loss, and every one named after AP, PQ or mIoU, against the step.
+    """Draw every column named after a loss, every one named after AP, PQ or mIoU, and the learning rate, by step.
 
     Args:
         csv_file: of Lightning's CSVLogger: one row per logging call, empty where a row has no value for a column.
@@ -33,10 +33,12 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
     for score in SCORES:
         lines = {name: points for name, points in series.items() if score in name.replace("/", "_").split("_")}
         panels += [(score, lines)] if lines else []
+    rates = {name: points for name, points in series.items() if name.rpartition("/")[2] == "lr"}
     if not panels:
         raise ValueError(
             f"{csv_file}: no column with values is named after a loss, {', '.join(SCORES)}; found: {', '.join(series)}"
         )
+    panels += [("learning rate", rates)] if rates else []
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, title, lines)
