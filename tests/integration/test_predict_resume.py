@@ -240,6 +240,11 @@ def test_signal_ends_the_command_with_one_line_and_the_shells_exit_code(
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 4 * 10
 
 
+def fill_the_disk(*_: Any) -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
 def test_full_disk_is_one_line_with_the_file_and_what_was_done_is_kept(
     model: Path,
     photos: Path,
@@ -249,19 +254,18 @@ def test_full_disk_is_one_line_with_the_file_and_what_was_done_is_kept(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["vision-stack"])
-
-    def full(*_: Any) -> None:
-        with open("/dev/full", "wb", buffering=0) as file:
-            file.write(b"x")
-
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: full() if str(new).endswith("c.jpg") else replace(old, new))
     argv = [f"checkpoint={model}", f"source={photos}", f"run_dir={tmp_path / 'out'}", "device=cpu"]
-    assert command.main(argv) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: fill_the_disk() if str(b).endswith("c.jpg") else replace(a, b))
+        assert command.main(argv) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"No space left on device: '{tmp_path}/out/pictures/c.jpg'; make room, or give another run_dir" in line
-    monkeypatch.setattr(os, "replace", replace)
     assert not [name for name in os.listdir(tmp_path / "out" / "pictures") if "scratch" in name]
+    with monkeypatch.context() as patch:
+        patch.setattr("hydra.core.utils._save_config", fill_the_disk)  # before anything of ours
+        assert command.main(argv) == 2
+    assert f"No space left on device: '{tmp_path}/out'; make room" in capsys.readouterr().err
     assert command.main(argv) == 0
     assert "2 of 4 images were done before" in capsys.readouterr().out
 

@@ -1,8 +1,13 @@
 """The generated data set: the same again, true annotations, no toy, and safe to write from several processes."""
 
+import functools
 import hashlib
 import json
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +187,78 @@ def test_generate_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shapes, "draw_scene", fail_late)
     with pytest.raises(KeyboardInterrupt):
         generate_tiny_shapes(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+GENERATE = """
+import sys
+from pathlib import Path
+from vision_stack.data import shapes
+
+shapes.SCENES_PER_PROCESS = 5  # several processes
+shapes.os.sched_getaffinity = lambda _: {0, 1}
+shapes.generate_shapes(Path(sys.argv[1]), image_size=32, num_train=100_000, num_val=1)
+"""
+
+
+def test_generate_after_kill_9_removes_what_was_left_but_not_what_is_being_written(tmp_path: Path) -> None:
+    running = subprocess.Popen([sys.executable, "-c", GENERATE, str(tmp_path)])
+    killed = subprocess.Popen([sys.executable, "-c", GENERATE, str(tmp_path)])
+    try:
+        for process in (running, killed):
+            wait_for(functools.partial(has_helpers, process.pid))
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+        left = children(killed.pid)
+        killed.kill()
+        killed.wait()
+        wait_for(lambda: not any(is_alive(pid) for pid in left))  # its helpers end with it
+        folder = generate_tiny_shapes(tmp_path)
+        (other,) = set(tmp_path.iterdir()) - {folder}
+        before = len(list(other.rglob("*.jpg")))
+        wait_for(lambda: len(list(other.rglob("*.jpg"))) > before)  # of the one that is running
+    finally:
+        left = children(running.pid)
+        running.kill()
+        running.wait()
+        killed.kill()
+    wait_for(lambda: not any(is_alive(pid) for pid in left))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def has_helpers(pid: int) -> bool:
+    return len(children(pid)) == 2
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_generate_on_a_full_disk_is_one_line_that_names_the_folder_and_where_to_choose_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\).*VISION_STACK_CACHE") as error:
+        generate_tiny_shapes(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,7 @@ from vision_stack.commands.errors import OneLineErrors
 from vision_stack.commands.run_folders import hold
 from vision_stack.commands.words import Words, understand
 from vision_stack.config import config_dir
+from vision_stack.ops.files import naming
 from vision_stack.training.interrupts import Stopped, stopping_on_signals
 
 Run = Callable[[dict[str, Any], Path, list[str]], object]
@@ -60,10 +61,12 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
                 print(help_text(verb, words.options))
                 return 0
             typed = prepare(words)
-            if words.one_run and (run_dir := typed_run_dir(typed)):
+            run_dir = typed_run_dir(typed)
+            if words.one_run and run_dir:
                 hold(run_dir)  # before Hydra writes into it
             sys.argv[1:] = [*words.flags, *quote_paths(typed)]
-            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+            with naming(run_dir or "outputs"):  # Hydra writes into it, and does not say where the disk is full
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code

@@ -12,8 +12,8 @@ import io
 import json
 import multiprocessing
 import os
-import secrets
 import shutil
+import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,11 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import Progress
 
 from vision_stack.data.shapes_labels import CATEGORY_IDS, SceneSegments, SegmentFiles, scene_files
 from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
 from vision_stack.ops import rle
+from vision_stack.ops.files import scratch_folder
 
 FORMAT_VERSION = 6  # of the scenes and of the files; to be raised whenever the same parameters give other bytes
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
@@ -58,7 +60,7 @@ def generate_shapes(
             image, fewer than drawn may fit.
 
     Raises:
-        ValueError: a parameter out of range.
+        ValueError: a parameter out of range, or the folder cannot be written.
     """
     _check(seed, image_size, num_train, num_val, min_objects, max_objects)
     name = f"shapes_v{FORMAT_VERSION}_seed{seed}_{image_size}px_{num_train}+{num_val}_{min_objects}to{max_objects}"
@@ -66,13 +68,16 @@ def generate_shapes(
     counts = {"train": num_train, "val": num_val}
     if _is_complete(folder, counts):
         return folder
-    scratch = folder.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}")
     options = {"seed": seed, "image_size": image_size, "min_objects": min_objects, "max_objects": max_objects}
     try:
-        _write(scratch, counts, options)
-        _publish(scratch, folder, counts)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with scratch_folder(folder) as scratch:
+            _write(scratch, counts, options)
+            _publish(scratch, folder, counts)
+    except OSError as error:
+        raise ValueError(
+            f"{root}: the generated images cannot be written ({error.strerror or error}); make room or change its "
+            "permissions, or choose another folder with data.root=DIR or the environment variable VISION_STACK_CACHE"
+        ) from error
     return folder
 
 
@@ -110,7 +115,7 @@ def _as_polygon(shape: Shape, mask: NDArray[np.bool_]) -> list[list[float]] | No
 
 
 def _write(folder: Path, counts: dict[str, int], options: dict[str, int]) -> None:
-    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations").mkdir()
     progress = _progress(sum(counts.values()), "generating shapes")
     for split in SPLITS:
         (folder / split).mkdir()
@@ -158,8 +163,20 @@ def _scenes(split: str, count: int, options: dict[str, int]) -> Iterator[_SceneF
         yield from map(draw, range(count))
         return
     # Forked: a fresh interpreter would take longer to import what it needs than to draw some hundred scenes.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         yield from pool.map(draw, range(count), chunksize=16)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent does: after `kill -9` nobody tells it to."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(split: str, options: dict[str, int], index: int) -> _SceneFiles:
@@ -173,7 +190,8 @@ def _draw(split: str, options: dict[str, int], index: int) -> _SceneFiles:
 def _progress(total: int, title: str) -> Generator[None]:
     """Each `next` counts one; a bar is shown once two seconds have passed."""
     start = time.monotonic()
-    with Progress(transient=True) as bar:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, visible=False)
         while True:
             yield

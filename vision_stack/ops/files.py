@@ -6,9 +6,13 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
 
 _SCRATCH = ".vision_stack_scratch_"  # begins the names of files and folders that are being written
 
@@ -87,6 +91,49 @@ def remove_scratch(folder: Path, subfolders: Collection[str]) -> None:
                 remove(Path(parent, name))
         if Path(parent) == folder:
             folders[:] = [name for name in folders if name in subfolders]
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, for what is to be renamed to it as a whole; what is left of it is removed at the end.
+
+    Others may do the same at the same time: each holds a lock on its own, which ends with the process, however it ends.
+    Folders that nobody holds any more are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for entry in path.parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError), _locked(entry):
+            remove(entry)
+    while True:
+        scratch = scratch_beside(path)
+        scratch.mkdir()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(scratch))
+            except (BlockingIOError, FileNotFoundError):  # somebody took it for a left one just before
+                continue
+            except OSError:  # no locks on this file system: nobody removes what is left
+                pass
+            try:
+                yield scratch
+            finally:
+                remove(scratch)
+            return
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """BlockingIOError where another process holds the folder, FileNotFoundError where it is gone."""
+    if sys.platform == "win32":
+        raise OSError("no locks on folders")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+            raise FileNotFoundError
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
