@@ -3,6 +3,7 @@ import json
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from vision_stack.commands import arguments
 from vision_stack.config import from_dict
@@ -45,6 +47,14 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: Path, 
     assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
     assert (tmp_path / "config.yaml").is_file()
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
+
+
+def test_eval_in_a_process_beside_the_first_writes_no_results(run: Path, tmp_path: Path) -> None:
+    """Such a process validates its share of the images and sends what it found to the first."""
+    config = tiny_run.compose_options("eval", [f"checkpoint='{run}/checkpoints/best.ckpt'"])
+    trainer: Any = SimpleNamespace(validate=lambda *_, **__: None, profiler=PassThroughProfiler())
+    assert evaluate(config, tmp_path, lambda: trainer) is None
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_eval_on_other_data_scores_equal_those_of_pycocotools_on_the_written_file(run: Path, tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ STAGED = ["finetune.freeze_stages=2", "finetune.unfreeze_epochs=[1,2]", "data.nu
 
 
 def test_two_processes_with_staged_unfreezing_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
-    options = [*tiny_run.TINY, *EXACT, *STAGED, f"run_dir={tmp_path / 'two, a=b'}", "trainer=ddp", "trainer.devices=2"]
+    folder = tmp_path / "two, a=b"
+    options = [*tiny_run.TINY, *EXACT, *STAGED, f"run_dir={folder}", "trainer=ddp", "trainer.devices=2"]
     command = [sys.executable, str(tiny_run.ROOT / "train.py"), *options]
     result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     tiny_run.train(tmp_path / "one", *EXACT, *STAGED, "data.batch_size=4")
-    two, one = tiny_run.last(tmp_path / "two, a=b"), tiny_run.last(tmp_path / "one")
+    two, one = tiny_run.last(folder), tiny_run.last(tmp_path / "one")
     assert two["position"] == one["position"]
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=0, atol=1e-11, msg=name)  # float64 sums
     for name in ("metrics.json", "predictions.json"):
-        assert (tmp_path / "two, a=b" / name).read_text() == (tmp_path / "one" / name).read_text()
+        assert (folder / name).read_text() == (tmp_path / "one" / name).read_text()

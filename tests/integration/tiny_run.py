@@ -11,6 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from vision_stack.commands.arguments import quote
+from vision_stack.commands.launch import instantiate_all
+
 ROOT = Path(__file__).parents[2]
 TINY = [
     "data.image_size=64",
@@ -45,14 +48,13 @@ def train(run_dir: Path, *overrides: str, callbacks: tuple[pl.Callback, ...] = (
     """As train.py does it, with callbacks of the test's own."""
     from vision_stack.training.run import train as fit
 
-    config = compose_options("train", [*TINY, *overrides])
+    config = compose_options("train", [f"run_dir={quote(str(run_dir))}", *TINY, *overrides])
     made: list[pl.Trainer] = []
 
     def make_trainer(extra: list[Any]) -> pl.Trainer:
-        mine = [instantiate(options) for options in config["callbacks"].values()]
-        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values()]
+        mine, loggers = instantiate_all(config, "callbacks"), instantiate_all(config, "logger")
         everything = {"callbacks": [*extra, *callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
-        made.append(instantiate(config["trainer"], **everything))
+        made.append(instantiate(config["trainer"], _convert_="all", **everything))
         return made[0]
 
     fit(config, run_dir, make_trainer, overrides)

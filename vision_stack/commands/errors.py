@@ -128,6 +128,8 @@ def _no_such_option(match: re.Match[str]) -> str:
         from vision_stack.commands.help import known_options  # which reads all yaml files
 
         known = known_options()
+        if key in known:
+            return f"{key}: the {key.partition('.')[0]} that is chosen has no such option; --help lists them"
         close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
         close = close if len(close) == 1 else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
         place = close[0] if close else None
@@ -143,6 +145,8 @@ def _from_a_call(match: re.Match[str]) -> str:
         text = match["text"]
     text = " ".join(text.split())
     name = match["target"].rpartition(".")[2]
+    if missing := re.match(r"(?:Requirement|No module named) '(?P<package>[\w.-]+)", text):
+        return f"{match['key'] or name}: needs a package that is not installed; pip install {missing['package']}"
     if re.match(r"[\w.]+: ", text):
         return text  # names its option
     return f"{'trainer' if name == 'Trainer' else match['key'] or name}: {text}"

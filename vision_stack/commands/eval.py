@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from vision_stack.commands.arguments import open_group
-from vision_stack.commands.launch import launch
+from vision_stack.commands.launch import instantiate_all, launch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,8 +21,9 @@ def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:
     """One evaluation; a sweep makes several."""
     from vision_stack.training.evaluation import evaluate
 
+    loggers = instantiate_all(config, "logger")
+
     def make_trainer() -> Any:
-        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
-        return instantiate(config["trainer"], logger=loggers, default_root_dir=str(run_dir))
+        return instantiate(config["trainer"], _convert_="all", logger=loggers, default_root_dir=str(run_dir))
 
     evaluate(config, run_dir, make_trainer)

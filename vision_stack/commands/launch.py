@@ -6,12 +6,13 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vision_stack.commands.arguments import quote_paths, typed_run_dir
@@ -42,6 +43,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
 
     def job(config: DictConfig) -> None:
         with errors, stopping_on_signals():
+            config.run_dir = HydraConfig.get().runtime.output_dir  # a sweep's job has a folder of its own
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             check_experiment(HydraConfig.get())
             run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -71,6 +73,12 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
         print(stop, file=sys.stderr)
         return stop.exit_code
     return errors.exit_code
+
+
+def instantiate_all(config: Mapping[str, Any], group: str) -> list[Any]:
+    """What the `_target_`s of a group make, callbacks or loggers; one that is null is left out."""
+    made = instantiate({group: config[group]}, _convert_="all")[group]
+    return [each for each in made.values() if each is not None]
 
 
 def import_plugins(names: str | Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from vision_stack.commands.arguments import refuse_finished_run, train_arguments
-from vision_stack.commands.launch import launch
+from vision_stack.commands.launch import instantiate_all, launch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,10 +22,10 @@ def run(config: dict[str, Any], run_dir: Path, overrides: Sequence[str]) -> None
     refuse_finished_run(run_dir, config["resume"])
     from vision_stack.training.run import train
 
+    loggers, mine = instantiate_all(config, "logger"), instantiate_all(config, "callbacks")  # before data are read
+
     def make_trainer(callbacks: list[Any]) -> Any:
-        mine = [instantiate(options) for options in config["callbacks"].values() if options]
-        loggers = [instantiate(options, run_dir=str(run_dir)) for options in config["logger"].values() if options]
         options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
-        return instantiate(config["trainer"], **options)
+        return instantiate(config["trainer"], _convert_="all", **options)
 
     train(config, run_dir, make_trainer, overrides)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from vision_stack.config import from_dict, to_dict
@@ -22,6 +23,7 @@ from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, Results, write_config
 from vision_stack.training.tasks import build_evaluator
+from vision_stack.training.trainer_options import profiles, write_profile
 
 PATHS = (
     "root",
@@ -30,13 +32,16 @@ PATHS = (
 )
 
 
-def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[], pl.Trainer]) -> Results:
+def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[], pl.Trainer]) -> Results | None:
     """Score a model on validation data, by its task; writes metrics, predictions and pictures (`Results`).
 
     A training checkpoint says which data. A directory or hub id does not, only how large its input is.
 
     Args:
         config: the plain options of configs/eval.yaml.
+
+    Returns:
+        what was found; in all but the first of several processes nothing.
 
     Raises:
         ValueError: checkpoint or data that the user has to mend; one line.
@@ -54,20 +59,24 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     root = config["data"].get("root")
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")
-    write_config({**config, "data": to_dict(data_config)}, run_dir)
+    rank_zero_only(write_config)({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
     source = data_config.root or data_config.type
-    print(f"evaluating {options.checkpoint} on {len(data.val_records):,} images of {source}")
+    rank_zero_only(print)(f"evaluating {options.checkpoint} on {len(data.val_records):,} images of {source}")
 
     module = SegmentationModule(model, OptimConfig(), evaluator)
     trainer = make_trainer()
+    write_profile(trainer)
     trainer.validate(module, datamodule=data, verbose=False)
     results = module.results
-    assert results is not None  # one process, no sanity check
+    if results is None:
+        return None  # of several processes one has them
     results.write(run_dir)
     Console().print(evaluator.table(results.metrics))
     print(f"results:  {run_dir / METRICS_FILE}, {run_dir / PREDICTIONS_FILE}")
+    for profile in profiles(run_dir):
+        print(f"profile:  {profile}")
     if options.num_pictures:
         draw_validation(run_dir, data.val_records, model.categories, options.num_pictures, model.config.task)
         print(f"pictures: {run_dir / 'pictures'}")

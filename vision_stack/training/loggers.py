@@ -1,4 +1,4 @@
-"""Where scalars go: `metrics.csv` in the run's folder, TensorBoard."""
+"""Where scalars go by default: `metrics.csv` in the run's folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 METRICS_TABLE = "metrics.csv"
@@ -73,8 +73,3 @@ class MetricsFile(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(scratch, self.path)
-
-
-def tensorboard_logger(run_dir: str) -> TensorBoardLogger:
-    """Event files in the run's folder; a resumed run adds one, and its steps replace those that it repeats."""
-    return TensorBoardLogger(run_dir, name="tensorboard", version="")

@@ -12,6 +12,7 @@ from vision_stack.model import PanopticOptions
 from vision_stack.structures import Task
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
+from vision_stack.training.trainer_options import check_trainer_options
 
 Options = TypeVar("Options", bound=Config)
 
@@ -78,8 +79,10 @@ def decode_options(config: Mapping[str, Any], cls: type[Options]) -> Options:
 
     Raises:
         ConfigError: one is of the wrong type or out of range, or one of the trainer's numbers is.
+        ValueError: one of the trainer's would do nothing.
     """
     if "trainer" in config:
+        check_trainer_options(config["trainer"], "eval" if cls is EvalOptions else "train")
         from_dict(_known(config["trainer"], TrainerNumbers), cls=TrainerNumbers, path="trainer")
     return from_dict(_known(config, cls), cls=cls)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -23,7 +24,7 @@ from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.averaging import prepare_averaging
-from vision_stack.training.checkpoints import Interrupted, checkpoints_of
+from vision_stack.training.checkpoints import Interrupted, callbacks_of, checkpoints_of
 from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
@@ -35,6 +36,7 @@ from vision_stack.training.start import PARTS, Start, describe_start, read_start
 from vision_stack.training.strategy import prepare_strategy
 from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
 from vision_stack.training.tasks import build_evaluator
+from vision_stack.training.trainer_options import check_loggers, profiles, write_profile
 from vision_stack.visualization.curves import plot_curves
 
 
@@ -88,6 +90,8 @@ def train(
     evaluator = build_evaluator(data, top_k=options.top_k)
     trainer = make_trainer([resume.RestoreTraining(checkpoint)] if checkpoint else [])
     prepare_averaging(trainer)
+    check_loggers(trainer)
+    write_profile(trainer)
     warnings = prepare_strategy(trainer, model, finetune)
     run_config = {
         "data": stored_data(data_config),
@@ -100,6 +104,7 @@ def train(
         },
     }
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
+    module.save_hyperparameters(dict(config))  # for loggers
 
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
@@ -175,6 +180,10 @@ def _warn_about_queries(data: DataModule, num_queries: int | None) -> None:
 @rank_zero_only
 def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir: Path, num_pictures: int) -> None:
     checkpoints = run_dir / "checkpoints"
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            say(f"stopped early: {callback.stopping_reason_message.partition(' Signaling')[0]}")
+    say(*(f"profile:    {path}" for path in profiles(run_dir)))
     best = checkpoints_of(trainer).best_score
     if best is None:
         say(f"no validation was run; checkpoint: {checkpoints / 'last.ckpt'}")
