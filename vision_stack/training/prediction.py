@@ -90,7 +90,12 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
         if not len(journal):
             raise ValueError(f"source: {options.source}: no image could be read ({len(images):,} tried); {skipped[0]}")
     task = model.config.task
-    counts = [f"{len(journal):,} images", *_count(skipped, "image"), *_count(source.closed, "folder")]
+    counts = [_counted(len(journal), "image")]
+    counts += [
+        f"{_counted(len(left_out), what)} skipped"
+        for left_out, what in ((skipped, "image"), (source.closed, "folder"))
+        if left_out
+    ]
     print(
         f"{', '.join(counts)}; {summary}",
         f"pictures: {run_dir / 'pictures'}",
@@ -192,8 +197,8 @@ def fingerprint(model: VisionModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _count(skipped: Sequence[str], what: str) -> list[str]:
-    return [f"{len(skipped):,} {what}{'s' if len(skipped) > 1 else ''} skipped"] if skipped else []
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _with_progress(todo: Sequence[SourceImage], total: int) -> Iterator[SourceImage]:
