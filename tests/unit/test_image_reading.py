@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +175,73 @@ def test_data_error_survives_the_way_out_of_a_worker_process(tmp_path: Path) -> 
 def test_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a regular file"):
         read_image(tmp_path)
+
+
+def scene() -> Image.Image:
+    blocks = np.random.default_rng(0).integers(0, 255, (9, 13, 3), dtype=np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((11, 11, 1), np.uint8)))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+JPEGS = {
+    "plain": {},
+    "all colours": {"subsampling": 0, "quality": 100},
+    "restart markers": {"restart_marker_rows": 1},
+    "progressive": {"progressive": True},
+    "grey": {},
+    "grey progressive": {"progressive": True},
+    "cmyk": {},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_whose_data_stop_before_its_end_marker_is_refused_and_a_whole_one_is_not(
+    kind: str, tmp_path: Path
+) -> None:
+    image = scene().convert({"grey": "L", "cmyk": "CMYK"}.get(kind.split()[0], "RGB"))
+    whole = encoded(image, "JPEG", **JPEGS[kind])
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(read_image(path), np.array(opened.convert("RGB")))
+    assert read_sizes(path, decode=True).stored == (99, 143)
+    ends = [len(whole) // 2, len(whole) // 3]
+    # Where the last byte that is left is a 0xFF, the end marker must not make another marker of it.
+    ends += (
+        [] if "progressive" in kind else [i + 1 for i in range(len(whole) * 2 // 3) if whole[i : i + 2] == b"\xff\0"]
+    )
+    for end in ends:
+        path.write_bytes(whole[:end] + b"\xff\xd9")
+        for read in (read_image, lambda path: read_sizes(path, decode=True)):
+            with pytest.raises(DataError, match="truncated"):
+                read(path)
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (300, 200), c) for c in ("black", "grey", "white")])
+def test_jpeg_of_one_colour_and_with_data_after_its_end_is_whole(image: Image.Image, tmp_path: Path) -> None:
+    for after in (b"", b"\0" * 40, encoded(image, "JPEG")):
+        (tmp_path / "a.jpg").write_bytes(encoded(image, "JPEG") + after)
+        assert read_image(tmp_path / "a.jpg").std(axis=(0, 1)).max() < 1
+
+
+def test_progressive_jpeg_that_leaves_out_fine_detail_on_purpose_is_whole(tmp_path: Path) -> None:
+    data = encoded(scene(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xc4")  # the tables of the last scan, which is left out with them
+    (tmp_path / "a.jpg").write_bytes(data[:last] + b"\xff\xd9")
+    assert read_image(tmp_path / "a.jpg").shape == (99, 143, 3)
+
+
+def test_png_that_lacks_some_of_its_blocks_is_found_by_decoding(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "PNG")
+    blocks = [i - 4 for i in range(len(data)) if data[i : i + 4] in (b"IDAT", b"IEND")]
+    assert len(blocks) > 2
+    (tmp_path / "a.png").write_bytes(data[: blocks[1]] + data[blocks[-1] :])
+    for read in (read_image, lambda path: read_sizes(path, decode=True)):
+        with pytest.raises(DataError, match="truncated"):
+            read(tmp_path / "a.png")

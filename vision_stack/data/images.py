@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vision_stack.data.jpeg_ends import refuse_early_end
 from vision_stack.data.validation import DataError, data_error
 from vision_stack.ops.rle import MAX_PIXELS
 
@@ -101,11 +102,12 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
     """The sizes of the image in a file, from its header.
 
     The end of the file is looked at, too, and the pixels are decoded where it is not what a complete file of that
-    format ends with; so a truncated file is found at the price of a header, and a complete one never refused.
+    format ends with; so a truncated file is found at the price of a header, and a complete one never refused. A file
+    that was cut off and given such an end again is found when it is decoded.
 
     Args:
         decode: decode the pixels in any case, which finds damage in the middle as well, as far as the format shows it
-            (JPEGs at 1/8 of their size; of PNGs the checksums instead).
+            (JPEGs at 1/8 of their size; of PNGs the checksums, too).
 
     Raises:
         DataError: as `read_image`.
@@ -120,7 +122,9 @@ def read_sizes(path: str | os.PathLike[str], *, decode: bool = False) -> ImageSi
             return ImageSizes((image.height, image.width), (image.height, image.width))
         if decode and image.format == "PNG":
             with open_image(path) as unread:
-                unread.verify()  # checksums; decoding would take zeroed blocks for pixels
+                unread.verify()  # checksums: decoding takes zeroed blocks for pixels
+            with open_image(path) as unread:
+                unread.load()  # and only decoding finds that blocks are missing
         elif decode:
             image.draft(None, (1, 1))
             image.load()
@@ -143,6 +147,8 @@ def open_image(path: str | os.PathLike[str], convert_to: str = "JPEG or PNG") ->
         with open(path, "rb") as file, Image.open(file, formats=_known_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+            if image.format in ("JPEG", "MPO"):
+                refuse_early_end(image)
             yield image
     except DataError:
         raise
