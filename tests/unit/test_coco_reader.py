@@ -217,18 +217,39 @@ def test_size_that_the_json_lacks_is_taken_from_the_file(tmp_path: Path) -> None
         read(tmp_path, data, check_images=False)
 
 
-def test_file_name_as_seen_from_the_root_or_from_windows_is_found(tmp_path: Path) -> None:
-    folder = tmp_path / "train"
-    (folder / "sub").mkdir(parents=True)
-    Image.new("RGB", (32, 24)).save(folder / "1.png")
-    Image.new("RGB", (32, 24)).save(folder / "sub/2.png")
-    data = coco({})
-    data["images"][0]["file_name"] = "train/1.png"
-    data["images"][1]["file_name"] = "sub\\2.png"
-    assert [Path(r.path) for r in read(folder, data, check_images=True).records] == [
-        folder / "1.png",
-        folder / "sub/2.png",
-    ]
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("train/1.png", "1.png"),
+        ("train\\1.png", "1.png"),
+        (".\\train\\1.png", "1.png"),
+        ("images/train/1.png", "1.png"),
+        ("images\\train\\sub/2.png", "sub/2.png"),
+        ("sub\\2.png", "sub/2.png"),
+        ("train\\sub\\2.png", "sub/2.png"),
+        ("train/train/3.png", "train/3.png"),
+        ("3\\3.png", "3\\3.png"),  # a name like any other on Linux
+    ],
+)
+def test_file_name_as_seen_from_the_root_or_from_windows_is_found(name: str, file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "images/train"
+    for place in ("1.png", "sub/2.png", "train/3.png", "3\\3.png"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24)).save(folder / place)
+    data = coco({}, images=1)
+    data["images"][0]["file_name"] = name
+    assert [Path(r.path) for r in read(folder, data, check_images=True).records] == [folder / file]
+
+
+def test_file_name_from_windows_does_not_lead_out_of_the_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (32, 24)).save(tmp_path / "secret.png")
+    (tmp_path / "train/link").symlink_to(tmp_path)
+    data = coco({}, images=1)
+    for name in ("train\\..\\secret.png", "link\\secret.png", "train\\link\\secret.png", "\\train\\1.png"):
+        data["images"][0]["file_name"] = name
+        with pytest.raises(DataError, match="leads out of|absolute"):
+            read(tmp_path / "train", data, check_images=True)
 
 
 def test_ground_truth_evaluates_like_the_json_itself(tmp_path: Path) -> None:

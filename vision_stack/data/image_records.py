@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -193,7 +193,7 @@ class ImageFolder:
 
     def __init__(self, image_dir: str) -> None:
         self.path = image_dir
-        self.name = os.path.basename(os.path.abspath(image_dir))
+        self.parts = PurePath(os.path.abspath(image_dir)).parts
         self.real = os.path.realpath(image_dir)
         self.real_parents: dict[str, str] = {}
 
@@ -209,14 +209,19 @@ class ImageFolder:
             message = f"{show(name)} leads out of its folder with '..'"
             raise BrokenField("file_name", message, "write it relative to the image folder")
         path = os.path.join(self.path, name)
-        if "\\" in name and not os.path.lexists(path):
-            path = os.path.join(self.path, *windows.parts)
-        elif windows.parts[:1] == (self.name,) and len(windows.parts) > 1 and not os.path.lexists(path):
-            path = os.path.join(self.path, *windows.parts[1:])  # "train2017/1.jpg", seen from the root
+        if not os.path.lexists(path):
+            path = next((other for other in self._readings(windows.parts) if os.path.lexists(other)), path)
         if not self._contains(path):
             message = f"{show(name)} is a link that leads out of {self.path}"
             raise BrokenField("file_name", message, "copy the file into the folder")
         return name, path
+
+    def _readings(self, parts: tuple[str, ...]) -> Iterator[str]:
+        """What else a name may mean: `sub\\1.jpg` of Windows, `images/train/1.jpg` as seen from the data root."""
+        yield os.path.join(self.path, *parts)
+        for count in range(1, min(len(parts), len(self.parts) + 1)):
+            if parts[:count] == self.parts[-count:]:
+                yield os.path.join(self.path, *parts[count:])
 
     def _contains(self, path: str) -> bool:
         parent, name = os.path.split(path)

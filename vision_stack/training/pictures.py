@@ -48,7 +48,7 @@ def draw_validation(
             results[result["image_id"]].append(result)
     paths = []
     for record in chosen:
-        path = (run_dir / "pictures" / f"{record.image_id}_{Path(record.file_name).name}").with_suffix(".jpg")
+        path = (run_dir / "pictures" / f"{record.image_id}_{Path(record.path).name}").with_suffix(".jpg")
         image = read_image(record.path, apply_exif=record.apply_exif)
         mine = results[record.image_id]
         if task == "instance":
