@@ -1,6 +1,8 @@
 """Small COCO panoptic and semantic data sets for tests: writers, readers, and what a refusal says."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -37,6 +39,12 @@ SEGMENTS = [
     {"id": 5, "category_id": 9, "iscrowd": 0},
     {"id": 6, "category_id": 9, "iscrowd": 1},
 ]
+
+
+def png_file(*chunks):
+    """Of pairs of a chunk's name and content."""
+    framed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def image(path):

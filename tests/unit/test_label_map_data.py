@@ -10,6 +10,7 @@ import torch
 from label_map_files import (
     SIZE,
     panoptic,
+    png_file,
     segment_map,
     semantic,
     write_panoptic,
@@ -22,6 +23,7 @@ from vision_stack.data.datamodule import build_datamodule
 from vision_stack.data.dataset import collate
 from vision_stack.data.images import read_image
 from vision_stack.data.label_files import read_class_map
+from vision_stack.data.semantic import read_class_table
 from vision_stack.data.transforms import Affine, EvalTransformConfig
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, rgb_to_ids, segment_png
 from vision_stack.structures import Category
@@ -73,7 +75,13 @@ def test_semantic_classes_become_one_mask_each_and_ignored_pixels_none(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "text", ["2 road\n7 blue sky\n8 car\n", "\n".join(["a", "b", "road", *"cdef", "blue sky", "car"])]
+    "text",
+    [
+        "2 road\n7 blue sky\n8 car\n",
+        "blue sky 7\nroad\t 2\ncar 8",
+        "blue sky: 7\nroad: 2\ncar: 8",
+        "\n".join(["a", "b", "road", *"cdef", "blue sky", "car"]),
+    ],
 )
 def test_class_table_as_text_with_and_without_ids(tmp_path, text):
     write_semantic(tmp_path, table=False)
@@ -81,6 +89,13 @@ def test_class_table_as_text_with_and_without_ids(tmp_path, text):
     names = [c.name for c in semantic(tmp_path).categories]
     assert {"road", "blue sky", "car"} <= set(names)
     assert semantic(tmp_path).val_ground_truth()[1].label_map[0, 0] == names.index("blue sky")
+
+
+@pytest.mark.parametrize("names", [["lane 2", "lane 0", "lane 1"], ["road", "route 66"], ["a 1", "b 1", "c"]])
+def test_class_names_that_end_in_numbers_are_names_where_these_are_no_ids(tmp_path, names):
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    table = read_class_table(str(tmp_path / "classes.txt"))
+    assert table == [{"id": n, "name": name} for n, name in enumerate(names)]
 
 
 def test_class_table_in_json_is_known_by_a_suffix_in_capitals(tmp_path):
@@ -105,9 +120,7 @@ def packed(ids, bits):
 def grey_png(ids, bits):
     rows = b"".join(b"\0" + row.tobytes() for row in packed(ids, bits))
     header = struct.pack(">2I5B", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    framed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    return png_file((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
 
 
 def grey_tiff(ids, bits):
@@ -128,6 +141,13 @@ def test_class_ids_of_few_bits_are_read_as_stored(tmp_path, write, bits):
     read = read_class_map(str(tmp_path / "map"), 5, 7)
     assert np.array_equal(read, ids)
     assert read.dtype == np.uint8
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
+def test_grey_class_map_that_is_stored_in_more_channels_is_read(tmp_path, mode):
+    ids = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
+    Image.fromarray(ids).convert(mode).save(tmp_path / "map.png")
+    assert np.array_equal(read_class_map(str(tmp_path / "map.png"), 5, 7), ids)
 
 
 def turned_image(path):
@@ -272,6 +292,6 @@ def test_images_without_segments_train_or_are_left_out_as_asked(tmp_path):
 
 
 def test_semantic_image_that_is_ignored_altogether_has_an_empty_target(tmp_path):
-    data = semantic(write_semantic(tmp_path, lambda split, n: {} if n else {...: 255}))
+    data = semantic(write_semantic(tmp_path, lambda split, n: {(0, 0): 8} if n else {...: 255}))
     batch = collate([data.train_dataloader().dataset[0, n] for n in range(2)])
     assert [len(target["labels"]) > 0 for target in batch.targets] == [False, True]

@@ -2,12 +2,16 @@
 
 import errno
 import os
+import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from label_map_files import (
     SIZE,
     panoptic,
+    png_file,
     refusal,
     segment_map,
     semantic,
@@ -17,8 +21,10 @@ from label_map_files import (
 from PIL import Image
 
 from vision_stack.config import ConfigError
+from vision_stack.data import label_files, segments
 from vision_stack.data.configs import SemanticDataConfig
 from vision_stack.data.datamodule import build_datamodule
+from vision_stack.data.label_files import read_class_map
 from vision_stack.data.validation import DataError
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, segment_png
 
@@ -113,11 +119,20 @@ def test_panoptic_map_that_changes_during_training_is_refused_by_name(tmp_path):
     assert line.startswith(str(path))
 
 
+def colour_png_of_16_bits(ids):
+    """Grey in all three channels, of which Pillow keeps the upper byte alone."""
+    rows = np.repeat(ids.astype(">u2")[:, :, None], 3, axis=2).reshape(len(ids), -1)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">2I5B", ids.shape[1], ids.shape[0], 16, 2, 0, 0, 0)
+    return png_file((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+
+
 BROKEN_MAPS = {
     "unknown value": (class_png(np.full(SIZE, 9)), "holds the value 9, which no class has; add the class"),
     "more than 16 bits": (encoded("TIFF", np.full(SIZE, 2**16 + 7, np.int32)), "holds values from 65543 to 65543"),
     "negative": (encoded("TIFF", np.full(SIZE, -1, np.int32)), "holds values from -1 to -1; class ids are 0 to 65535"),
-    "colours": (encoded("PNG", np.zeros((*SIZE, 3), np.uint8)), "class ids take one channel"),
+    "colours": (encoded("PNG", ids_to_rgb(segment_map())), "class ids take one channel"),
+    "colours of 16 bits": (colour_png_of_16_bits(np.full(SIZE, 7)), "class ids take one channel"),
     "another size": (class_png(np.full((5, 5), 7)), "is 5 x 5, its image is 30 x 20"),
     "missing": (None, "there is no such file"),
 }
@@ -176,6 +191,11 @@ TABLES = {
     "commas": ("classes.txt", "2,road\n7,sky", "line 1: '2,road' is not `id name`; write"),
     "colon": ("classes.txt", "2 road\n7: sky", "line 2: '7: sky' is not `id name`; write"),
     "no id": ("classes.txt", "2 road\nsky\n8 car", "line 2: 'sky' is not `id name`, as line 1 is; write"),
+    "heading above ids that come last": (
+        "classes.txt",
+        "name id\nsky 7\nroad 2",
+        "line 1: 'name id' is not `name id`, as",
+    ),
     "no name": ("classes.txt", "2 road\n7\n8 car", "line 2: '7' is not `id name`; write"),
 }
 
@@ -269,3 +289,58 @@ def test_folder_of_images_that_cannot_be_listed_is_a_problem(tmp_path, monkeypat
     monkeypatch.setattr(os, "scandir", refusing)  # as root, who may run the tests, every folder opens
     with pytest.raises(DataError, match=r"closed: cannot be listed \(Permission denied\); change its permissions"):
         semantic(tmp_path).train_split  # noqa: B018
+
+
+# Classes without a pixel
+
+
+def masks_0_255(split, n):
+    return {...: 0, n + 2: 255}  # a row
+
+
+def test_class_whose_pixels_are_all_ignored_is_refused_with_the_way_out(tmp_path):
+    write_semantic(tmp_path, masks_0_255, table=False)
+    (tmp_path / "classes.txt").write_text("background\nlesion")
+    line = refusal(lambda: semantic(tmp_path).train_split)
+    assert "\n" not in line
+    assert line.startswith(f"{tmp_path / 'classes.txt'}: classes: 'lesion' (id 1) has no pixel in 2 label maps")
+    assert "the ignored value 255 covers 5.0% of their pixels" in line
+    assert "give it that id in the table and set data.ignore_labels=[]" in line
+    assert "lesion" in semantic(tmp_path, on_error="skip").train_split.report()
+    assert not semantic(tmp_path).config.read("val", "semantic").notes  # of which nothing is learnt
+    (tmp_path / "classes.txt").write_text("0 background\n255 lesion")
+    split = semantic(tmp_path, ignore_labels=()).train_split
+    assert split.records[0].num_objects == 2
+    assert not split.report()
+
+
+def test_class_without_pixels_is_noted_where_little_is_ignored_and_refused_where_much_is(tmp_path):
+    write_semantic(tmp_path / "some")  # no car, a tenth ignored
+    assert "'car' (id 8) has no pixel in 2 label maps" in semantic(tmp_path / "some").train_split.report()
+    write_semantic(tmp_path / "much", lambda split, n: {0: 255, 1: 255})
+    assert "the ignored value 255 covers 20.0%" in refusal(lambda: semantic(tmp_path / "much").train_split)
+    write_semantic(tmp_path / "none", lambda split, n: {...: 2})
+    report = semantic(tmp_path / "none").train_split.report()
+    assert "'sky' (id 7), 'car' (id 8) have no pixel in 2 label maps; cannot be learnt; compare the ids" in report
+
+
+@pytest.mark.parametrize(("last", "read"), [(8, 4), (2, 5)])
+def test_label_maps_are_read_on_only_until_every_class_has_been_seen(tmp_path, monkeypatch, last, read):
+    write_semantic(tmp_path, lambda split, n: {0: 255, 1: 255})
+    folder = tmp_path / "annotations/training/town"
+    for n in range(2, 5):
+        shutil.copy(tmp_path / "images/training/town/0.jpg", tmp_path / f"images/training/town/{n}.jpg")
+        labels = np.full(SIZE, 2)
+        labels[:9] = 255
+        labels[0, 0] = last if n == 3 else 2
+        (folder / f"{n}.png").write_bytes(class_png(labels))
+    monkeypatch.setattr(label_files, "CHECKED_AT_START", 2)
+    decoded = []
+    monkeypatch.setattr(
+        segments, "read_class_map", lambda path, *size: decoded.append(path) or read_class_map(path, *size)
+    )
+    if read == 5:
+        assert "'car' (id 8) has no pixel in 5 label maps" in refusal(lambda: semantic(tmp_path).train_split)
+    else:
+        assert not semantic(tmp_path).train_split.report()
+    assert len(decoded) == read

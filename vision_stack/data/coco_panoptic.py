@@ -67,7 +67,7 @@ def read_coco_panoptic(
     listed_ids = {category["id"] for category in data["categories"]}
     segments = _Segments(data["annotations"], str(label_dir), label_of, listed_ids, findings)
     records = _records(list(check_files(listed, str(image_dir), findings, decode=on_error == "skip")), segments)
-    records, faults = check_maps(records, Path(file).name, every=on_error == "skip")
+    records, faults = check_maps(records, Path(file).name, PanopticRecord.check_map, every=on_error == "skip")
     findings.problems += faults
     if findings.problems and on_error == "raise":
         raise DataError(refusal(file, findings.problems))

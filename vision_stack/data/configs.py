@@ -143,7 +143,8 @@ class SemanticDataConfig(DataConfig):
             image_suffix=self.image_suffix,
             label_suffix=self.label_suffix,
         )
-        return read_semantic(folders, on_error=self.on_error, categories=categories)
+        training = split == "train"
+        return read_semantic(folders, on_error=self.on_error, categories=categories, training=training)
 
 
 @register("data", "shapes")

@@ -1,12 +1,13 @@
 """Label maps in image files: reading them, and checking many before training.
 
 A file must be of a lossless format and of the image's size. Segment ids take three channels (COCO's panoptic format),
-class ids one; a palette's indices are the ids, and grey of 1, 2, 4, 8 or 16 bits holds them as they are.
+class ids one; a palette's indices are the ids, and grey of 1, 2, 4, 8 or 16 bits holds them as they are. Grey that is
+stored as colour, all three channels alike, counts as one channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,8 @@ def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
     """
     with open_image(path, convert_to="PNG") as image:
         _check_kind(image, path, height, width)
+        if (grey := _grey_in_colour(image)) is not None:
+            return grey
         if image.mode not in _ONE_CHANNEL:
             message = f"has pixels of kind {image.mode}; class ids take one channel"
             raise data_error(path, "pixels", message, "export maps of class ids, not of colours")
@@ -71,6 +74,14 @@ def oriented_as_map(image: ListedImage, map_path: str) -> ListedImage:
     if size != image.stored:
         return image
     return replace(image, height=size[0], width=size[1], apply_exif=False)
+
+
+def _grey_in_colour(image: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
+    """The one channel of grey that is stored with alpha, or as colour; None for all other images."""
+    if image.mode not in ("LA", "RGB", "RGBA") or ";16" in str(image.tile):  # of 16 bits, Pillow drops half
+        return None
+    channels = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+    return np.ascontiguousarray(channels[..., 0]) if (channels == channels[..., :1]).all() else None
 
 
 def _grey_step(image: ImageFile.ImageFile) -> int:
@@ -103,24 +114,30 @@ class LabelledRecord(Protocol):
     @property
     def map_path(self) -> str: ...
 
-    def check_map(self) -> None:
-        """DataError where the map cannot be used."""
-
 
 R = TypeVar("R", bound=LabelledRecord)
 
 
-def check_maps(records: list[R], source: str, *, every: bool) -> tuple[list[R], list[Problem]]:
+def check_maps(
+    records: list[R],
+    source: str,
+    check: Callable[[R], object],
+    *,
+    every: bool,
+    enough: Callable[[], bool] = lambda: True,
+) -> tuple[list[R], list[Problem]]:
     """The records without those whose label map is missing or broken, and what is wrong with these.
 
     Args:
         source: what to call the split in a terminal.
+        check: decodes the map of a record; DataError where it cannot be used. Called by several threads.
         every: decode all maps; otherwise the first `CHECKED_AT_START`, and the others must only be there.
+        enough: whether what has been decoded will do. Until it does, the others are decoded, too.
     """
 
     def fault(record: R) -> Problem | None:
         try:
-            record.check_map()
+            check(record)
         except DataError as error:
             return error.problem or Problem(record.map_path, "pixels", str(error), "export it again")
         return None
@@ -130,11 +147,13 @@ def check_maps(records: list[R], source: str, *, every: bool) -> tuple[list[R], 
             return None
         return Problem(record.map_path, "file", "there is no such label map", "add it, or remove its image")
 
-    decoded, listed = (records, []) if every else (records[:CHECKED_AT_START], records[CHECKED_AT_START:])
+    def faults(pool: ThreadPoolExecutor) -> Iterator[Problem | None]:
+        for first in range(0, len(records), CHECKED_AT_START):
+            part = records[first : first + CHECKED_AT_START]
+            yield from pool.map(fault, part) if every or first == 0 or not enough() else map(absence, part)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        found: Iterable[Problem | None] = pool.map(fault, decoded)
-        problems = list(with_progress(found, len(decoded), f"checking label maps of {source}"))
-    problems += map(absence, listed)
+        problems = list(with_progress(faults(pool), len(records), f"checking label maps of {source}"))
     good = [record for record, problem in zip(records, problems, strict=True) if problem is None]
     return good, [problem for problem in problems if problem is not None]
 

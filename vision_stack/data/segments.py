@@ -124,19 +124,29 @@ class SemanticRecord(ImageFile):
         """The whole annotation, as evaluation and pictures take it."""
         return SemanticSegmentation(torch.from_numpy(self._read().astype(np.int32)))
 
-    def check_map(self) -> None:
-        """DataError unless the map is there, fits the image, and holds known classes alone."""
-        self._read()
+    def count_values(self) -> NDArray[np.int64]:
+        """[V] pixels of each value that the map holds.
+
+        Raises:
+            DataError: the map is not there, does not fit the image, or holds a value that is neither a class nor
+                ignored.
+        """
+        counts = np.bincount(read_class_map(self.map_path, self.height, self.width).ravel())
+        held = np.flatnonzero(counts)
+        self._check_known(held, self.label_of[held])
+        return counts
 
     def _read(self) -> NDArray[np.int16]:
         values = read_class_map(self.map_path, self.height, self.width)
         labels = self.label_of[values]
+        self._check_known(values, labels)
+        return labels
+
+    def _check_known(self, values: NDArray[np.integer], labels: NDArray[np.int16]) -> None:
         if labels.min() == UNKNOWN:
-            value = int(values[labels == UNKNOWN][0])
-            message = f"holds the value {value}, which no class has"
+            message = f"holds the value {values[labels == UNKNOWN][0]}, which no class has"
             remedy = "add the class to the training data's table, or say data.ignore_labels"
             raise data_error(self.map_path, "pixels", message, remedy)
-        return labels
 
     @staticmethod
     def _present(labels: NDArray[np.int16]) -> list[int]:

@@ -2,9 +2,9 @@
 
 The label map of `city/a.jpg` is `city/a.png` in its own folder, or `city/a` with another suffix. The table is a json
 list of `{"id": value in the maps, "name": ...}`, or of names, whose values are 0, 1, ...; or a text file with one
-`id name`, or one name, a line. Hidden files and folders (`._a.jpg`, `.ipynb_checkpoints`) are no part of the data, and
-links that lead out of their folder are problems. Everything broken is found before training starts, as far as
-`label_files.CHECKED_AT_START` goes; with "skip", images with anything broken are left out.
+`id name` (or `name id`), or one name, a line. Hidden files and folders (`._a.jpg`, `.ipynb_checkpoints`) are no part of
+the data, and links that lead out of their folder are problems. Everything broken is found before training starts, as
+far as `label_files.CHECKED_AT_START` goes; with "skip", images with anything broken are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_stack.data.categories import read_categories
+from vision_stack.data.class_census import ClassCensus
 from vision_stack.data.image_records import ImageFolder, check_files, read_listed
 from vision_stack.data.images import IMAGE_SUFFIXES
 from vision_stack.data.json_file import parse_json, refusal
@@ -30,7 +31,8 @@ from vision_stack.data.validation import BrokenField, DataError, Findings, data_
 from vision_stack.structures import Category
 
 _VALUES = 2**16  # of a map with 16 bits
-_ENTRY = re.compile(r"(\d+)\s+(.+)")  # a line of a class table: `id name`
+_ID_NAME = re.compile(r"(?P<id>\d+)\s+(?P<name>.+)")  # a line of a class table
+_NAME_ID = re.compile(r"(?P<name>.*[^\s,:;=])[\s,:;=]+(?P<id>\d+)")  # as some write it
 _NOT_A_NAME = re.compile(r"-?\d+(\s|[,:;]|$)|#")  # begins with an id, or is a comment
 
 
@@ -51,15 +53,19 @@ def read_semantic(
     *,
     on_error: Literal["raise", "skip"] = "raise",
     categories: Sequence[Category] | None = None,
+    training: bool = False,
 ) -> LabelMapSplit:
     """Read and check one split; images are numbered 1, 2, ... in the order of their names.
 
     Args:
         on_error: "raise" stops at broken files, all of them listed; "skip" leaves their images out.
         categories: the classes to use (of a checkpoint), matched by name; by default those of the table.
+        training: look for classes without any pixel. Beyond the maps that are checked in any case, more are read only
+            while a class seems to be missing because its pixels are ignored.
 
     Raises:
-        DataError: no images, no table of classes or an ambiguous one, or, with "raise", any file is broken.
+        DataError: no images, no table of classes or an ambiguous one; or, with "raise", any file is broken, or with
+            `training` a class has no pixel while many pixels are ignored.
     """
     table = str(folders.classes)
     listed = read_class_table(table)
@@ -69,8 +75,7 @@ def read_semantic(
 
     source = str(folders.image_dir)
     files = Findings(source)
-    names = _image_names(folders, files)
-    entries = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
+    entries = [{"id": n, "file_name": name} for n, name in enumerate(_image_names(folders, files), start=1)]
     images, _ = read_listed(entries, source, files, size_needed=False)
     labels = ImageFolder(str(folders.label_dir))
     records = []
@@ -83,7 +88,11 @@ def read_semantic(
             i = oriented_as_map(i, path)
             names_and_size = (i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif)
             records.append(SemanticRecord(*names_and_size, path, label_of))
-    records, faults = check_maps(records, folders.image_dir.name, every=on_error == "skip")
+    names_by_value = {value: classes[label].name for value, label in label_by_id.items()}
+    census = ClassCensus(names_by_value, folders.ignore_labels)
+    enough = (lambda: not census.is_suspicious()) if training else (lambda: True)
+    every = on_error == "skip"
+    records, faults = check_maps(records, folders.image_dir.name, census.add, every=every, enough=enough)
     problems = [*findings.problems, *files.problems, *faults]
     if problems and on_error == "raise":
         raise DataError(refusal(source, problems))
@@ -91,6 +100,11 @@ def read_semantic(
         raise data_error(
             source, "images", "no good image is left", f"mend the files; the first problem is {problems[0]}"
         )
+    if training and census.missing and census.num_maps == len(records):
+        message, remedy = census.finding()
+        if census.is_suspicious() and on_error == "raise":
+            raise data_error(table, "classes", message, f"{remedy} (data.on_error=skip trains without it)")
+        findings.note("classes", message, remedy)
     return LabelMapSplit(table, records, classes, tuple(problems), tuple([*findings.notes, *files.notes]))
 
 
@@ -114,17 +128,36 @@ def read_class_table(file: str) -> list[dict[str, Any]]:
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
     if not lines:
         raise data_error(file, "file", "there are no classes", remedy)
-    entries = [_ENTRY.fullmatch(line) for line in lines.values()]
-    if all(entries):
-        return [{"id": int(entry[1]), "name": entry[2]} for entry in entries if entry]
+    return _entries(file, lines)
+
+
+def _entries(file: str, lines: dict[int, str]) -> list[dict[str, Any]]:
+    """Of a text's lines, by their numbers."""
+    entries = [_ID_NAME.fullmatch(line) for line in lines.values()]
     odd = [number for number, line in lines.items() if _NOT_A_NAME.match(line)]
+    swapped = [_NAME_ID.fullmatch(line) for line in lines.values()]
+    form = "id name"
+    if not odd and _tells_ids(swapped):
+        form, entries, odd = "name id", swapped, list(lines)[1:]
+    if all(entries):
+        return [{"id": int(entry["id"]), "name": entry["name"]} for entry in entries if entry]
     if odd:  # by position, every class after a heading or a comment would be off by one
         wrong = [number for number, entry in zip(lines, entries, strict=True) if entry is None]
         number = next((n for n in wrong if n in odd), wrong[0])
-        message = f"{show(lines[number])} is not `id name`" + (f", as line {odd[0]} is" if number not in odd else "")
+        message = f"{show(lines[number])} is not `{form}`" + (f", as line {odd[0]} is" if number not in odd else "")
         remedy = "write `id name` in all lines, ids from 0 on, no heading or comment; or names alone, of 0, 1, ..."
         raise data_error(file, f"line {number}", message, remedy)
     return [{"id": index, "name": name} for index, name in enumerate(lines.values())]
+
+
+def _tells_ids(swapped: Sequence[re.Match[str] | None]) -> bool:
+    """Whether lines that end in numbers are `name id`, all of them or all below a heading, and not names alone.
+
+    "lane 1" and "lane 2" are names: without its number, neither says which class it is.
+    """
+    found = [entry for entry in swapped if entry]
+    complete = len(found) == len(swapped) or (len(found) > 1 and found == list(swapped[1:]))
+    return complete and all(len({entry[part] for entry in found}) == len(found) for part in ("name", "id"))
 
 
 def _label_by_value(table: str, label_by_id: dict[int, int], ignore_labels: Sequence[int]) -> NDArray[np.int16]:
