@@ -128,7 +128,7 @@ def test_processor_without_a_file_takes_mean_and_std_of_the_weights_and_keeps_th
 def test_processor_images_it_cannot_take_give_one_line(images, line):
     with pytest.raises(ValueError, match=line):
         AutoImageProcessor.from_pretrained("swin_tiny")(images)
-    with pytest.raises(ValueError, match="return_tensors: 'np' is no choice"):
+    with pytest.raises(ValueError, match="return_tensors: 'np' is not supported; leave it at 'pt'"):
         AutoImageProcessor.from_pretrained("swin_tiny")(picture(8, 8), return_tensors="np")
 
 

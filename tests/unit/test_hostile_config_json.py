@@ -119,18 +119,30 @@ def test_auto_backbone_fifo_or_folder_in_place_of_a_file_is_not_waited_for(tmp_p
     ("content", "line"),
     [
         ({"size": "large"}, "size: expected a number or a mapping, got 'large'"),
-        ({"size": {"longest": 3}}, "size: ['longest'] is not known; give height and width, or shortest_edge"),
+        (
+            {"size": {"longest": 3}},
+            "size: ['longest'] is not what ViTImageProcessor resizes by; give height and width or",
+        ),
         ({"size": {"height": 10**9, "width": 1}}, "exact_size[0]: 1000000000 is outside the allowed range 1 to 16384"),
-        ({"size": 224, "resample": 99}, "resample: 99 is not among 0 (nearest), 2 (bilinear), 3 (bicubic)"),
+        ({"size": 224, "resample": 99}, "resample: 99 is not among 0 (nearest-exact), 1 (lanczos), 2 (bilinear), 3 ("),
         ({"image_mean": [0.5]}, "image_mean: expected a list of 3 values, got [0.5]"),
         ({"image_std": [0, 0, 0]}, "image_std[0]: 0 is outside the allowed range: at least 1e-06"),
         ({"do_center_crop": True, "crop_size": "x"}, "crop_size: expected a number, or height and width, got 'x'"),
+        (
+            {"do_pad": True, "pad_size": {"height": 8}},
+            "pad_size: expected a number, or height and width, got {'height'",
+        ),
         ({"rescale_factor": "1/255"}, "rescale_factor: expected a number, got '1/255'"),
+        ({"image_processor_type": "os.system"}, "image_processor_type: 'os.system' is not supported; known are Beit"),
+        ({"image_processor_type": ["ViT"]}, "image_processor_type: ['ViT'] is not supported; did you mean"),
+        ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0}, "crop_pct: expected a part of the image"),
         ({"auto_map": {"AutoImageProcessor": "evil.py"}}, "'auto_map' names code to run, which is never done"),
         ("[", "not valid json"),
     ],
 )
 def test_auto_image_processor_hostile_file_gives_one_line(tmp_path, content, line):
+    if isinstance(content, dict):
+        content = {"image_processor_type": "ViTImageProcessor", **content}
     written(tmp_path, content, "preprocessor_config.json")
     with pytest.raises(ConfigError) as caught:
         AutoImageProcessor.from_pretrained(tmp_path)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
@@ -21,12 +21,11 @@ from vision_stack.ops.image import pad_batch, to_tensor
 Pixels = Annotated[int, Range(1, 16_384)]
 Means = tuple[float, float, float]
 Stds = tuple[Positive, Positive, Positive]
-_PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the json files hold
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Interpolation = Literal["nearest-exact", "lanczos", "bilinear", "bicubic"]
 
 
 class ProcessedImages(dict[str, Any]):
-    """What a model takes as `model(**inputs)`: `pixel_values` [B, 3, H, W], and `pixel_mask` [B, H, W] where padded."""
+    """What a model takes as `model(**inputs)`: `pixel_values` [B, 3, H, W] and, `with_mask`, `pixel_mask` [B, H, W]."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -41,132 +40,120 @@ class ProcessedImages(dict[str, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor(Config):
-    """Resizes (antialiased, in 8 bits), crops, rescales and normalises; pads what is `padded`.
+    """Resizes (antialiased, in 8 bits), crops, rescales, normalises and pads, in this order.
 
-    At most one of `exact_size` and `short_edge` is given; neither: images keep their size.
+    At most one of `exact_size`, `short_edge` and `fit_within` is given; none of them: images keep their size. Sizes are
+    transformers' to the pixel: fractions are cut off.
     """
 
     exact_size: tuple[Pixels, Pixels] | None = None  # (height, width)
     short_edge: Pixels | None = None
     long_edge: Pixels | None = None  # the most the longest edge may become
-    size_divisor: Pixels = 1  # height and width become multiples of it
+    fit_within: tuple[Pixels, Pixels] | None = None  # (height, width), one of which is met
+    keep_aspect_ratio: bool = False  # meets that side of `exact_size` alone which changes the image less
+    nearest_multiple: Pixels = 1  # the sides of `exact_size` are rounded to multiples of it
+    size_divisor: Pixels = 1  # height and width become multiples of it, the next larger ones
     crop_size: tuple[Pixels, Pixels] | None = None  # from the centre
     interpolation: Interpolation = "bilinear"
+    rescale_first: bool = False  # before resizing, which then computes in floats
     rescale_factor: NonNegative = 1 / 255
     image_mean: Means = (0.0, 0.0, 0.0)
     image_std: Stds = (1.0, 1.0, 1.0)
-    padded: bool = False  # images of different sizes in one batch, with a `pixel_mask`, 1 = real
+    padded: bool = False  # to the right and below: images of different sizes in one batch
+    pad_size: tuple[Pixels, Pixels] | None = None  # of what is `padded`; None: the largest height and width
+    with_mask: bool = True  # of what is `padded`: gives a `pixel_mask`, 1 = real
+    pad_divisor: Pixels = 1  # zeros on all sides, until height and width are multiples of it
 
     def check(self) -> None:
-        if self.exact_size is not None and self.short_edge is not None:
-            raise ConfigError("short_edge: given as well as exact_size; make one of them None")
+        given = [name for name in ("exact_size", "short_edge", "fit_within") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{given[1]}: given as well as {given[0]}; make one of them None")
+        if self.interpolation == "lanczos" and _torchvision_version() < (0, 27):
+            raise ConfigError("interpolation: 'lanczos' needs torchvision 0.27; update it, or choose 'bicubic'")
 
     def __call__(self, images: Any, return_tensors: str = "pt") -> ProcessedImages:
         """One image or a sequence: PIL, uint8 arrays [H, W, 3], or uint8 tensors [3, H, W].
 
         Raises:
-            ValueError: something else, or different sizes that are not to be padded.
+            ValueError: something else, different sizes that are not to be padded, or one that cannot be resized so.
         """
         if return_tensors != "pt":
-            raise ValueError(f"return_tensors: {return_tensors!r} is no choice; there is 'pt' alone")
+            raise ValueError(f"return_tensors: {return_tensors!r} is not supported; leave it at 'pt'")
         single = isinstance(images, Image.Image | np.ndarray) or (isinstance(images, Tensor) and images.ndim == 3)
         processed = [self._process(_as_tensor(image)) for image in ([images] if single else images)]
+        if not processed:
+            raise ValueError("images: an empty list; give at least one image")
         if self.padded:
-            pixel_values, padding_mask = pad_batch(processed)
-            return ProcessedImages(pixel_values=pixel_values, pixel_mask=(~padding_mask).long())
+            return self._padded(processed)
         sizes = {tuple(x.shape[1:]) for x in processed}
         if len(sizes) != 1:
             raise ValueError(f"images: of different sizes after resizing, {sorted(sizes)}; give them one at a time")
         return ProcessedImages(pixel_values=torch.stack(processed))
 
+    def _padded(self, images: list[Tensor]) -> ProcessedImages:
+        for image in images:
+            size = tuple(image.shape[1:])
+            if self.pad_size is not None and (size[0] > self.pad_size[0] or size[1] > self.pad_size[1]):
+                raise ValueError(
+                    f"images: one of {size} after resizing does not fit pad_size {self.pad_size}; enlarge it"
+                )
+        pixel_values, padding_mask = pad_batch(images, min_size=self.pad_size or (0, 0))
+        if not self.with_mask:
+            return ProcessedImages(pixel_values=pixel_values)
+        return ProcessedImages(pixel_values=pixel_values, pixel_mask=(~padding_mask).long())
+
     def _process(self, image: Tensor) -> Tensor:
         """uint8 [3, H, W] -> normalised float32."""
-        size = self._size(image.shape[1], image.shape[2])
-        if size != tuple(image.shape[1:]):
+        height, width = image.shape[1:]
+        size = self._size(height, width)
+        if 0 in size:
+            raise ValueError(
+                f"images: one of {height} x {width} pixels would become {size[0]} x {size[1]}; leave it out"
+            )
+        if self.rescale_first:
+            image = image * self.rescale_factor
+        if size != (height, width):
             image = tvf.resize(image, list(size), interpolation=tvf.InterpolationMode(self.interpolation))
         if self.crop_size is not None:
             image = _center_crop(image, *self.crop_size)
+        if not self.rescale_first:
+            image = image.float() * self.rescale_factor
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
-        return (image.float() * self.rescale_factor - mean) / std
+        return _pad_around((image - mean) / std, self.pad_divisor)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         if self.exact_size is not None:
-            return self.exact_size
-        if self.short_edge is None:
+            size = self._near_exact_size(height, width)
+        elif self.fit_within is not None:
+            scale = min(self.fit_within[0] / height, self.fit_within[1] / width)
+            size = int(height * scale), int(width * scale)
+        elif self.short_edge is not None:
+            size = _short_edge_size(height, width, self.short_edge, self.long_edge)
+        else:
             return height, width
-        # transformers' arithmetic, which cuts off fractions
-        short, long = min(height, width), max(height, width)
-        edge: float = self.short_edge
-        if self.long_edge is not None and long / short * edge > self.long_edge:
-            edge = self.long_edge * short / long
-        new_short, new_long = round(edge), int(edge * long / short)
-        size = (new_short, new_long) if height <= width else (new_long, new_short)
         divisor = self.size_divisor
         return math.ceil(size[0] / divisor) * divisor, math.ceil(size[1] / divisor) * divisor
 
-
-def decode_processor(raw: Mapping[str, Any]) -> ImageProcessor:
-    """An `ImageProcessor` from a parsed preprocessor_config.json of transformers.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range, or a way to resize that is not known here.
-    """
-    kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "")
-    options: dict[str, Any] = {}
-    if raw.get("do_resize", True) and raw.get("size") is not None:
-        options |= _resizing(raw["size"], raw, kind)
-    if raw.get("do_center_crop", False):
-        options["crop_size"] = _square(raw.get("crop_size"), "crop_size")
-    resample = raw.get("resample")
-    if resample is not None:
-        if not isinstance(resample, int) or resample not in _PILLOW_FILTERS:
-            raise ConfigError(f"resample: {resample!r:.40} is not among 0 (nearest), 2 (bilinear), 3 (bicubic)")
-        options["interpolation"] = _PILLOW_FILTERS[resample]
-    if not raw.get("do_rescale", True):
-        options["rescale_factor"] = 1.0
-    elif raw.get("rescale_factor") is not None:
-        options["rescale_factor"] = raw["rescale_factor"]
-    if raw.get("do_normalize", True):
-        options |= {name: raw[name] for name in ("image_mean", "image_std") if raw.get(name) is not None}
-    if _is_padded(raw, kind):
-        options["padded"] = True
-    return ImageProcessor(**options)
+    def _near_exact_size(self, height: int, width: int) -> tuple[int, int]:
+        """DPT's arithmetic, whose rounding takes halves to the even multiple."""
+        assert self.exact_size is not None
+        scale_y, scale_x = self.exact_size[0] / height, self.exact_size[1] / width
+        if self.keep_aspect_ratio:
+            scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
+        elif self.nearest_multiple == 1:
+            return self.exact_size
+        multiple = self.nearest_multiple
+        return round(scale_y * height / multiple) * multiple, round(scale_x * width / multiple) * multiple
 
 
-def _resizing(size: Any, raw: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    convnext, padded = kind.startswith("ConvNext"), _is_padded(raw, kind)
-    if isinstance(size, int):  # of older files: the meaning depends on the class
-        short = convnext or padded or kind.startswith(("Bit", "CLIP"))
-        size = {"shortest_edge": size} if short else {"height": size, "width": size}
-        if padded:
-            size["longest_edge"] = raw.get("max_size", 1333)
-    if not isinstance(size, Mapping):
-        raise ConfigError(f"size: expected a number or a mapping, got {size!r:.60}")
-    if convnext and isinstance(size.get("shortest_edge"), int):
-        edge, crop = size["shortest_edge"], raw.get("crop_pct") or 224 / 256
-        if edge >= 384 or not isinstance(crop, int | float):
-            return {"exact_size": (edge, edge)}
-        return {"short_edge": int(edge / crop), "crop_size": (edge, edge)}
-    if "height" in size or "width" in size:
-        return {"exact_size": _square(size, "size")}
-    if "shortest_edge" not in size:
-        raise ConfigError(f"size: {sorted(map(str, size))} is not known; give height and width, or shortest_edge")
-    options = {"short_edge": size["shortest_edge"], "long_edge": size.get("longest_edge")}
-    if padded and raw.get("size_divisor"):
-        options["size_divisor"] = raw["size_divisor"]
-    return options
-
-
-def _is_padded(raw: Mapping[str, Any], kind: str) -> bool:
-    return kind.startswith(("MaskFormer", "Mask2Former", "OneFormer", "Detr")) and raw.get("do_pad", True) is not False
-
-
-def _square(size: Any, field: str) -> Sequence[int]:
-    if isinstance(size, int):
-        return (size, size)
-    if isinstance(size, Mapping) and "height" in size and "width" in size:
-        return (size["height"], size["width"])
-    raise ConfigError(f"{field}: expected a number, or height and width, got {size!r:.60}")
+def _short_edge_size(height: int, width: int, short_edge: int, long_edge: int | None) -> tuple[int, int]:
+    short, long = min(height, width), max(height, width)
+    edge: float = short_edge
+    if long_edge is not None and long / short * edge > long_edge:
+        edge = long_edge * short / long
+    new_short = round(edge)
+    new_long = long if long_edge is not None and new_short == short else int(edge * long / short)
+    return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
 def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
@@ -177,6 +164,16 @@ def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
         image = F.pad(image, (left, missing_x - left, top, missing_y - top))
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top : top + height, left : left + width]
+
+
+def _pad_around(image: Tensor, divisor: int) -> Tensor:
+    """Zeros on all sides until height and width are multiples; an odd one goes to the right and below."""
+    rest_y, rest_x = -image.shape[1] % divisor, -image.shape[2] % divisor
+    return F.pad(image, (rest_x // 2, rest_x - rest_x // 2, rest_y // 2, rest_y - rest_y // 2))
+
+
+def _torchvision_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torchvision.__version__.split(".")[:2])
 
 
 def _as_tensor(image: Any) -> Tensor:
