@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,18 +21,21 @@ import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
 from vision_stack.backbones.base import crop_to_image
 from vision_stack.backbones.pretrained import LoadReport, load_initial_weights
-from vision_stack.config import Config, ConfigError, Count, Fraction, Range, from_dict, to_dict
+from vision_stack.config import Config, ConfigError, Count, Range, from_dict, to_dict
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.published import PublishedModel, convert, is_published, locate, read_published
 from vision_stack.structures import (
     BackboneConfig,
     Category,
+    DecodeOptions,
+    Features,
     HeadConfig,
     ImageInfo,
-    MaskOutputs,
     NeckConfig,
-    Segmentation,
+    PanopticOptions,
+    Prediction,
+    Target,
     Task,
 )
 from vision_stack.weights.export import export_transformers
@@ -52,15 +55,6 @@ class InputSize(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticOptions(Config):
-    """What a segment of a panoptic segmentation needs (MaskFormer, Sec. 3.4)."""
-
-    kind: ClassVar[str] = ""
-    score_threshold: Fraction = 0.8  # class probabilities must be above it
-    overlap_threshold: Fraction = 0.8  # the part of its own mask that a query must keep
-
-
-@dataclass(frozen=True, kw_only=True)
 class VisionModelConfig(Config):
     """All that `VisionModel` is built from; what `config.json` and checkpoints hold. No paths, no initial weights."""
 
@@ -70,7 +64,7 @@ class VisionModelConfig(Config):
     head: HeadConfig
     categories: tuple[Category, ...]  # label -> the data set's category id and name
     task: Task = "instance"  # decides post-processing, metrics and what `predict` gives
-    panoptic: PanopticOptions = PanopticOptions()  # read by task panoptic alone
+    panoptic: PanopticOptions = field(default_factory=PanopticOptions)  # read by task panoptic alone
     image_mean: tuple[float, float, float] | None = None  # of RGB in [0, 1]; None: the backbone's own
     image_std: tuple[Positive, Positive, Positive] | None = None
     input_size: InputSize = InputSize()
@@ -81,6 +75,7 @@ class VisionModelConfig(Config):
             raise ConfigError("categories: empty; a model needs at least one class")
         if len(set(ids)) != len(ids):
             raise ConfigError("categories: two classes share an id; ids must differ")
+        self.head.check_task(self.task)
 
 
 class VisionModel(nn.Module):
@@ -120,18 +115,32 @@ class VisionModel(nn.Module):
         normalized = (images - self.image_mean) / self.image_std
         return normalized if padding_mask is None else normalized.masked_fill(padding_mask[:, None], 0.0)
 
-    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> MaskOutputs:
-        """Normalised, padded images [B, 3, H, W] -> `MaskOutputs`.
+    def forward(
+        self,
+        images: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        targets: Sequence[Target] | None = None,
+    ) -> Any:
+        """Normalised, padded images [B, 3, H, W] -> the head's outputs.
 
-        `padding_mask` [B, H, W] (True = padding) sets the padding to zero and does nothing else: as in the published
-        models it does not mask attention.
+        Args:
+            padding_mask: [B, H, W], True = padding, which is set to zero. Nothing else: as in the published models it
+                does not mask attention.
+            image_sizes: (height, width) of each image before padding; by default nothing is padding. Heads that find
+                boxes read them.
+            targets: while training, for heads that need them to make their outputs.
         """
         if padding_mask is not None:
             images = images.masked_fill(padding_mask[:, None], 0.0)
         images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.neck(self.backbone(images).feature_maps)
-        size = (images.shape[-2], images.shape[-1])  # a neck, which does not know it, may go beyond the image's borders
-        return self.head(tuple(crop_to_image(maps, self.neck.out_specs, size)))
+        size = (images.shape[-2], images.shape[-1])
+        sizes = (size,) * len(images) if image_sizes is None else tuple(image_sizes)
+        found = self.backbone(images)
+        maps = self.neck(Features(found.feature_maps, size, sizes, found.tokens))
+        maps = tuple(crop_to_image(maps, self.neck.out_specs, size))  # a neck may go beyond the image's borders
+        return self.head(Features(maps, size, sizes, found.tokens), targets)
 
     @torch.inference_mode()
     def predict(
@@ -141,14 +150,14 @@ class VisionModel(nn.Module):
         threshold: float | None = None,
         top_k: int = 100,
         batch_size: int = 1,
-    ) -> list[Segmentation]:
-        """What the model finds in each image, in the image's own pixels: by its task `Instances` (best first),
-        `PanopticSegmentation` or `SemanticSegmentation`.
+    ) -> list[Prediction]:
+        """What the model finds in each image, in the image's own pixels: by its task `Instances` (best first; without
+        masks for detection), `PanopticSegmentation` or `SemanticSegmentation`.
 
         Args:
             images: uint8 arrays [height, width, 3], PIL images, or paths; one or a sequence. Files are turned upright
                 as their EXIF orientation says; a PIL image is taken as it is, so that masks fit `np.asarray(image)`.
-            threshold: the lowest score to keep; by default 0.5 for instances, and for panoptic segments that of the
+            threshold: the lowest score to keep; by default 0.5 for objects, and for panoptic segments that of the
                 model's config. Nothing to semantic segmentation, in which every pixel has a class.
             top_k: the most instances of one image, before the threshold.
             batch_size: images padded together into one forward pass.
@@ -165,16 +174,16 @@ class VisionModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            found: list[Segmentation] = []
+            found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
                 arrays = [_as_array(item) for item in items[start : start + batch_size]]
-                found.extend(self.segment(*self.infer(arrays), threshold=threshold, top_k=top_k))
+                found.extend(self.decode(*self.infer(arrays), threshold=threshold, top_k=top_k))
             return found
         finally:
             self.train(was_training)
 
     @torch.inference_mode()
-    def infer(self, arrays: Sequence[np.ndarray]) -> tuple[MaskOutputs, list[ImageInfo]]:
+    def infer(self, arrays: Sequence[np.ndarray]) -> tuple[Any, list[ImageInfo]]:
         """RGB uint8 images [height, width, 3] -> outputs of one forward pass, resized and padded as in evaluation."""
         size = self.config.input_size
         targets = [resized_size(a.shape[0], a.shape[1], size.short_edge, size.long_edge) for a in arrays]
@@ -182,24 +191,24 @@ class VisionModel(nn.Module):
         infos = [ImageInfo(i, "", a.shape[:2], t) for i, (a, t) in enumerate(zip(arrays, targets, strict=True))]
         images, padding_mask = pad_batch(tensors, size_divisor=SIZE_DIVISOR)
         images, padding_mask = images.to(self.device), padding_mask.to(self.device)
-        return self(self.normalize(images, padding_mask).to(self.image_mean.dtype)), infos
+        return self(self.normalize(images, padding_mask).to(self.image_mean.dtype), image_sizes=targets), infos
 
-    def segment(
-        self, outputs: MaskOutputs, infos: Sequence[ImageInfo], *, threshold: float | None = None, top_k: int = 100
-    ) -> Iterator[Segmentation]:
-        """Outputs of `forward` -> what the model's task makes of them, one image after the other. As in `predict`."""
-        if self.config.task == "semantic":
-            return self.head.predict_semantic(outputs, infos)
-        if self.config.task == "panoptic":
-            options = self.config.panoptic
-            return self.head.predict_panoptic(
-                outputs,
-                infos,
-                [category.is_thing for category in self.categories],
-                score_threshold=options.score_threshold if threshold is None else threshold,
-                overlap_threshold=options.overlap_threshold,
-            )
-        return self.head.predict(outputs, infos, top_k=top_k, score_threshold=0.5 if threshold is None else threshold)
+    def decode(
+        self,
+        outputs: Any,
+        infos: Sequence[ImageInfo],
+        *,
+        threshold: float | None = None,
+        top_k: int = 100,
+        masks: Literal["bool", "rle"] = "bool",
+    ) -> Iterator[Prediction]:
+        """Outputs of `forward` -> what the model's task makes of them, one image after the other. As in `predict`, but
+        that masks of instances may be had as run-length codes, which are small.
+        """
+        config = self.config
+        is_thing = tuple(category.is_thing for category in config.categories)
+        options = DecodeOptions(threshold, top_k, masks, is_thing, config.panoptic)
+        return self.head.predict(outputs, infos, config.task, options)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, which `from_pretrained` reads."""

@@ -6,15 +6,17 @@ decoder layers, H x W pixels of the padded batch. Boxes are (x0, y0, x1, y1) in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from vision_stack.config import Config
+from vision_stack.config import Config, ConfigError, Fraction, registered
 
-Task = Literal["instance", "semantic", "panoptic"]
+Task = Literal["detection", "instance", "semantic", "panoptic"]
+RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
 
 
 class FeatureSpec(NamedTuple):
@@ -23,6 +25,28 @@ class FeatureSpec(NamedTuple):
     name: str  # "stage1", "p4", "mask_features", ...
     channels: int
     stride: int  # the map of an H x W image is ceil(H / stride) x ceil(W / stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What flows from the backbone through the neck to the head: the maps of a batch, and what else is known of it.
+
+    It is a sequence of its maps, so that a neck or head that reads maps alone takes a plain tuple of them as well.
+    """
+
+    maps: tuple[Tensor, ...]  # [B, C, ceil(H / stride), ceil(W / stride)] each, as declared, fine to coarse
+    size: tuple[int, int]  # (H, W) of the padded batch
+    image_sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before padding
+    tokens: Tensor | None = None  # [B, P + h * w, C] after the last block that ran; of plain transformers only
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.maps[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.maps)
+
+    def __len__(self) -> int:
+        return len(self.maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +69,15 @@ class ImageInfo(NamedTuple):
 
 
 class Target(TypedDict):
-    """The objects of one image, in pixels of the resized image; masks are padded to the batch's size.
+    """The objects of one image, in pixels of the resized image: the dict that torchvision's detectors take.
 
     For panoptic segmentation these are its segments, things and stuff; for semantic segmentation one mask per class.
     """
 
     labels: Tensor  # [N] int64
-    masks: Tensor  # [N, H, W] bool (tv_tensors.Mask)
-    boxes: Tensor  # [N, 4] float32 (tv_tensors.BoundingBoxes, XYXY)
+    boxes: Tensor  # [N, 4] float32 (tv_tensors.BoundingBoxes, XYXY): those of the masks where there are masks
+    masks: NotRequired[Tensor]  # [N, H, W] bool (tv_tensors.Mask), padded to the batch; only if the head needs it
+    ignored: NotRequired[Tensor]  # [M, 4] float32, crowds: neither to be found nor wrong to find; only without masks
 
 
 class Batch(NamedTuple):
@@ -63,12 +88,39 @@ class Batch(NamedTuple):
     targets: tuple[Target, ...]
     infos: tuple[ImageInfo, ...]
 
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image before padding."""
+        return tuple(info.input_size for info in self.infos)
 
-class MaskOutputs(NamedTuple):
-    """Outputs of a mask-classification head, kept as the factors of the mask product, which are cheap.
+
+class MaskLayer(NamedTuple):
+    """What one layer of a mask-classification head predicts, as the factors of the mask product, which are cheap.
 
     Mask logits are the dot product of a query's `mask_embed` and a pixel's `mask_features`.
     """
+
+    pred_logits: Tensor  # [B, Q, K + 1], the last index is "no object"
+    mask_embed: Tensor  # [B, Q, C]
+    mask_features: Tensor  # [B, C, ceil(H/4), ceil(W/4)]
+
+    @property
+    def pred_masks(self) -> Tensor:
+        """Mask logits, [B, Q, ceil(H/4), ceil(W/4)]."""
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embed, self.mask_features)
+
+
+class LayerGroup(NamedTuple):
+    """Supervised layers that share their mask features, stacked, so that one product serves all of them."""
+
+    logits: Tensor  # [L, B, Q, K + 1]
+    mask_embed: Tensor  # [L, B, Q, C]
+    mask_features: Tensor  # [B, C, ceil(H/4), ceil(W/4)]
+    layers: tuple[int, ...]  # which layers these are, in the order of the head
+
+
+class MaskOutputs(NamedTuple):
+    """Outputs of a mask-classification head whose layers all share one map of mask features."""
 
     pred_logits: Tensor  # [B, Q, K + 1], the last index is "no object"
     mask_embed: Tensor  # [B, Q, C]
@@ -77,9 +129,14 @@ class MaskOutputs(NamedTuple):
     aux_mask_embed: Tensor  # [L, B, Q, C]
 
     @property
+    def last(self) -> MaskLayer:
+        """The layer whose output is the prediction."""
+        return MaskLayer(self.pred_logits, self.mask_embed, self.mask_features)
+
+    @property
     def pred_masks(self) -> Tensor:
         """Mask logits of the last layer, [B, Q, ceil(H/4), ceil(W/4)]."""
-        return torch.einsum("bqc,bchw->bqhw", self.mask_embed, self.mask_features)
+        return self.last.pred_masks
 
     @property
     def all_logits(self) -> Tensor:
@@ -91,27 +148,83 @@ class MaskOutputs(NamedTuple):
         """Mask embeddings of every supervised layer, the last layer last: [L + 1, B, Q, C]."""
         return torch.cat([self.aux_mask_embed, self.mask_embed[None]])
 
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """All supervised layers, as the criterion takes them: here a single group."""
+        logits = self.all_logits
+        return (LayerGroup(logits, self.all_mask_embed, self.mask_features, tuple(range(len(logits)))),)
+
     def masks_of(self, image: int, queries: Tensor, layer: int = -1) -> Tensor:
         """Mask logits of chosen queries of one image and layer: queries [M] -> [M, ceil(H/4), ceil(W/4)]."""
         embed = self.all_mask_embed[layer, image, queries]
         return torch.einsum("mc,chw->mhw", embed, self.mask_features[image])
 
 
+class LayeredMaskOutputs(NamedTuple):
+    """Outputs of a mask-classification head whose layers have mask features of their own, such as EoMT's."""
+
+    layers: tuple[MaskLayer, ...]  # every supervised layer, the last is the prediction
+
+    @property
+    def last(self) -> MaskLayer:
+        """The layer whose output is the prediction."""
+        return self.layers[-1]
+
+    @property
+    def pred_logits(self) -> Tensor:
+        """Class logits of the last layer, [B, Q, K + 1]."""
+        return self.last.pred_logits
+
+    @property
+    def mask_embed(self) -> Tensor:
+        """Mask embeddings of the last layer, [B, Q, C]."""
+        return self.last.mask_embed
+
+    @property
+    def mask_features(self) -> Tensor:
+        """Mask features of the last layer, [B, C, ceil(H/4), ceil(W/4)]."""
+        return self.last.mask_features
+
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """The layers, those that share one `mask_features` tensor together."""
+        members: dict[int, list[int]] = {}
+        for number, layer in enumerate(self.layers):
+            members.setdefault(id(layer.mask_features), []).append(number)
+        return tuple(
+            LayerGroup(
+                torch.stack([self.layers[i].pred_logits for i in numbers]),
+                torch.stack([self.layers[i].mask_embed for i in numbers]),
+                self.layers[numbers[0]].mask_features,
+                tuple(numbers),
+            )
+            for numbers in members.values()
+        )
+
+
+AnyMaskOutputs = MaskOutputs | LayeredMaskOutputs
+
+
 @dataclass(frozen=True)
 class Instances:
     """The objects found in one image, best first, in the image's own pixels."""
 
-    boxes: Tensor  # [N, 4] float32, tight around the masks
+    boxes: Tensor  # [N, 4] float32, tight around the masks where there are masks
     labels: Tensor  # [N] int64, index into the model's `categories`
     scores: Tensor  # [N] float32 in [0, 1]
-    masks: Tensor  # [N, height, width] bool
+    masks: Tensor | list[RLE] | None = None  # [N, height, width] bool, or N RLEs (all else is then on the CPU), or none
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: Tensor | slice) -> Instances:
         """A subset, by boolean mask, indices or slice."""
-        return Instances(self.boxes[index], self.labels[index], self.scores[index], self.masks[index])
+        masks = self.masks
+        if isinstance(masks, list):
+            masks = [masks[i] for i in torch.arange(len(masks))[index].tolist()]
+        elif masks is not None:
+            masks = masks[index]
+        return Instances(self.boxes[index], self.labels[index], self.scores[index], masks)
 
 
 class PanopticSegmentation(NamedTuple):
@@ -128,16 +241,34 @@ class SemanticSegmentation(NamedTuple):
     label_map: Tensor  # [height, width] int32, index into the model's `categories`; -1 where a ground truth says none
 
 
-Segmentation = Instances | PanopticSegmentation | SemanticSegmentation  # what a model gives for an image, by its task
+Prediction = Instances | PanopticSegmentation | SemanticSegmentation  # what a model gives for an image, by its task
 
 
-class EncodedInstances(NamedTuple):
-    """`Instances` with masks as COCO RLE: what evaluation keeps of an image."""
+@dataclass(frozen=True, kw_only=True)
+class PanopticOptions(Config):
+    """What a segment of a panoptic segmentation needs (MaskFormer, Sec. 3.4)."""
 
-    boxes: Tensor  # [N, 4] float32, on the CPU
-    labels: Tensor  # [N] int64
-    scores: Tensor  # [N] float32
-    rles: list[dict[str, Any]]  # N x {"size": [height, width], "counts": bytes}
+    kind: ClassVar[str] = ""
+    score_threshold: Fraction = 0.8  # class probabilities must be above it
+    overlap_threshold: Fraction = 0.8  # the part of its own mask that a query must keep
+
+
+class DecodeOptions(NamedTuple):
+    """What turns outputs into predictions beside the outputs; each task's decoder reads what concerns it."""
+
+    threshold: float | None = None  # lowest score to keep; None: 0.5, or for panoptic segments that of `panoptic`
+    top_k: int = 100  # the most objects of an image
+    masks: Literal["bool", "rle"] = "bool"  # of instances
+    is_thing: tuple[bool, ...] = ()  # per class
+    panoptic: PanopticOptions = PanopticOptions()
+
+    @property
+    def lowest_score(self) -> float:
+        """Of objects."""
+        return SHOWN_FROM_SCORE if self.threshold is None else self.threshold
+
+
+SHOWN_FROM_SCORE = 0.5  # objects that score less are kept in results, but not shown unless asked for
 
 
 class Sample(NamedTuple):
@@ -163,7 +294,7 @@ class BackboneConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class NeckConfig(Config):
-    """Base of neck configs. `build()` gives a module with `out_specs`, which maps a tuple of maps to another."""
+    """Base of neck configs. `build()` gives a module with `out_specs` that maps `Features` to a tuple of maps."""
 
     kind: ClassVar[str] = "neck"
 
@@ -174,10 +305,24 @@ class NeckConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Config):
-    """Base of head configs. `build()` gives a module with `forward`, `compute_loss` and `predict`."""
+    """Base of head configs. `build()` gives a `Head` (`vision_stack.heads.base`)."""
 
     kind: ClassVar[str] = "head"
+    tasks: ClassVar[frozenset[Task]]  # that the head can be trained for
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether targets must have masks, whatever the task."""
+        return True
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
         """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""
         raise NotImplementedError
+
+    def check_task(self, task: Task) -> None:
+        """ConfigError unless the head can be trained for the task; the line says which heads can."""
+        if task not in self.tasks:
+            fitting = [f"head={name}" for name, cls in registered("head").items() if task in getattr(cls, "tasks", ())]
+            remedy = f", or {' or '.join(fitting)}" if fitting else ""
+            own = " or ".join(f"task={name}" for name in sorted(self.tasks))
+            raise ConfigError(f"task: head={self.type} cannot be trained for {task}; use {own}{remedy}")

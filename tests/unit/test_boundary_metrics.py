@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 
 from vision_stack.metrics import CocoEvaluator
 from vision_stack.metrics.boundary import boundary
-from vision_stack.structures import Category, EncodedInstances
+from vision_stack.structures import Category, Instances
 
 
 def plain_boundary(mask, dilation=0.02):
@@ -58,7 +58,7 @@ def evaluator_of(true, found, kinds=("segm", "bbox", "boundary"), crowds=()):
     rles = [encode(mask) for mask in found]
     count = len(found)
     evaluator.update(
-        1, EncodedInstances(torch.zeros(count, 4), torch.zeros(count).long(), torch.linspace(0.9, 0.5, count), rles)
+        1, Instances(torch.zeros(count, 4), torch.zeros(count).long(), torch.linspace(0.9, 0.5, count), rles)
     )
     return evaluator
 

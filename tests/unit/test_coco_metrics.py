@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from vision_stack.metrics import CocoEvaluator, coco_results, format_table
-from vision_stack.structures import Category, EncodedInstances
+from vision_stack.structures import Category, Instances
 from vision_stack.training.results import Results
 
 CATEGORIES = (Category(id=7, name="cat"), Category(id=3, name="dog"), Category(id=90, name="none here"))
@@ -68,7 +68,7 @@ def instances_of(masks, labels, scores):
     rles = [encode(mask) for mask in masks]
     boxes = coco_mask.toBbox(rles) if rles else np.zeros((0, 4))
     boxes[:, 2:] += boxes[:, :2]
-    return EncodedInstances(torch.tensor(boxes).float(), torch.tensor(labels).long(), torch.tensor(scores), rles)
+    return Instances(torch.tensor(boxes).float(), torch.tensor(labels).long(), torch.tensor(scores), rles)
 
 
 def noisy_detections(objects, seed=1):

@@ -17,7 +17,7 @@ from vision_stack.data.validation import Findings
 from vision_stack.metrics import CocoEvaluator, PanopticEvaluator, SemanticEvaluator, format_table
 from vision_stack.metrics.base import class_names
 from vision_stack.metrics.table import MAX_ROWS
-from vision_stack.structures import Category, EncodedInstances, PanopticSegmentation, SemanticSegmentation
+from vision_stack.structures import Category, Instances, PanopticSegmentation, SemanticSegmentation
 from vision_stack.training.start import describe_classes
 from vision_stack.training.summary import describe_data
 from vision_stack.weights.class_names import match_classes
@@ -52,7 +52,7 @@ def test_average_precision_of_two_in_sixteen_thousand_classes_takes_little_memor
     }
     evaluator = CocoEvaluator(truth, CATEGORIES)
     box = torch.tensor([[5.0, 5, 15, 15]])
-    evaluator.update(1, EncodedInstances(box, torch.tensor([7]), torch.ones(1), [rle]))
+    evaluator.update(1, Instances(box, torch.tensor([7]), torch.ones(1), [rle]))
     metrics, used = peak(evaluator.compute)  # pycocotools' own tables of all these classes take 6 GB
     assert used < 40 * MIB
     assert metrics["segm"]["AP"] == pytest.approx(0.5)

@@ -92,7 +92,7 @@ def test_encoded_instances_same_outputs_decode_to_the_same_detections():
         assert len(plain) > 10
         for name in ("boxes", "labels", "scores"):
             assert torch.equal(getattr(plain, name), getattr(encoded, name))
-        for mask, rle in zip(plain.masks, encoded.rles, strict=True):
+        for mask, rle in zip(plain.masks, encoded.masks, strict=True):
             assert rle == coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
 
 
@@ -126,7 +126,7 @@ def test_query_without_pixels_is_left_out():
     assert result.masks.shape == (0, 80, 90)
     assert result.boxes.shape == (0, 4)
     (encoded,) = encode_instances(outputs, infos_of((64, 96), (80, 90), batch=1))
-    assert encoded.rles == []
+    assert encoded.masks == []
 
 
 def test_score_threshold_keeps_exactly_the_detections_above_it():
@@ -187,7 +187,7 @@ def test_chunks_large_image_stay_within_the_byte_budget(monkeypatch):
     assert sum(calls) == 40  # each query once, though most are kept for two classes
     monkeypatch.undo()
     (whole,) = encode_instances(outputs, infos_of((64, 96), size, batch=1), top_k=80)
-    assert chunked.rles == whole.rles
+    assert chunked.masks == whole.masks
     # a product over fewer queries may be summed in another order
     torch.testing.assert_close(chunked.scores, whole.scores, rtol=1e-6, atol=0)
 
@@ -204,5 +204,5 @@ def test_gpu_gives_the_detections_of_the_cpu():
         assert torch.equal(a.labels.cpu(), b.labels)
         torch.testing.assert_close(a.scores.cpu(), b.scores, rtol=1e-4, atol=1e-5)  # other order of sums
         assert (a.masks.cpu() != b.masks).float().mean() < 1e-4
-        decoded = np.stack([coco_mask.decode(rle) for rle in encoded.rles])
+        decoded = np.stack([coco_mask.decode(rle) for rle in encoded.masks])
         assert np.array_equal(decoded, a.masks.cpu().numpy())

@@ -31,6 +31,7 @@ class BackboneOutput(NamedTuple):
     feature_maps: tuple[Tensor, ...]
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    tokens: Tensor | None = None  # [B, P + h * w, C] after the last block, P of them no pixels; plain transformers only
 
 
 class StageSelection(NamedTuple):

@@ -1,6 +1,16 @@
 """Heads: from maps to predictions, losses and results. Importing this package registers them."""
 
+from vision_stack.heads.base import Head
+from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 
-__all__ = ["Mask2FormerHead", "Mask2FormerHeadConfig", "MaskFormerHead", "MaskFormerHeadConfig"]
+__all__ = [
+    "Head",
+    "Mask2FormerHead",
+    "Mask2FormerHeadConfig",
+    "MaskFormerHead",
+    "MaskFormerHeadConfig",
+    "MaskHead",
+    "MaskHeadConfig",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.heads.base import MaskHead, MaskHeadConfig, projection
+from vision_stack.heads.mask import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import MaskedDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.structures import FeatureSpec, MaskOutputs
+from vision_stack.structures import Features, FeatureSpec, MaskOutputs, Target
 
 
 def _point_losses() -> MaskCriterionConfig:
@@ -83,7 +84,7 @@ class Mask2FormerHead(MaskHead):
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, self.mask_dim, num_layers=3)
 
-    def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
         mask_features = self.mask_projection(features[self.mask_index])
         levels = [self._tokens(i, features[index]) for i, index in enumerate(self.level_indices)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vision_stack.config import register
-from vision_stack.heads.base import MaskHead, MaskHeadConfig, projection
+from vision_stack.heads.mask import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrDecoderLayer
-from vision_stack.structures import FeatureSpec, MaskOutputs
+from vision_stack.structures import Features, FeatureSpec, MaskOutputs, Target
 
 
 @register("head", "maskformer")
@@ -51,7 +52,7 @@ class MaskFormerHead(MaskHead):
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, self.mask_dim, num_layers=3)
 
-    def forward(self, features: tuple[Tensor, ...]) -> MaskOutputs:
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> MaskOutputs:
         """Maps of `in_specs` -> class logits, mask embeddings and mask features."""
         hidden = self._decode(self.input_projection(features[self.memory_index]))
         logits, embed = self.class_embed(hidden), self.mask_embed(hidden)

@@ -14,7 +14,7 @@ from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegativ
 from vision_stack.losses.functional import classification_loss, focal_and_dice_loss, semantic_loss
 from vision_stack.losses.matcher import Matches, Objects, Weights, match
 from vision_stack.losses.point_losses import uncertain_point_losses
-from vision_stack.structures import MaskOutputs, Target
+from vision_stack.structures import AnyMaskOutputs, LayerGroup, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,12 @@ class MaskCriterion(nn.Module):
         self.objects_without_query = 0
 
     def forward(
-        self, outputs: MaskOutputs, targets: Sequence[Target], pixel_logits: Tensor | None = None
+        self, outputs: AnyMaskOutputs, targets: Sequence[Target], pixel_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Weighted losses of all layers, float32 (of float64 outputs float64) whatever autocast says; their sum is the
         total. Over several ranks they are such that the mean of all ranks' gradients is that of one large batch.
+
+        Layers that share their mask features are matched in one product.
 
         Args:
             outputs: of the head; L earlier layers are supervised too.
@@ -78,26 +80,14 @@ class MaskCriterion(nn.Module):
             of the earlier ones, first to last; `loss_semantic` where `pixel_logits` are given.
         """
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
-            logits, mask_embed = _widened(outputs.all_logits), _widened(outputs.all_mask_embed)
-            features = _widened(outputs.mask_features)
             objects = _objects(targets)
             config = self.config
-            matches = match(
-                logits, mask_embed, features, objects, config.costs,
-                mask_cost=config.mask_loss, num_points=config.num_points,
-            )  # fmt: skip
-            self._note_dropped(matches.dropped, num_queries=logits.shape[2])
-
-            labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
-            labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
-            class_, class_weights = classification_loss(logits, labels, config.no_object_weight)
-
-            masks = _matched_masks(mask_embed, features, matches)
-            mask, dice = self._mask_losses(masks, objects, matches, num_layers=len(logits))
-            zeros = logits.new_zeros(len(logits))
-            mask, dice = (zeros.index_add(0, matches.layers, loss.to(zeros.dtype)) for loss in (mask, dice))
-
-            divisors = [class_weights, logits.new_full((1,), sum(objects.counts))]
+            groups = outputs.groups
+            class_, class_weights, mask, dice = (
+                _in_order(groups, parts)
+                for parts in zip(*(self._group_losses(group, objects) for group in groups), strict=True)
+            )
+            divisors = [class_weights, class_.new_full((1,), sum(objects.counts))]
             if pixel_logits is not None:
                 semantic, weights = semantic_loss(_widened(pixel_logits), *objects, config.no_object_weight)
                 divisors.append(weights[None])
@@ -110,6 +100,27 @@ class MaskCriterion(nn.Module):
             if pixel_logits is not None:
                 named["loss_semantic"] = config.semantic_weight * semantic / pixel_weights[0][0]
         return named
+
+    def _group_losses(self, group: LayerGroup, objects: Objects) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the batch, of each layer of the group: class loss, the weights in it, mask loss, dice loss."""
+        config = self.config
+        logits, mask_embed = _widened(group.logits), _widened(group.mask_embed)
+        features = _widened(group.mask_features)
+        matches = match(
+            logits, mask_embed, features, objects, config.costs,
+            mask_cost=config.mask_loss, num_points=config.num_points,
+        )  # fmt: skip
+        self._note_dropped(matches.dropped, num_queries=logits.shape[2])
+
+        labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
+        labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
+        class_, class_weights = classification_loss(logits, labels, config.no_object_weight)
+
+        masks = _matched_masks(mask_embed, features, matches)
+        mask, dice = self._mask_losses(masks, objects, matches, num_layers=len(logits))
+        zeros = logits.new_zeros(len(logits))
+        mask, dice = (zeros.index_add(0, matches.layers, loss.to(zeros.dtype)) for loss in (mask, dice))
+        return class_, class_weights, mask, dice
 
     def _mask_losses(self, masks: Tensor, objects: Objects, matches: Matches, num_layers: int) -> tuple[Tensor, Tensor]:
         """Mask and dice loss [M] of the matched masks' logits [M, h, w]."""
@@ -131,8 +142,16 @@ class MaskCriterion(nn.Module):
             warnings.warn(
                 f"some images have more objects than the head has queries ({num_queries}); the objects that fit worst "
                 "are not learnt from; raise head.num_queries",
-                stacklevel=3,
+                stacklevel=4,
             )
+
+
+def _in_order(groups: Sequence[LayerGroup], parts: Sequence[Tensor]) -> Tensor:
+    """Values of each group's layers -> of all layers, in the head's order."""
+    if len(parts) == 1:
+        return parts[0]
+    places = [layer for group in groups for layer in group.layers]
+    return torch.cat(list(parts))[[places.index(layer) for layer in range(len(places))]]
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from rich.console import RenderableType
 
@@ -21,7 +21,7 @@ class Evaluator(ABC):
         score_name: the metric by which the best checkpoint is chosen.
     """
 
-    score_name: ClassVar[str]
+    score_name: str
     categories: tuple[Category, ...]
 
     def __init__(self) -> None:

@@ -18,31 +18,38 @@ from rich.console import RenderableType
 from vision_stack.metrics.base import Evaluator, class_names, three_digits
 from vision_stack.metrics.boundary import BoundaryEval
 from vision_stack.metrics.table import format_table
-from vision_stack.structures import Category, EncodedInstances
+from vision_stack.structures import Category, Instances
 
 IouType = Literal["segm", "bbox", "boundary"]
+_TITLES: dict[IouType, str] = {"segm": "mask", "boundary": "boundary", "bbox": "box"}
 
 
 def coco_results(
-    image_id: int, instances: EncodedInstances, categories: Sequence[Category], *, boxes: bool = False
+    image_id: int, instances: Instances, categories: Sequence[Category], *, boxes: bool = False
 ) -> list[dict[str, Any]]:
     """Records of one image in COCO's results format, with the data set's own category ids and names.
 
     Args:
-        boxes: add `bbox` (x, y, width, height). Files that are evaluated do without: where it is there, pycocotools
-            takes the boxes' areas for the masks' and so moves masks between small, medium and large.
+        instances: their masks as RLE, or without masks, whose records have `bbox` in place of `segmentation`.
+        boxes: add `bbox` (x, y, width, height) to the masks. Files that are evaluated do without: where it is there,
+            pycocotools takes the boxes' areas for the masks' and so moves masks between small, medium and large.
     """
     records = []
-    columns = (instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist(), instances.rles)
-    for (x0, y0, x1, y1), label, score, rle in zip(*columns, strict=True):
+    masks = instances.masks
+    assert masks is None or isinstance(masks, list), "masks are encoded before they are written"
+    columns = (instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist())
+    for n, ((x0, y0, x1, y1), label, score) in enumerate(zip(*columns, strict=True)):
         record: dict[str, Any] = {
             "image_id": image_id,
             "category_id": categories[label].id,
             "category_name": categories[label].name,
             "score": float(f"{score:.6g}"),  # as many digits as float32 has, for small scores too
-            "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
         }
-        if boxes:
+        if masks is not None:
+            rle = masks[n]
+            counts = rle["counts"].decode("ascii")
+            record["segmentation"] = {"size": [int(n) for n in rle["size"]], "counts": counts}
+        if boxes or masks is None:
             record["bbox"] = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
         records.append(record)
     return records
@@ -54,15 +61,13 @@ class CocoEvaluator(Evaluator):
     Args:
         ground_truth: the content of a COCO json: images, annotations, categories. It is not changed.
         categories: of the model, by label.
-        iou_types: of "segm", "bbox" and "boundary". Boxes of results are those around their masks; boundary AP (Cheng
-            et al. 2021) counts the lesser of mask and boundary IoU.
+        iou_types: of "segm", "bbox" and "boundary"; the first one's AP is the score. Boxes of results with masks are
+            those around them; boundary AP (Cheng et al. 2021) counts the lesser of mask and boundary IoU.
         max_detections: at most so many of an image count, best first.
 
     Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
     because pycocotools counts a detection that matches the annotation with id 0 as a false one.
     """
-
-    score_name = "mask AP"
 
     def __init__(
         self,
@@ -74,11 +79,12 @@ class CocoEvaluator(Evaluator):
         super().__init__()
         self.categories = tuple(categories)
         self.iou_types = tuple(iou_types)
+        self.score_name = f"{_TITLES[self.iou_types[0]]} AP"
         self.max_detections = max_detections
         self._max_dets = [1, 10, max(100, max_detections)]
         self._ground_truth = _index(_complete(ground_truth))
 
-    def update(self, image_id: int, instances: EncodedInstances) -> None:
+    def update(self, image_id: int, instances: Instances) -> None:
         """Add the detections of an image.
 
         Raises:
@@ -124,8 +130,9 @@ class CocoEvaluator(Evaluator):
         return {f"{kind}_{name}": value for kind in self.iou_types for name, value in metrics[kind].items()}
 
     def one_line(self, metrics: Mapping[str, Any]) -> str:
-        names = {"segm": "mask AP", "boundary": "boundary AP", "bbox": "box AP"}
-        parts = [f"{title} {three_digits(metrics[kind]['AP'])}" for kind, title in names.items() if kind in metrics]
+        parts = [
+            f"{title} AP {three_digits(metrics[kind]['AP'])}" for kind, title in _TITLES.items() if kind in metrics
+        ]
         return ", ".join([parts[0], f"AP50 {three_digits(metrics[self.iou_types[0]]['AP50'])}", *parts[1:]])
 
     def table(self, metrics: Mapping[str, Any]) -> RenderableType:
@@ -224,6 +231,9 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 def _measured(record: dict[str, Any], number: int) -> dict[str, Any]:
     """A result as pycocotools' `loadRes` completes it."""
-    rle = record["segmentation"]
-    measures = {"area": float(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
+    rle = record.get("segmentation")
+    if rle is None:
+        measures: dict[str, Any] = {"area": record["bbox"][2] * record["bbox"][3]}
+    else:
+        measures = {"area": float(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
     return {**record, **measures, "id": number, "iscrowd": 0}

@@ -2,6 +2,7 @@
 
 from vision_stack.necks.fpn import FPN, FPNConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
+from vision_stack.necks.none import NoNeck, NoNeckConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
 
@@ -10,6 +11,8 @@ __all__ = [
     "FPNConfig",
     "MSDeform",
     "MSDeformConfig",
+    "NoNeck",
+    "NoNeckConfig",
     "PixelDecoder",
     "PixelDecoderConfig",
     "SimplePyramid",

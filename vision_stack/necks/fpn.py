@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, register
 from vision_stack.layers.conv import Norm, conv_norm
-from vision_stack.structures import FeatureSpec, NeckConfig
+from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 
 @register("neck", "fpn")
@@ -52,7 +52,7 @@ class FPN(nn.Module):
             conv_norm(config.channels, config.channels, 3, config.norm, relu=False) for _ in in_specs
         )
 
-    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(self, maps: Features) -> tuple[Tensor, ...]:
         """Maps of `in_specs`, fine to coarse, to the maps of `out_specs`, of the same sizes."""
         laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         sums = laterals[-1:]

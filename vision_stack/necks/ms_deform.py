@@ -13,7 +13,7 @@ from vision_stack.config import ConfigError, Count, Depth, Fraction, register
 from vision_stack.layers.conv import conv_norm, init_conv
 from vision_stack.layers.deformable import DeformableEncoderLayer
 from vision_stack.layers.position_encoding import sine_position_encoding
-from vision_stack.structures import FeatureSpec, NeckConfig
+from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 MASK_STRIDE = 4
 
@@ -89,7 +89,7 @@ class MSDeform(nn.Module):
             *(FeatureSpec(f"p{s.stride.bit_length() - 1}", channels, s.stride) for s in coarser),
         )
 
-    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(self, maps: Features) -> tuple[Tensor, ...]:
         """Maps of `in_specs`, fine to coarse -> mask features and the encoded maps, see `out_specs`."""
         finest, *coarser = maps
         encoded = self._encode(

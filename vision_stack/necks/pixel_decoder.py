@@ -12,7 +12,7 @@ from vision_stack.config import ConfigError, Count, Depth, Fraction, register
 from vision_stack.layers.conv import conv_norm, init_conv
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrEncoderLayer
-from vision_stack.structures import FeatureSpec, NeckConfig
+from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 
 @register("neck", "pixel_decoder")
@@ -81,7 +81,7 @@ class PixelDecoder(nn.Module):
             FeatureSpec(coarsest.name, memory_channels, coarsest.stride),
         )
 
-    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: Features) -> tuple[Tensor, Tensor]:
         """Maps of `in_specs`, fine to coarse -> (mask features, memory), see `out_specs`."""
         *finer, memory = maps
         if self.encoder is not None:

@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from vision_stack.config import Count, register
-from vision_stack.structures import FeatureSpec, NeckConfig
+from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 STRIDES = (4, 8, 16, 32)
 RESAMPLED_STRIDE = 16  # of maps whose own stride is no power of two
@@ -48,7 +48,7 @@ class SimplePyramid(nn.Module):
         self.levels = nn.ModuleList(_level(width, stride, target, config.channels) for target in STRIDES)
         self.out_specs = tuple(FeatureSpec(f"p{s.bit_length() - 1}", config.channels, s) for s in STRIDES)
 
-    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(self, maps: Features) -> tuple[Tensor, ...]:
         """Maps of `in_specs` -> maps of `out_specs`, [B, channels, >= ceil(H/stride), >= ceil(W/stride)]."""
         x = maps[-1]
         if self.resample:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vision_stack.postprocess.axes import Axis, blocks
-from vision_stack.structures import MaskOutputs
+from vision_stack.structures import AnyMaskOutputs
 
 CPU_BYTES, GPU_BYTES = 64 * 2**20, 512 * 2**20  # of what exists at once for a band
 BLOCK = 16  # outputs of a product on a CPU
 
 
-def mask_logits(outputs: MaskOutputs, image: int, queries: Tensor | slice = slice(None)) -> Tensor:
+def mask_logits(outputs: AnyMaskOutputs, image: int, queries: Tensor | slice = slice(None)) -> Tensor:
     """Float32 logits of one image's queries, [h, w, Q]."""
     features = outputs.mask_features[image].permute(1, 2, 0).float()  # [h, w, C]
     return features @ outputs.mask_embed[image, queries].float().T

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import AnyMaskOutputs, ImageInfo
 
 
-def each_image(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[tuple[int, ImageInfo]]:
+def each_image(outputs: AnyMaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[tuple[int, ImageInfo]]:
     """Position in the batch and info of every image.
 
     Raises:

@@ -16,7 +16,7 @@ from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
 from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_masks
-from vision_stack.structures import EncodedInstances, ImageInfo, Instances, MaskOutputs
+from vision_stack.structures import AnyMaskOutputs, ImageInfo, Instances
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
 
@@ -33,7 +33,7 @@ class _Detections(NamedTuple):
 
 @torch.no_grad()
 def predict_instances(
-    outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+    outputs: AnyMaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
 ) -> Iterator[Instances]:
     """Give the instances of each image, best first, in the image's own pixels, on the outputs' device.
 
@@ -62,8 +62,8 @@ def predict_instances(
 
 @torch.no_grad()
 def encode_instances(
-    outputs: MaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
-) -> Iterator[EncodedInstances]:
+    outputs: AnyMaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+) -> Iterator[Instances]:
     """The same detections as `predict_instances`, on the CPU, with masks as COCO RLE.
 
     No full-size mask outlives its encoding, so that memory depends on neither `top_k` nor the number of images.
@@ -77,11 +77,22 @@ def encode_instances(
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             found = _detect(outputs, image, info, top_k, score_threshold, encode)
         rles = [dict(found.masks[index]) for index in found.mask_index]
-        yield EncodedInstances(found.boxes.cpu(), found.labels.cpu(), found.scores.cpu(), rles)
+        yield Instances(found.boxes.cpu(), found.labels.cpu(), found.scores.cpu(), rles)
+
+
+@torch.no_grad()
+def predict_boxes(
+    outputs: AnyMaskOutputs, infos: Sequence[ImageInfo], *, top_k: int = 100, score_threshold: float = 0.0
+) -> Iterator[Instances]:
+    """The same detections as `predict_instances`, without their masks: the boxes are those around them."""
+    for image, info in each_image(outputs, infos):
+        with torch.autocast(outputs.mask_features.device.type, enabled=False):
+            found = _detect(outputs, image, info, top_k, score_threshold, lambda crops: crops)
+        yield Instances(found.boxes, found.labels, found.scores)
 
 
 def _detect(
-    outputs: MaskOutputs,
+    outputs: AnyMaskOutputs,
     image: int,
     info: ImageInfo,
     top_k: int,
@@ -115,7 +126,7 @@ def _candidates(class_logits: Tensor, top_k: int, threshold: float) -> tuple[Ten
     return best, flat % num_classes, flat // num_classes
 
 
-def _resized_masks(outputs: MaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
+def _resized_masks(outputs: AnyMaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
     """Masks of the chosen queries of one image, a bounded chunk at a time."""
     features = outputs.mask_features[image].float()  # [C, h, w]
     embed = outputs.mask_embed[image, queries].float()  # [U, C]

@@ -10,12 +10,12 @@ from torch import Tensor
 from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
-from vision_stack.structures import ImageInfo, MaskOutputs, PanopticSegmentation
+from vision_stack.structures import AnyMaskOutputs, ImageInfo, PanopticSegmentation
 
 
 @torch.no_grad()
 def predict_panoptic(
-    outputs: MaskOutputs,
+    outputs: AnyMaskOutputs,
     infos: Sequence[ImageInfo],
     is_thing: Sequence[bool],
     *,
@@ -40,7 +40,7 @@ def predict_panoptic(
 
 
 def _segments(
-    outputs: MaskOutputs,
+    outputs: AnyMaskOutputs,
     image: int,
     info: ImageInfo,
     is_thing: Sequence[bool],

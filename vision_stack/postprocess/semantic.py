@@ -13,11 +13,11 @@ from vision_stack.ops.tiles import slices, tile_elements
 from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
-from vision_stack.structures import ImageInfo, MaskOutputs, SemanticSegmentation
+from vision_stack.structures import AnyMaskOutputs, ImageInfo, SemanticSegmentation
 
 
 @torch.no_grad()
-def predict_semantic(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[SemanticSegmentation]:
+def predict_semantic(outputs: AnyMaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[SemanticSegmentation]:
     """Give the label of each pixel of each image, in the image's own pixels, on the outputs' device.
 
     A class scores the sum over queries of its softmax probability ("no object" dropped) times the sigmoid of the
@@ -33,7 +33,7 @@ def predict_semantic(outputs: MaskOutputs, infos: Sequence[ImageInfo]) -> Iterat
             yield SemanticSegmentation(_label_map(outputs, image, info))
 
 
-def _label_map(outputs: MaskOutputs, image: int, info: ImageInfo) -> Tensor:
+def _label_map(outputs: AnyMaskOutputs, image: int, info: ImageInfo) -> Tensor:
     probabilities = outputs.pred_logits[image].float().softmax(-1)[:, :-1].contiguous()  # [Q, K]
     logits = mask_logits(outputs, image)  # [h, w, Q]
     (input_height, input_width), (height, width) = info.input_size, info.size

@@ -72,6 +72,7 @@ class SegmentationModule(pl.LightningModule):
         self.seed = seed
         self.run_config = run_config or {}
         self.losses: dict[str, Tensor] = {}  # of the last step, for display
+        self._total_steps: int | None = None  # of the run, where it is known
         self.results: Results | None = None  # of the last validation, on rank 0
         self._unchecked: deque[LateLoss] = deque()
 
@@ -86,6 +87,7 @@ class SegmentationModule(pl.LightningModule):
         if 0 < steps < math.inf:  # else a short run would have no curves
             every = max(1, int(steps) // 50)
             self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, every)  # type: ignore[attr-defined]
+            self._total_steps = int(steps)
         self.on_train_epoch_start()  # which Lightning leaves out where a resumed run begins in mid-epoch
 
     def on_train_epoch_start(self) -> None:
@@ -94,10 +96,12 @@ class SegmentationModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout, sampled points: the same for the same step, whatever came before it in this process.
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        self.model.head.set_progress(self.global_step, self._total_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Total loss of a batch, a scalar."""
-        outputs = self.model(self.model.normalize(batch.images, batch.padding_mask))
+        images = self.model.normalize(batch.images, batch.padding_mask)
+        outputs = self.model(images, image_sizes=batch.image_sizes, targets=batch.targets)
         losses = self.model.head.compute_loss(outputs, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         self.losses = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
@@ -152,7 +156,8 @@ class SegmentationModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """What the model finds in a batch, kept by the evaluator."""
-        outputs = self.model(self.model.normalize(batch.images, batch.padding_mask))
+        images = self.model.normalize(batch.images, batch.padding_mask)
+        outputs = self.model(images, image_sizes=batch.image_sizes)
         found = predictions_for(self.evaluator, self.model, outputs, batch.infos)
         for info, prediction in zip(batch.infos, found, strict=True):
             self.evaluator.update(info.image_id, prediction)

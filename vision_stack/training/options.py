@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from vision_stack.config import Config, Count, Fraction, NonNegative, Range, from_dict
-from vision_stack.model import PanopticOptions
-from vision_stack.structures import Task
+from vision_stack.structures import PanopticOptions, Task
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.trainer_options import check_trainer_options

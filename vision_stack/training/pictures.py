@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from vision_stack.ops.files import write_file
 from vision_stack.ops.label_maps import rgb_to_ids
 from vision_stack.structures import (
     Category,
-    EncodedInstances,
     Instances,
     PanopticSegmentation,
-    Segmentation,
+    Prediction,
     SemanticSegmentation,
     Task,
 )
@@ -52,7 +52,7 @@ def draw_validation(
         image = read_image(record.path, apply_exif=record.apply_exif)
         mine = results[record.image_id]
         if task == "instance":
-            found: Segmentation = decoded(encoded(mine, categories), image.shape[:2], SHOWN_FROM_SCORE)
+            found: Prediction = decoded(encoded(mine, categories), image.shape[:2], SHOWN_FROM_SCORE)
         elif mine:
             found = read_label_map(run_dir / PREDICTIONS_DIR, mine[0], categories, task)
         else:
@@ -89,15 +89,17 @@ def read_label_map(
     return SemanticSegmentation(torch.from_numpy(values[pixels]))
 
 
-def decoded(found: EncodedInstances, size: tuple[int, ...], threshold: float = 0.0) -> Instances:
+def decoded(found: Instances, size: tuple[int, ...], threshold: float = 0.0) -> Instances:
     """Instances of an image of `size` (height, width) that score at least `threshold`; only those are decoded."""
     keep = found.scores >= threshold
-    rles = [rle for rle, kept in zip(found.rles, keep.tolist(), strict=True) if kept]
-    masks = coco_mask.decode(rles).transpose(2, 0, 1) if rles else np.zeros((0, *size), np.uint8)
-    return Instances(found.boxes[keep], found.labels[keep], found.scores[keep], torch.from_numpy(masks).bool())
+    found = found[keep]
+    if not isinstance(found.masks, list):
+        return found
+    masks = coco_mask.decode(found.masks).transpose(2, 0, 1) if found.masks else np.zeros((0, *size), np.uint8)
+    return replace(found, masks=torch.from_numpy(masks).bool())
 
 
-def ground_truth(record: Any, task: Task) -> Segmentation:
+def ground_truth(record: Any, task: Task) -> Prediction:
     """What an image's annotation says, in the form of a prediction; crowds are left out of instances."""
     if task == "panoptic":
         return record.truth().segmentation
@@ -115,17 +117,17 @@ def _true_instances(record: ImageRecord) -> Instances:
         rles.append(dict(segmentation))
     boxes = torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([annotation.label for annotation in objects], dtype=torch.int64)
-    return decoded(EncodedInstances(boxes, labels, torch.ones(len(objects)), rles), (record.height, record.width))
+    return decoded(Instances(boxes, labels, torch.ones(len(objects)), rles), (record.height, record.width))
 
 
-def encoded(results: Iterable[dict[str, Any]], categories: Sequence[Category]) -> EncodedInstances:
+def encoded(results: Iterable[dict[str, Any]], categories: Sequence[Category]) -> Instances:
     """The records of one image out of a COCO results file; boxes are those of the masks."""
     results = list(results)
     label_of = {category.id: label for label, category in enumerate(categories)}
     rles = [r["segmentation"] for r in results]
     boxes = coco_mask.toBbox(rles).reshape(-1, 4) if rles else np.zeros((0, 4))
     boxes[:, 2:] += boxes[:, :2]
-    return EncodedInstances(
+    return Instances(
         torch.from_numpy(boxes).float(),
         torch.tensor([label_of[r["category_id"]] for r in results], dtype=torch.int64),
         torch.tensor([r["score"] for r in results], dtype=torch.float32),

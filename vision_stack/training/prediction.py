@@ -24,8 +24,7 @@ from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
 from vision_stack.ops.files import write_file
-from vision_stack.postprocess import encode_instances
-from vision_stack.structures import Category, PanopticSegmentation, Segmentation, SemanticSegmentation, Task
+from vision_stack.structures import Category, Instances, PanopticSegmentation, Prediction, SemanticSegmentation, Task
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.journal import Entry, Journal
@@ -44,7 +43,7 @@ class Found(NamedTuple):
 
     records: list[dict[str, Any]]  # for predictions.json
     label_map: bytes | None  # PNG, of segment ids (panoptic) or category ids (semantic)
-    shown: Segmentation
+    shown: Prediction
 
 
 def predict(config: Mapping[str, Any], run_dir: Path) -> None:
@@ -226,11 +225,12 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
     """
     outputs, (info,) = model.infer([image])
     if model.config.task == "instance":
-        (found,) = encode_instances(outputs, [info], top_k=top_k)
+        (found,) = model.decode(outputs, [info], threshold=0.0, top_k=top_k, masks="rle")
+        assert isinstance(found, Instances)
         records = coco_results(image_id, found, model.categories, boxes=True)
-        shown: Segmentation = decoded(found, info.size, SHOWN_FROM_SCORE if threshold is None else threshold)
+        shown: Prediction = decoded(found, info.size, SHOWN_FROM_SCORE if threshold is None else threshold)
         return Found(records, None, shown)
-    (shown,) = model.segment(outputs, [info], threshold=threshold)
+    (shown,) = model.decode(outputs, [info], threshold=threshold)
     if isinstance(shown, PanopticSegmentation):
         label_map, segments = encode_panoptic(shown, model.categories)
         return Found([{"image_id": image_id, "segments_info": segments}], label_map, shown)

@@ -9,8 +9,7 @@ from vision_stack.data.datamodule import DataModule
 from vision_stack.metrics import CocoEvaluator, Evaluator, PanopticEvaluator, SemanticEvaluator
 from vision_stack.metrics.coco import IouType
 from vision_stack.model import VisionModel
-from vision_stack.postprocess import encode_instances
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import ImageInfo, Prediction
 
 
 def build_evaluator(data: DataModule, *, top_k: int, boundary_ap: bool = False) -> Evaluator:
@@ -30,10 +29,10 @@ def build_evaluator(data: DataModule, *, top_k: int, boundary_ap: bool = False) 
 
 
 def predictions_for(
-    evaluator: Evaluator, model: VisionModel, outputs: MaskOutputs, infos: Sequence[ImageInfo]
-) -> Iterator[Any]:
+    evaluator: Evaluator, model: VisionModel, outputs: Any, infos: Sequence[ImageInfo]
+) -> Iterator[Prediction]:
     """What the evaluator takes of a batch, one image after the other: instances as run-length codes, of whatever
     score; segmentations without overlap as the model's `predict` gives them."""
     if isinstance(evaluator, CocoEvaluator):
-        return encode_instances(outputs, infos, top_k=evaluator.max_detections)
-    return model.segment(outputs, infos)
+        return model.decode(outputs, infos, threshold=0.0, top_k=evaluator.max_detections, masks="rle")
+    return model.decode(outputs, infos)

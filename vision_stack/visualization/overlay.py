@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from vision_stack.ops.text import shorten
-from vision_stack.structures import Category, Instances, PanopticSegmentation, Segmentation, SemanticSegmentation
+from vision_stack.structures import Category, Instances, PanopticSegmentation, Prediction, SemanticSegmentation
 from vision_stack.visualization.colors import Color, instance_color, text_color
 
 MASK_OPACITY = 0.5
@@ -28,16 +29,17 @@ def draw_instances(
 
     Args:
         image: [height, width, 3] uint8 RGB.
-        instances: in pixels of the image. Ground truth has scores of 1, which are not written out.
+        instances: in pixels of the image, masks as pixels or none. Ground truth has scores of 1, not written out.
         categories: names by label.
 
     Raises:
         ValueError: the image is of another kind, or the masks are of another size.
     """
-    _check(image, instances.masks.shape[1:] if len(instances) else None)
+    assert not isinstance(instances.masks, list), "masks are decoded before they are drawn"
+    _check(image, instances.masks.shape[1:] if instances.masks is not None and len(instances) else None)
     shown = instances[instances.scores >= threshold]
     texts = [_caption(categories[n].name, score) for n, score in zip(shown.labels, shown.scores.tolist(), strict=True)]
-    masks = list(shown.masks.cpu().numpy())
+    masks = list(shown.masks.cpu().numpy()) if isinstance(shown.masks, Tensor) else []
     return _draw(image, masks, _colors(shown.labels.tolist()), texts, shown.boxes.tolist())
 
 
@@ -63,7 +65,7 @@ def draw_semantic(image: np.ndarray, found: SemanticSegmentation, categories: Se
 
 
 def draw_segmentation(
-    image: np.ndarray, found: Segmentation, categories: Sequence[Category], *, threshold: float = 0.0
+    image: np.ndarray, found: Prediction, categories: Sequence[Category], *, threshold: float = 0.0
 ) -> Image.Image:
     """Whichever of the three it is. `threshold` is for scores, which semantic segmentations have none of."""
     if isinstance(found, SemanticSegmentation):
@@ -75,8 +77,8 @@ def draw_segmentation(
 
 def side_by_side(
     image: np.ndarray,
-    ground_truth: Segmentation,
-    prediction: Segmentation,
+    ground_truth: Prediction,
+    prediction: Prediction,
     categories: Sequence[Category],
     *,
     threshold: float = 0.5,

@@ -126,6 +126,10 @@ class FamilyBackbone(Backbone):
         """A stage's output -> its NCHW map; size: height and width of the padded image."""
         return x
 
+    def tokens(self, x: Tensor) -> Tensor | None:
+        """The last stage's output -> its tokens [B, P + h * w, C], where that is what it is."""
+        return None
+
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
         height, width = pixel_values.shape[-2:]
@@ -137,7 +141,8 @@ class FamilyBackbone(Backbone):
                 maps.append(self.to_map(self.final_norm(x, spec), size))
             if output_hidden_states:
                 hidden_states.append(self.to_map(x, size))
-        return self.finish(maps, (height, width), hidden_states if output_hidden_states else None)
+        output = self.finish(maps, (height, width), hidden_states if output_hidden_states else None)
+        return output._replace(tokens=self.tokens(x))
 
     def layer_groups(self) -> list[list[str]]:
         """timm's own grouping; see `FineTunable.layer_groups`."""

@@ -166,6 +166,9 @@ class PlainBackbone(FamilyBackbone):
     def final_norm(self, x: Tensor, spec: FeatureSpec) -> Tensor:
         return self.net.norm(x) if self.is_normed(spec) else x
 
+    def tokens(self, x: Tensor) -> Tensor:
+        return x
+
     def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = x[:, self.net.num_prefix_tokens :]  # [B, h * w, C]
         patch = self.config.patch_size
