@@ -1,12 +1,22 @@
 """What every mask head promises, and what MaskFormer's is."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from vision_stack.config import ConfigError, from_dict, registered, to_dict
-from vision_stack.heads import MaskHeadConfig
+from vision_stack.heads import Head, MaskHeadConfig
 from vision_stack.layers.position_encoding import sine_position_encoding
-from vision_stack.structures import DecodeOptions, FeatureSpec, ImageInfo
+from vision_stack.structures import (
+    DecodeOptions,
+    FeatureSpec,
+    ImageInfo,
+    Instances,
+    PanopticSegmentation,
+    SemanticSegmentation,
+    Task,
+)
 
 PIXEL_DECODER = (FeatureSpec("mask_features", 12, 4), FeatureSpec("stage4", 24, 32))
 PYRAMID = tuple(FeatureSpec(f"p{i}", 20, 2**i) for i in range(2, 6))
@@ -103,6 +113,52 @@ def test_head_predict_gives_one_result_per_image_in_its_own_pixels(name):
         assert len(result) <= 5
         assert result.labels.min() >= 0
         assert result.labels.max() < 3
+
+
+@pytest.mark.parametrize("name", MASK_HEADS)
+@pytest.mark.parametrize("task", ["detection", "instance", "semantic", "panoptic"])
+def test_head_decodes_for_each_of_its_tasks(name, task):
+    head = build(name, PIXEL_DECODER).eval()
+    infos = [ImageInfo(1, "a", (15, 20), (75, 100)), ImageInfo(2, "b", (30, 40), (60, 80))]
+    options = DecodeOptions(threshold=0.0, is_thing=(True, True, False), masks="rle")
+    with torch.inference_mode():
+        found = list(head.predict(head(maps_of(PIXEL_DECODER)), infos, task, options))
+    assert {type(each) for each in found} == {
+        {"semantic": SemanticSegmentation, "panoptic": PanopticSegmentation}.get(task, Instances)
+    }
+    if task == "instance":
+        assert all(isinstance(each.masks, list) and len(each.masks) == len(each) > 0 for each in found)
+    if task == "detection":
+        with torch.inference_mode():
+            masked = list(head.predict(head(maps_of(PIXEL_DECODER)), infos, "instance", options))
+        for ours, theirs in zip(found, masked, strict=True):
+            assert ours.masks is None
+            assert torch.equal(ours.boxes, theirs.boxes)
+
+
+@pytest.mark.parametrize("name", registered("head"))
+def test_head_decodes_for_just_the_tasks_that_its_config_says_and_refuses_others_in_one_line(name):
+    config = registered("head")[name]()
+    head = config.build(PYRAMID, num_classes=3)
+    assert isinstance(head, Head)
+    assert head.decoders.keys() == config.tasks
+    for task in get_args(Task):
+        if task in config.tasks:
+            config.check_task(task)
+        else:
+            with pytest.raises(ConfigError, match=rf"^task: head={name} cannot be trained for {task}; use task="):
+                config.check_task(task)
+
+
+@pytest.mark.parametrize("name", registered("head"))
+def test_head_class_rows_are_rows_of_its_parameters_each_of_one_class(name):
+    head = registered("head")[name]().build(PYRAMID, num_classes=3)
+    parameters = dict(head.named_parameters())
+    assert head.class_rows()
+    for key, rows in head.class_rows().items():
+        assert rows.shape[0] == 3
+        assert len(rows.unique()) == rows.numel()
+        assert rows.max() < len(parameters[key])
 
 
 @pytest.mark.parametrize("name", MASK_HEADS)

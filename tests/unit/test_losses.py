@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import tv_tensors
 
+import vision_stack.losses.criterion
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.losses import MaskCriterionConfig
 from vision_stack.losses.functional import (
@@ -15,7 +16,7 @@ from vision_stack.losses.functional import (
     softplus,
 )
 from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
-from vision_stack.structures import MaskOutputs
+from vision_stack.structures import LayeredMaskOutputs, MaskLayer, MaskOutputs
 
 NUM_CLASSES = 3
 
@@ -133,6 +134,32 @@ def test_criterion_layers_equal_each_layer_alone():
         )  # fmt: skip
         for name, value in criterion(alone, targets).items():
             torch.testing.assert_close(together[name if layer == 2 else f"{name}_{layer}"], value)
+
+
+def test_criterion_layers_with_features_of_their_own_equal_each_layer_alone_and_keep_their_order():
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
+    shared, other = outputs.mask_features, outputs.mask_features.flip(1)
+    features = (shared, other, shared)  # a group of two layers, and one between them
+    layers = tuple(MaskLayer(outputs.all_logits[i], outputs.all_mask_embed[i], own) for i, own in enumerate(features))
+    together = LayeredMaskOutputs(layers)
+    assert [group.layers for group in together.groups] == [(0, 2), (1,)]
+    criterion = MaskCriterionConfig().build(NUM_CLASSES)
+    losses = criterion(together, targets)
+    for number, layer in enumerate(layers):
+        for name, value in criterion(LayeredMaskOutputs((layer,)), targets).items():
+            torch.testing.assert_close(losses[name if number == 2 else f"{name}_{number}"], value)
+
+
+def test_criterion_layers_that_share_features_are_matched_in_one_product(monkeypatch):
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
+    layers = [MaskLayer(outputs.all_logits[i], outputs.all_mask_embed[i], outputs.mask_features) for i in range(3)]
+    calls = []
+    match = vision_stack.losses.criterion.match
+    monkeypatch.setattr("vision_stack.losses.criterion.match", lambda *a, **k: calls.append(1) or match(*a, **k))
+    criterion = MaskCriterionConfig().build(NUM_CLASSES)
+    layered, stacked = criterion(LayeredMaskOutputs(tuple(layers)), targets), criterion(outputs, targets)
+    assert len(calls) == 2
+    assert {k: v.item() for k, v in layered.items()} == {k: v.item() for k, v in stacked.items()}
 
 
 def test_criterion_under_autocast_computes_in_float32():

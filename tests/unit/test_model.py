@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from vision_stack.backbones import TimmBackboneConfig
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, from_dict
 from vision_stack.heads import Mask2FormerHeadConfig
 from vision_stack.losses.criterion import MaskCriterionConfig
 from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.necks import MSDeformConfig
-from vision_stack.structures import Category, Target
+from vision_stack.structures import Category, Instances, Target
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 
@@ -115,3 +115,45 @@ def test_files_of_a_directory_lead_to_the_directory_and_errors_in_it_name_the_fi
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match=r"config\.json: head\.num_querys: unknown"):
         VisionModel.from_pretrained(tmp_path)
+
+
+def test_head_hears_of_sizes_and_targets_but_a_mask_head_needs_neither(monkeypatch):
+    model = make_model()
+    seen = []
+    forward = model.head.forward
+    monkeypatch.setattr(model.head, "forward", lambda *args: seen.append(args) or forward(*args))
+    images = torch.rand(2, 3, 64, 96)
+    target = Target(labels=torch.zeros(0).long(), boxes=torch.zeros(0, 4))
+    model(images, image_sizes=[(60, 96), (64, 70)], targets=[target, target])
+    model(images)
+    (with_targets, targets), (without, none) = seen
+    assert with_targets.size == without.size == (64, 96)
+    assert with_targets.image_sizes == ((60, 96), (64, 70))
+    assert without.image_sizes == ((64, 96), (64, 96))
+    assert targets == [target, target]
+    assert none is None
+    assert [x.shape[1] for x in with_targets] == [spec.channels for spec in model.neck.out_specs]
+
+
+def test_instances_subset_keeps_masks_of_whatever_form():
+    boxes, labels, scores = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0.9, 0.5, 0.1])
+    rles = [{"size": [2, 2], "counts": bytes([n])} for n in range(3)]
+    forms = (None, rles, torch.eye(3, 4, dtype=torch.bool).view(3, 2, 2))
+    for masks in forms:
+        for index in (scores >= 0.5, torch.tensor([0, 1]), slice(2)):
+            found = Instances(boxes, labels, scores, masks)[index]
+            assert found.labels.tolist() == [0, 1]
+            if masks is None:
+                assert found.masks is None
+            elif isinstance(masks, list):
+                assert found.masks == rles[:2]
+            else:
+                assert torch.equal(found.masks, masks[:2])
+
+
+def test_plain_transformer_gives_its_tokens_to_the_head():
+    options = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    backbone = from_dict({"type": "vit", **options}, "backbone").build()
+    found = backbone(torch.rand(2, 3, 48, 64))
+    assert found.tokens.shape == (2, 1 + 3 * 4, 32)
+    assert make_model().backbone(torch.rand(1, 3, 64, 64)).tokens is None

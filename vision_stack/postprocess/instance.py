@@ -87,7 +87,7 @@ def predict_boxes(
     """The same detections as `predict_instances`, without their masks: the boxes are those around them."""
     for image, info in each_image(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
-            found = _detect(outputs, image, info, top_k, score_threshold, lambda crops: crops)
+            found = _detect(outputs, image, info, top_k, score_threshold, lambda crops: [None] * len(crops))
         yield Instances(found.boxes, found.labels, found.scores)
 
 

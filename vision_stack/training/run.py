@@ -65,6 +65,7 @@ def train(
     data_config: DataConfig = from_dict(config["data"], kind="data")
     start = read_start(options.weights, config, overrides) if options.weights else None
     parts = start.parts if start else {k: from_dict(without_pretrained(config[k]), kind=k) for k in PARTS}
+    parts["head"].check_task(options.task)
     rank_zero_only(write_config)(config, run_dir)
 
     data = build_datamodule(data_config, seed, task=options.task)
@@ -112,7 +113,7 @@ def train(
         say(*describe_start(start, model.categories, optim, config, overrides))
     start = None  # a whole model's memory
     say(*(f"warning: {warning}" for warning in warnings))
-    _warn_about_queries(data, getattr(model_config.head, "num_queries", None))
+    _warn_about_limit(data, model.head.max_objects)
     say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
     if checkpoint is not None:
@@ -166,13 +167,13 @@ def say(*lines: str) -> None:
         print(line, flush=True)
 
 
-_WHAT_QUERIES_FIND = {"instance": "objects", "panoptic": "segments", "semantic": "classes"}
+_WHAT_QUERIES_FIND = {"detection": "objects", "instance": "objects", "panoptic": "segments", "semantic": "classes"}
 
 
-def _warn_about_queries(data: DataModule, num_queries: int | None) -> None:
-    if num_queries and (crowded := data.num_train_images_with_more_objects_than(num_queries)):
+def _warn_about_limit(data: DataModule, limit: int | None) -> None:
+    if limit and (crowded := data.num_train_images_with_more_objects_than(limit)):
         say(
-            f"warning: {crowded:,} training images have more than {num_queries} {_WHAT_QUERIES_FIND[data.task]}, the "
+            f"warning: {crowded:,} training images have more than {limit} {_WHAT_QUERIES_FIND[data.task]}, the "
             "most that can be found in one; raise head.num_queries"
         )
 

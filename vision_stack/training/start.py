@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_stack.config import Config, ConfigError, from_dict, to_dict
+from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.model import VisionModel
 from vision_stack.ops.text import shorten
 from vision_stack.structures import Category
@@ -24,7 +24,6 @@ from vision_stack.training.optim import OptimConfig
 from vision_stack.weights.class_names import ClassMatch, match_classes
 
 PARTS = ("backbone", "neck", "head")
-CLASS_LAYERS = ("head.class_embed.", "head.pixel_classifier.")  # a row per class, then one for "no object"
 SHOWN_CLASSES = 40
 
 
@@ -34,7 +33,7 @@ class Start:
 
     source: str
     model: VisionModel
-    parts: dict[str, Config]
+    parts: dict[str, Any]  # configs, by kind
     changed: tuple[str, ...]  # what the command line changed, as typed: "head.num_queries", "backbone"
 
     @property
@@ -76,7 +75,7 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
         text = str(error)
         raise ValueError(text if text.startswith("weights") else f"weights: {text}") from None
     typed = [match[1] for text in overrides if (match := re.match(r"\+{0,2}([\w./]+)(?:@[\w.]+)?=", text))]
-    parts: dict[str, Config] = {}
+    parts: dict[str, Any] = {}
     changed: list[str] = []
     for kind in PARTS:
         keys = [key for key in typed if key == kind or (key.startswith(f"{kind}.") and key != "backbone.pretrained")]
@@ -100,11 +99,13 @@ def transfer(start: Start, model: VisionModel) -> Transfer:
     if any(name.startswith("backbone.") and name not in fitting for name in own):
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith("backbone.")}
     by_class: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        if name.startswith(CLASS_LAYERS):
-            fitting.pop(name, None)
-            if name in theirs and len(theirs[name]) == len(known) + 1 and theirs[name].shape[1:] == tensor.shape[1:]:
-                by_class[name] = _rows(tensor, theirs[name], classes)
+    source_rows = start.model.head.class_rows()
+    for name, rows in model.head.class_rows().items():
+        key = f"head.{name}"
+        fitting.pop(key, None)
+        if name in source_rows:
+            taken = _rows(own[key], rows, theirs[key], source_rows[name], classes)
+            by_class |= {} if taken is None else {key: taken}
     if not fitting and not by_class:
         raise ValueError(f"weights: nothing in {start.source} fits this model")
     model.load_state_dict(fitting | by_class, strict=False)
@@ -178,11 +179,22 @@ def _fits(theirs: Tensor | None, own: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _rows(own: Tensor, theirs: Tensor, classes: Sequence[ClassMatch]) -> Tensor:
-    """`own` [K + 1, ...] with the rows of known classes, and the last, from `theirs`."""
-    rows = own.clone()
+def _rows(
+    own: Tensor, own_rows: Tensor, theirs: Tensor, their_rows: Tensor, classes: Sequence[ClassMatch]
+) -> Tensor | None:
+    """`own` with the rows [K, R] of known classes, and those of no class, from `theirs`; None where they do not fit."""
+    own_rest, their_rest = _others(own, own_rows), _others(theirs, their_rows)
+    same = own.shape[1:] == theirs.shape[1:] and own_rows.shape[1] == their_rows.shape[1]
+    if not same or len(own_rest) != len(their_rest):
+        return None
+    taken = own.clone()
     for label, match in enumerate(classes):
         if match.source is not None:
-            rows[label] = theirs[match.source]
-    rows[-1] = theirs[-1]
-    return rows
+            taken[own_rows[label]] = theirs[their_rows[match.source]]
+    taken[own_rest] = theirs[their_rest]
+    return taken
+
+
+def _others(tensor: Tensor, rows: Tensor) -> list[int]:
+    """Rows of a parameter that belong to no class: "no object", background."""
+    return sorted(set(range(len(tensor))) - set(rows.flatten().tolist()))
