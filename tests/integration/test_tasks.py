@@ -62,7 +62,8 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: tuple[
     assert results.metrics == json.loads((run_dir / "metrics.json").read_text())
     for path in (run_dir / "predictions").iterdir():
         assert path.read_bytes() == (tmp_path / "predictions" / path.name).read_bytes()
-    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
+    assert (tmp_path / "pictures" / "confusion.png").is_file() == (run[0] == "semantic")
 
 
 def test_limit_of_one_batch_scores_its_images_and_a_limit_of_one_whole_all(

@@ -289,9 +289,32 @@ def test_files_hold_metrics_with_the_category_map_and_all_detections(tmp_path):
     read = json.loads((tmp_path / "metrics.json").read_text())
     assert read["categories"][0] == {"index": 0, "id": 7, "name": "cat"}
     assert read["num_images"] == len(ground_truth["images"])
-    del read["categories"], read["num_images"]
+    point = read["operating_point"]
+    assert 0 < point["threshold"] < 1
+    assert point["f1"] == pytest.approx(
+        2 * point["precision"] * point["recall"] / (point["precision"] + point["recall"])
+    )
+    for name in ("precision_recall.png", "confusion.png"):
+        assert (tmp_path / "pictures" / name).is_file()
+    del read["categories"], read["num_images"], read["operating_point"]
     assert read == evaluator.compute()
     assert json.loads((tmp_path / "predictions.json").read_text()) == evaluator.results()
+
+
+def test_report_counts_every_object_and_every_detection_of_the_operating_point_once():
+    ground_truth, objects = random_data()
+    evaluator = filled(ground_truth, noisy_detections(objects))
+    evaluator.compute()
+    report = evaluator.report()
+    assert report.point is not None
+    assert report.confusion is not None
+    real = [a for a in ground_truth["annotations"] if not a.get("iscrowd")]
+    assert report.confusion[:-1].sum() == len(real)
+    kept = [r for r in evaluator.results() if r["score"] >= report.point["threshold"]]
+    assert 0 < report.confusion[:, :-1].sum() <= len(kept)  # less those in crowds
+    for recall, precision in report.curves.values():
+        assert (np.diff(recall) >= 0).all()
+        assert ((precision >= 0) & (precision <= 1)).all()
 
 
 def test_same_class_names_are_told_apart():

@@ -5,11 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import RenderableType
 
 from vision_stack.structures import Category
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # recall and precision, by falling score
+MOST_CLASSES = 200  # of a confusion matrix; more cannot be read, and take memory by their square
+
+
+class Report(NamedTuple):
+    """Where a model errs, for pictures; empty where a task has no such thing.
+
+    Attributes:
+        point: {"threshold", "precision", "recall", "f1"}: the score from which on detections have the best F1.
+        curves: by class, all classes together first.
+        confusion: [R, R] counts, true class by found class; of detections the last is "nothing".
+    """
+
+    point: dict[str, float] | None = None
+    curves: Mapping[str, Curve] = MappingProxyType({})
+    confusion: NDArray[np.int64] | None = None
+
 
 State = list[tuple[int, Any]]  # per image: its id and what is kept of it
 
@@ -54,6 +75,10 @@ class Evaluator(ABC):
     @abstractmethod
     def one_line(self, metrics: Mapping[str, Any]) -> str:
         """The most important metrics in words."""
+
+    def report(self) -> Report:
+        """Where the model errs, as of the last `compute`."""
+        return Report()
 
     @abstractmethod
     def table(self, metrics: Mapping[str, Any]) -> RenderableType:

@@ -15,8 +15,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import Evaluator, class_names, three_digits
+from vision_stack.metrics.base import MOST_CLASSES, Evaluator, Report, class_names, three_digits
 from vision_stack.metrics.boundary import BoundaryEval
+from vision_stack.metrics.detection_report import (
+    Matches,
+    best_f1,
+    class_matches,
+    confusion_matrix,
+    precision_recall,
+    together,
+)
 from vision_stack.metrics.table import format_table
 from vision_stack.structures import Category, Instances
 
@@ -83,6 +91,7 @@ class CocoEvaluator(Evaluator):
         self.max_detections = max_detections
         self._max_dets = [1, 10, max(100, max_detections)]
         self._ground_truth = _index(_complete(ground_truth))
+        self._matches: dict[str, Matches] = {}  # of the first kind, by class
 
     def update(self, image_id: int, instances: Instances) -> None:
         """Add the detections of an image.
@@ -121,10 +130,34 @@ class CocoEvaluator(Evaluator):
                 if category_id in truth  # of a class without objects nothing can be measured
             }
             metrics[iou_type] = _summary(list(scores.values()), self._max_dets)
+            if iou_type == self.iou_types[0]:
+                self._matches = {names[category_id]: score.matches for category_id, score in scores.items()}
             for category_id, name in names.items():
                 score = scores.get(category_id)
                 per_class[name][iou_type] = None if score is None else _mean(score.precision[:, 0])
         return {**metrics, "per_class": per_class}
+
+    def report(self) -> Report:
+        everything = together(self._matches.values())
+        point = best_f1(everything)
+        if point is None:
+            return Report()
+        by_class = {"all classes": everything, **(self._matches if len(self._matches) > 1 else {})}
+        curves = {name: precision_recall(matches)[:0:-1] for name, matches in by_class.items() if len(matches.scores)}
+        return Report(point._asdict(), curves, self._confusion(point.threshold))
+
+    def _confusion(self, threshold: float) -> NDArray[np.int64] | None:
+        if len(self.categories) > MOST_CLASSES:
+            return None
+        truth: dict[int, list[dict[str, Any]]] = {}
+        boxes = "segm" not in self.iou_types
+        for annotation in self._ground_truth.dataset["annotations"]:
+            if annotation["image_id"] in self._kept:
+                size = [self._ground_truth.imgs[annotation["image_id"]][side] for side in ("height", "width")]
+                shape = {} if boxes else {"segmentation": _rle(annotation["segmentation"], *size)}
+                truth.setdefault(annotation["image_id"], []).append({**annotation, **shape})
+        label_of = {category.id: label for label, category in enumerate(self.categories)}
+        return confusion_matrix(truth, self._kept, label_of, threshold, boxes=boxes)
 
     def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         return {f"{kind}_{name}": value for kind in self.iou_types for name, value in metrics[kind].items()}
@@ -151,7 +184,7 @@ class CocoEvaluator(Evaluator):
             evaluation.evaluate()
             evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        return _ClassScores(precision[:, :, 0, :, -1].mean(1), recall[:, 0])
+        return _ClassScores(precision[:, :, 0, :, -1].mean(1), recall[:, 0], class_matches(evaluation))
 
 
 class _ClassScores(NamedTuple):
@@ -161,6 +194,7 @@ class _ClassScores(NamedTuple):
         np.float64
     ]  # [T, A], the mean over recalls, for the most detections; -1 where there is no object
     recall: NDArray[np.float64]  # [T, A, M]
+    matches: Matches
 
 
 def _summary(scores: Sequence[_ClassScores], max_dets: Sequence[int]) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import Evaluator, class_names, three_digits
+from vision_stack.metrics.base import MOST_CLASSES, Evaluator, Report, class_names, three_digits
 from vision_stack.metrics.panoptic import png_name
 from vision_stack.metrics.table import score_table
 from vision_stack.ops.label_maps import class_png
@@ -102,6 +102,15 @@ class SemanticEvaluator(Evaluator):
             "mean_accuracy": _mean(accuracy),
             "per_class": {name: {"IoU": i, "accuracy": a} for name, i, a in zip(names, iou, accuracy, strict=True)},
         }
+
+    def report(self) -> Report:
+        count = len(self.categories)
+        if count > MOST_CLASSES:
+            return Report()
+        pixels = np.zeros((count, count), np.int64)
+        for kept in self._kept.values():
+            pixels[kept.confusion.true, kept.confusion.found] += kept.confusion.pixels
+        return Report(confusion=pixels)
 
     def results(self) -> dict[str, Any]:
         """{"annotations": [{image_id, file_name of the PNG}], "categories": [{id, name}]}."""

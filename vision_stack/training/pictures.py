@@ -37,9 +37,11 @@ def draw_validation(
 ) -> list[Path]:
     """The first `count` validation images, with ground truth and what the run wrote, in `run_dir/pictures`.
 
-    Images beyond those that validation was limited to are left out.
+    Instances are shown from the score on that has the best F1. Images beyond those that validation was limited to are
+    left out.
     """
     metrics = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
+    threshold = metrics.get("operating_point", {}).get("threshold", SHOWN_FROM_SCORE)
     chosen = records[: min(count, metrics.get("num_images", count))]
     results: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in chosen}
     content = json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8"))
@@ -52,12 +54,12 @@ def draw_validation(
         image = read_image(record.path, apply_exif=record.apply_exif)
         mine = results[record.image_id]
         if task == "instance":
-            found: Prediction = decoded(encoded(mine, categories), image.shape[:2], SHOWN_FROM_SCORE)
+            found: Prediction = decoded(encoded(mine, categories), image.shape[:2], threshold)
         elif mine:
             found = read_label_map(run_dir / PREDICTIONS_DIR, mine[0], categories, task)
         else:
             continue  # not among the images that validation was limited to
-        picture = side_by_side(image, ground_truth(record, task), found, categories, threshold=SHOWN_FROM_SCORE)
+        picture = side_by_side(image, ground_truth(record, task), found, categories, threshold=threshold)
         write_file(path, jpeg(picture), durable=False)
         paths.append(path)
     return paths

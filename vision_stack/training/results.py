@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from vision_stack.metrics import Evaluator
+from vision_stack.metrics.base import Report
 from vision_stack.ops.files import naming, remove, replacing, scratch_beside, write_file
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
@@ -28,13 +29,15 @@ class Results:
             instance `{"segm": {"AP": ..., "AP50": ...}, "bbox": {...}, "per_class": {...}, "categories": [...]}`;
             panoptic `{"all": {"PQ", "SQ", "RQ", "classes"}, "things", "stuff", "per_class", "categories"}`;
             semantic `{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class", "categories"}`;
-            always `"num_images"`, how many were validated, the first ones of the set.
+            always `"num_images"`, how many were validated, the first ones of the set; of instances `"operating_point"`,
+            the score with the best F1 at an IoU of 0.5.
         predictions: what `predictions.json` gets, with the data set's own image and category ids: COCO results,
             COCO panoptic annotations, or the names of the semantic label maps.
         files: label maps by name, for the folder `predictions`; none for instances.
         score: mask AP, PQ or mIoU, by which the best checkpoint is chosen; -1 where there is nothing to find.
         line: the most important metrics in words.
         logged: those that loggers get.
+        report: where the model errs, drawn into `pictures/`.
     """
 
     metrics: dict[str, Any]
@@ -43,11 +46,15 @@ class Results:
     score: float
     line: str
     logged: dict[str, float | None]
+    report: Report
 
     @classmethod
     def of(cls, evaluator: Evaluator, *, only_updated: bool = False) -> Results:
         """What an evaluator has been fed, scored; `only_updated` leaves out images that it has not been fed."""
         metrics = evaluator.compute(only_updated=only_updated)
+        report = evaluator.report()
+        if report.point is not None:
+            metrics = {**metrics, "operating_point": report.point}
         classes = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(evaluator.categories)]
         return cls(
             metrics={**metrics, "num_images": evaluator.num_images, "categories": classes},
@@ -56,6 +63,7 @@ class Results:
             score=evaluator.score(metrics),
             line=evaluator.one_line(metrics),
             logged=evaluator.scalars(metrics),
+            report=report,
         )
 
     def scalars(self) -> dict[str, float]:
@@ -71,7 +79,26 @@ class Results:
             write_files(run_dir / PREDICTIONS_DIR, self.files)
         found = {"annotations": self.predictions} if isinstance(self.predictions, list) else dict(self.predictions)
         write_predictions(run_dir, found.pop("annotations"), found)
+        draw_report(self.report, [c["name"] for c in self.metrics["categories"]], run_dir / "pictures")
         write_file(run_dir / METRICS_FILE, f"{json.dumps(self.metrics, indent=2)}\n".encode())
+
+
+def draw_report(report: Report, names: Sequence[str], folder: Path) -> None:
+    """`precision_recall.png` and `confusion.png`, of what the report has."""
+    from vision_stack.visualization.plots import plot_confusion, plot_precision_recall  # matplotlib takes a while
+
+    if report.curves:
+        point = report.point
+        mark = point and (
+            point["recall"],
+            point["precision"],
+            f"best F1 {point['f1']:.2f}, score {point['threshold']:.2f}",
+        )
+        plot_precision_recall(report.curves, folder / "precision_recall.png", mark=mark or None)
+    if report.confusion is not None:
+        nothing = ["(nothing)"] if len(report.confusion) > len(names) else []
+        title = f"IoU 0.5, score >= {report.point['threshold']:.2g}" if report.point else "pixels"
+        plot_confusion(report.confusion, [*names, *nothing], folder / "confusion.png", title=title)
 
 
 def write_predictions(run_dir: Path, records: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> None:

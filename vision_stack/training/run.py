@@ -189,7 +189,8 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
     if best is None:
         say(f"no validation was run; checkpoint: {checkpoints / 'last.ckpt'}")
         return
-    Console().print(evaluator.table(json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))))
+    metrics = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
+    Console().print(evaluator.table(metrics))
     pictures = draw_validation(run_dir, data.val_records, data.categories, num_pictures, data.task)
     if (run_dir / METRICS_TABLE).is_file():
         plot_curves(run_dir / METRICS_TABLE, run_dir / "pictures" / "curves.png")
@@ -197,6 +198,12 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
         if isinstance(logger, TensorBoardLogger):
             for path in pictures:
                 logger.experiment.add_image(path.stem, read_image(path), trainer.global_step, dataformats="HWC")
+    if point := metrics.get("operating_point"):
+        say(
+            "best F1     {f1:.3f} at score >= {threshold:.2g}: precision {precision:.3f}, recall {recall:.3f}".format(
+                **point
+            )
+        )
     say(
         f"pictures:   {run_dir / 'pictures'}",
         f"checkpoint: {checkpoints / 'best.ckpt'} ({evaluator.score_name} {best:.3f})",

@@ -88,7 +88,7 @@ def side_by_side(
     `threshold` is for instances, of which all are predicted; segments without overlap have been chosen already.
     """
     chosen = threshold if isinstance(prediction, Instances) else 0.0
-    caption = f"prediction (score >= {threshold:g})" if isinstance(prediction, Instances) else "prediction"
+    caption = f"prediction (score >= {threshold:.2g}, best F1)" if isinstance(prediction, Instances) else "prediction"
     panels = [
         ("image", _draw(image, [], [], [])),
         ("ground truth", draw_segmentation(image, ground_truth, categories)),
