@@ -178,7 +178,7 @@ def test_family_weights_with_a_tensor_too_few_or_too_many_fail_in_one_line(tmp_p
 HOSTILE = [
     ("resnet", {"depths": [10_000, 4]}, "depths[0]: 10000 is outside"),
     ("resnet", {"depths": "3"}, "depths: expected a list"),
-    ("resnet", {"depths": [3, 4]}, "depths: [3, 4] and hidden_sizes"),
+    ("resnet", {"depths": [3, 4], "hidden_sizes": [8, 8, 8]}, "depths: [3, 4] and hidden_sizes"),
     ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage: True is not supported"),
     ("vit", {"num_hidden_layers": 10_000}, "num_hidden_layers: 10000 is outside"),
     ("vit", {"hidden_size": "768"}, "hidden_size: expected a whole number"),
@@ -189,7 +189,9 @@ HOSTILE = [
     ("swin", {"use_absolute_embeddings": True}, "use_absolute_embeddings: True is not supported"),
     ("swin", {"mlp_ratio": 1e300}, "mlp_ratio: 1e+300 is outside"),
     ("convnext", {"hidden_sizes": [1, 2], "depths": [1, 1]}, "depths: a ConvNeXt has four stages"),
+    ("convnextv2", {"num_stages": 3}, "num_stages: 3 is not supported by type=convnextv2, only 4 is"),
     ("dinov3_vit", {"use_gated_mlp": True, "hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
+    ("dinov3_vit", {"use_gated_mlp": True}, "hidden_act: 'gelu' is not supported here, only 'silu' is"),
     ("dinov3_vit", {"query_bias": False}, "query_bias: must equal value_bias"),
 ]
 # fmt: on

@@ -7,6 +7,7 @@ that class stage by stage. Published weights come in transformers' layout or in 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,26 @@ class FamilyConfig(BackboneConfigMixin):
         fields = {field.name for field in dataclasses.fields(cls)}
         return from_dict({name: _plain(name, value) for name, value in raw.items() if name in fields}, cls=cls)
 
+    def is_default(self, name: str) -> bool:
+        """Whether a field has the default value of its class, as if nobody had given it."""
+        return bool(getattr(self, name) == type(self).__dataclass_fields__[name].default)
+
+    def fit_lengths(self, **growth: int) -> None:
+        """Let lists of one entry per stage that are at their defaults have as many entries as those that were given.
+
+        Longer ones go on from the last entry, times what is said here. transformers, too, reads no more entries of a
+        list than there are stages.
+        """
+        counts = {len(getattr(self, name)) for name in growth if not self.is_default(name)}
+        if len(counts) != 1:
+            return
+        (count,) = counts
+        for name, factor in growth.items():
+            values = getattr(self, name)
+            if self.is_default(name):
+                more = (values[-1] * factor ** (i + 1) for i in range(count - len(values)))
+                setattr(self, name, (*values[:count], *more))
+
     def make_net(self) -> nn.Module:
         """timm's module, without classifier."""
         raise NotImplementedError
@@ -86,6 +107,15 @@ def same_length(**lists: tuple[Any, ...]) -> None:
     for name, values in others:
         if len(values) != len(reference):
             raise ConfigError(f"{name}: {list(values)} and {first} {list(reference)} must have one entry per stage")
+
+
+def default_heads(width: int, heads: int, channels: int, multiple: int = 1) -> int:
+    """How many attention heads `width` channels have where nobody says: `heads`, if each gets a multiple of `multiple`.
+
+    Otherwise at most so many that each has `channels` channels, as in the published models.
+    """
+    choices = (heads, math.gcd(width, max(1, width // channels)), 1)
+    return next((count for count in choices if width % (count * multiple) == 0), heads)
 
 
 class FamilyBackbone(Backbone):

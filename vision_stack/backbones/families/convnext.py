@@ -28,7 +28,7 @@ from vision_stack.weights.convnext import convert_convnext, convert_dinov3_convn
 class _ConvNextFields(FamilyConfig):
     """What all of them have in common; ConvNeXt-T by default. There are always four stages."""
 
-    required: ClassVar = {"num_channels": 3, "hidden_act": "gelu"}
+    required: ClassVar = {"num_channels": 3, "hidden_act": "gelu", "num_stages": 4}
     norm_eps: ClassVar[float] = 1e-6  # of every norm; what transformers calls layer_norm_eps is the classifier's
 
     hidden_sizes: tuple[Width, ...] = (96, 192, 384, 768)

@@ -25,6 +25,7 @@ class DINOv3ViTConfig(PlainConfig):
     """
 
     required: ClassVar = {"num_channels": 3, "key_bias": False, "proj_bias": True, "mlp_bias": True}
+    head_multiple: ClassVar = 4
 
     hidden_size: Width = 384
     num_attention_heads: Width = 6
@@ -41,16 +42,20 @@ class DINOv3ViTConfig(PlainConfig):
     @classmethod
     def from_transformers(cls, raw: Mapping[str, Any]) -> Self:
         expected = "silu" if raw.get("use_gated_mlp") else "gelu"
-        if raw.get("hidden_act", expected) != expected:
-            raise ConfigError(f"hidden_act: {raw['hidden_act']!r} is not supported here, only {expected!r} is")
+        given = raw.get("hidden_act", "gelu")
+        if given != expected:
+            raise ConfigError(f"hidden_act: {given!r} is not supported here, only {expected!r} is")
         return super().from_transformers(raw)
 
     def check(self) -> None:
         super().check()
         if self.query_bias != self.value_bias:
             raise ConfigError("query_bias: must equal value_bias")
-        if self.hidden_size // self.num_attention_heads % 4:
-            raise ConfigError("hidden_size: rotary positions need a multiple of 4 channels per attention head")
+        if self.hidden_size // self.num_attention_heads % self.head_multiple:
+            raise ConfigError(
+                f"num_attention_heads: {self.num_attention_heads} of hidden_size {self.hidden_size} have "
+                f"{self.hidden_size // self.num_attention_heads} channels each; rotary positions need a multiple of 4"
+            )
 
     def make_net(self) -> nn.Module:
         return Eva(

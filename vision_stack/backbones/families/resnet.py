@@ -31,9 +31,12 @@ class ResNetConfig(FamilyConfig):
     freeze_norm: bool = False  # batch norms with fixed statistics, scale and shift
 
     def check(self) -> None:
+        self.fit_lengths(hidden_sizes=2, depths=1)
         same_length(hidden_sizes=self.hidden_sizes, depths=self.depths)
         if len(self.depths) > 4 or sum(self.depths) < 2:
-            raise ConfigError(f"depths: one to four stages with two blocks at least, got {list(self.depths)}")
+            raise ConfigError(
+                f"depths: one to four stages (hidden_sizes) with two blocks at least, got {list(self.depths)}"
+            )
         if self.layer_type == "bottleneck" and any(width % 4 for width in self.hidden_sizes):
             raise ConfigError(f"hidden_sizes: multiples of 4 for bottlenecks, got {list(self.hidden_sizes)}")
 

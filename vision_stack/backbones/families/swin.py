@@ -19,6 +19,7 @@ from vision_stack.backbones.families.base import (
     Ratio,
     Width,
     Window,
+    default_heads,
     pyramid,
     same_length,
 )
@@ -37,7 +38,7 @@ class _SwinFields(FamilyConfig):
     patch_size: Pixels = 4
     embed_dim: Width = 96  # channels of the stem and of stage 1; they double from stage to stage
     depths: tuple[Layers, ...] = (2, 2, 6, 2)
-    num_heads: tuple[Width, ...] = (3, 6, 12, 24)
+    num_heads: tuple[Width, ...] = (3, 6, 12, 24)  # where it is left at that, what fits `depths` and `embed_dim`
     window_size: Window = 7
     mlp_ratio: Ratio = 4.0
     qkv_bias: bool = True
@@ -45,6 +46,11 @@ class _SwinFields(FamilyConfig):
     drop_path_rate: Fraction = 0.1
 
     def check(self) -> None:
+        heads_follow = self.is_default("num_heads")
+        self.fit_lengths(depths=1, num_heads=2)
+        if heads_follow:
+            first = default_heads(self.embed_dim, heads=3, channels=32)
+            self.num_heads = tuple(first * 2**i for i in range(len(self.depths)))
         same_length(depths=self.depths, num_heads=self.num_heads)
         if len(self.depths) > 6:
             raise ConfigError(f"depths: six stages at most, got {len(self.depths)}")
@@ -87,6 +93,8 @@ class Swinv2Config(_SwinFields):
 
     def check(self) -> None:
         super().check()
+        if self.is_default("pretrained_window_sizes"):
+            self.pretrained_window_sizes = (0,) * len(self.depths)
         same_length(depths=self.depths, pretrained_window_sizes=self.pretrained_window_sizes)
 
     def make_net(self) -> nn.Module:

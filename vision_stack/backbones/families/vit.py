@@ -12,7 +12,16 @@ from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vision_stack.backbones.families.base import Epsilon, FamilyBackbone, FamilyConfig, Layers, Pixels, Ratio, Width
+from vision_stack.backbones.families.base import (
+    Epsilon,
+    FamilyBackbone,
+    FamilyConfig,
+    Layers,
+    Pixels,
+    Ratio,
+    Width,
+    default_heads,
+)
 from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov2, convert_dinov2_with_registers, convert_vit
@@ -26,15 +35,19 @@ class PlainConfig(FamilyConfig):
     """
 
     required: ClassVar = {"num_channels": 3, "hidden_act": "gelu"}
+    head_multiple: ClassVar[int] = 1  # of the channels of an attention head
 
     hidden_size: Width = 768
     num_hidden_layers: Layers = 12
-    num_attention_heads: Width = 12
+    num_attention_heads: Width = 12  # where it is left at the default, what fits `hidden_size`
     patch_size: Pixels = 16
     layer_norm_eps: Epsilon = 1e-6
     apply_layernorm: bool = False  # the final LayerNorm on every map
 
     def check(self) -> None:
+        if self.is_default("num_attention_heads"):
+            heads, multiple = self.num_attention_heads, self.head_multiple
+            self.num_attention_heads = default_heads(self.hidden_size, heads, channels=64, multiple=multiple)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size ({self.hidden_size})"
@@ -67,6 +80,8 @@ class _LearntPositions(PlainConfig):
 
     def check(self) -> None:
         super().check()
+        if self.is_default("image_size"):
+            self.image_size = max(self.image_size, self.patch_size)
         if not 1 <= self.image_size // self.patch_size <= 512:
             raise ConfigError(f"image_size: 1 to 512 patches of {self.patch_size} pixels a side, got {self.image_size}")
 
