@@ -13,6 +13,7 @@ import vision_stack.model  # noqa: F401  these two register what yamls name
 from vision_stack.backbones.names import named_options
 from vision_stack.commands import arguments, errors
 from vision_stack.config import from_dict, registered, to_dict
+from vision_stack.training.auto import without_autos
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
 
@@ -29,6 +30,7 @@ def yamls(group: str) -> list[str]:
 
 
 def decode(config: dict[str, Any]) -> None:
+    config = without_autos(config)
     for kind in ("backbone", "neck", "head", "data"):
         plain = {name: value for name, value in config[kind].items() if name != "pretrained"}
         from_dict(plain, kind=kind)
@@ -45,7 +47,7 @@ def test_train_defaults_are_the_generated_data() -> None:
 def test_train_other_data_takes_the_values_of_its_own_experiment() -> None:
     config = options("train", "data=coco", "data.root=x")
     decode(config)
-    assert config["head"]["num_queries"] == 100
+    assert config["head"]["num_queries"] == "auto"
 
 
 @pytest.mark.parametrize("group", ["neck", "head", "data"])  # backbones: test_backbone_grid.py

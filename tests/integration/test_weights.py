@@ -210,7 +210,7 @@ def test_script_weights_without_experiment_takes_the_recipe_of_fine_tuning(tmp_p
     for argv in others:
         assert recipe_for_weights(argv) == argv
     options = tiny_run.compose_options("train", ["data=coco", "data.root=x", "experiment=from_weights"])
-    assert (options["optim"]["schedule"], options["trainer"]["max_epochs"]) == ("cosine", 30)
+    assert (options["optim"]["schedule"], options["optim"]["lr"]) == ("cosine", "auto")
 
 
 def break_json(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,25 @@ def compose_options(name: str, overrides: list[str]) -> dict[str, Any]:
 
 def train(run_dir: Path, *overrides: str, callbacks: tuple[pl.Callback, ...] = ()) -> pl.Trainer:
     """As train.py does it, with callbacks of the test's own."""
+    return train_composed(run_dir, [*TINY, *overrides], callbacks=callbacks, typed=overrides)
+
+
+def train_composed(
+    run_dir: Path, options: list[str], *, callbacks: tuple[pl.Callback, ...] = (), typed: Sequence[str] | None = None
+) -> pl.Trainer:
+    """With other options than `TINY`; `typed` are those that count as the user's."""
     from vision_stack.training.run import train as fit
 
-    config = compose_options("train", [f"run_dir={quote(str(run_dir))}", *TINY, *overrides])
+    config = compose_options("train", [f"run_dir={quote(str(run_dir))}", *options])
     made: list[pl.Trainer] = []
 
-    def make_trainer(extra: list[Any]) -> pl.Trainer:
+    def make_trainer(extra: list[Any], trainer: Mapping[str, Any]) -> pl.Trainer:
         mine, loggers = instantiate_all(config, "callbacks"), instantiate_all(config, "logger")
         everything = {"callbacks": [*extra, *callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
-        made.append(instantiate(config["trainer"], _convert_="all", **everything))
+        made.append(instantiate(trainer, _convert_="all", **everything))
         return made[0]
 
-    fit(config, run_dir, make_trainer, overrides)
+    fit(config, run_dir, make_trainer, options if typed is None else typed)
     return made[0]
 
 

@@ -172,3 +172,14 @@ def test_choose_stages_anew_one_selection_clears_the_others_of_the_yaml() -> Non
 )
 def test_choose_stages_anew_none_or_all_given_stay_as_typed(argv: list[str]) -> None:
     assert arguments.choose_stages_anew(argv) == argv
+
+
+def test_data_of_ones_own_without_a_word_on_the_model_gets_a_backbone_chosen() -> None:
+    chosen = ["backbone=timm", "backbone.model_name=auto"]
+    for argv in (["data=coco", "data.root=x"], ["data=semantic", "backbone.pretrained=f", "resume=a.ckpt"]):
+        assert arguments.backbone_for_own_data(argv) == [*chosen, *argv]
+    for typed in ("backbone=tiny", "weights=m", "experiment=debug"):
+        argv = ["data=coco", typed]
+        assert arguments.backbone_for_own_data(argv) == argv
+    for argv in ([], ["data=shapes"], ["data=shapes,coco"], ["task=panoptic"]):
+        assert arguments.backbone_for_own_data(argv) == argv

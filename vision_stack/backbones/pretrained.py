@@ -220,6 +220,33 @@ def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path
     )
 
 
+def can_be_had(weights: PublishedWeights | None) -> bool:
+    """Whether published weights are on this disk, or have been downloaded just now."""
+    try:
+        return _published_file(weights, "")[0].is_file()
+    except ConfigError:
+        return False
+
+
+def is_cached(weights: PublishedWeights | None) -> bool:
+    """Whether published weights are on this disk. The network is not asked."""
+    return weights is not None and (_in_hub_cache(weights) is not None or _in_torch_cache(weights) is not None)
+
+
+def _in_hub_cache(weights: PublishedWeights) -> Path | None:
+    if weights.repo_id is None:
+        return None
+    found = (try_to_load_from_cache(weights.repo_id, name) for name in weights.filenames)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def _in_torch_cache(weights: PublishedWeights) -> Path | None:
+    if weights.url is None:
+        return None
+    path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(weights.url).path)
+    return path if path.is_file() else None
+
+
 def fetch_from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
     """One of the files of a hub repository, from the cache or the network, and where it comes from.
 
@@ -227,10 +254,8 @@ def fetch_from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, s
     """
     if weights.repo_id is None:
         return None
-    for name in weights.filenames:
-        cached = try_to_load_from_cache(weights.repo_id, name)
-        if isinstance(cached, str):
-            return Path(cached), f"{weights.repo_id} (cached)"
+    if cached := _in_hub_cache(weights):
+        return cached, f"{weights.repo_id} (cached)"
     tried.append(f"the cache {constants.HF_HUB_CACHE}")
     if constants.HF_HUB_OFFLINE:
         tried.append("not the hub, for HF_HUB_OFFLINE is set")
@@ -253,10 +278,10 @@ def fetch_from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, s
 def _from_address(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
     if weights.url is None:
         return None
+    if cached := _in_torch_cache(weights):
+        return cached, f"{cached.name} (cached)"
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / os.path.basename(urlparse(weights.url).path)
-    if path.is_file():
-        return path, f"{path.name} (cached)"
     tried.append(f"the cache {folder}")
     if not _answers(weights.url):
         tried.append(f"{weights.url} (no answer)")

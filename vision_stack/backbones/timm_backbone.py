@@ -108,7 +108,7 @@ class TimmBackbone(Backbone):
         weights = get_pretrained_cfg(config.model_name)
         if weights is not None:
             self.image_mean, self.image_std = tuple(weights.mean), tuple(weights.std)
-            self.published = _published(weights)
+            self.published = published_weights(config.model_name)
         load_initial_weights(self)
 
     def freeze_batch_norm_2d(self) -> None:
@@ -275,7 +275,11 @@ def _given(config: TimmBackboneConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _published(weights: Any) -> PublishedWeights | None:
+def published_weights(model_name: str) -> PublishedWeights | None:
+    """Where the weights of a timm model are published, if they are."""
+    weights: Any = get_pretrained_cfg(model_name)
+    if weights is None:
+        return None
     address = weights.url if isinstance(weights.url, str) and not weights.custom_load else None  # else of jax or so
     if weights.custom_load == "hf" or not (weights.hf_hub_id or address):
         return None

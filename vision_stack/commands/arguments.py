@@ -145,7 +145,7 @@ def train_arguments(argv: Sequence[str], *, one_run: bool = True) -> list[str]:
     values = _values(argv)
     if "run_dir" in values and one_run:  # before Hydra writes into it
         refuse_finished_run(Path(values["run_dir"]).expanduser(), _resume(values))
-    return recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv)))
+    return backbone_for_own_data(recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv))))
 
 
 def recipe_for_weights(argv: Sequence[str]) -> list[str]:
@@ -154,6 +154,15 @@ def recipe_for_weights(argv: Sequence[str]) -> list[str]:
     given = values.get("weights", "").lower() not in PLAIN_WORDS
     if given and values.get("data", "shapes") != "shapes" and "experiment" not in values:
         return [*argv, f"experiment={WEIGHTS_RECIPE}"]
+    return list(argv)
+
+
+def backbone_for_own_data(argv: Sequence[str]) -> list[str]:
+    """Data of one's own, and no word on the model: a pretrained backbone, which `model_name: auto` chooses."""
+    values = _values(argv)
+    own_data = values.get("data", "shapes") != "shapes" and "," not in values["data"]
+    if own_data and not values.keys() & {"backbone", "weights", "experiment"}:
+        return ["backbone=timm", "backbone.model_name=auto", *argv]
     return list(argv)
 
 

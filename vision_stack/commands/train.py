@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def run(config: dict[str, Any], run_dir: Path, overrides: Sequence[str]) -> None
 
     loggers, mine = instantiate_all(config, "logger"), instantiate_all(config, "callbacks")  # before data are read
 
-    def make_trainer(callbacks: list[Any]) -> Any:
+    def make_trainer(callbacks: list[Any], trainer: Mapping[str, Any]) -> Any:
         options = {"callbacks": [*callbacks, *mine], "logger": loggers, "default_root_dir": str(run_dir)}
-        return instantiate(config["trainer"], _convert_="all", **options)
+        return instantiate(trainer, _convert_="all", **options)
 
     train(config, run_dir, make_trainer, overrides)

@@ -53,6 +53,10 @@ class ImageFile:
         """Objects, segments or classes to be found."""
         raise NotImplementedError
 
+    def object_edges(self) -> NDArray[np.float64]:
+        """Square roots of the areas of the objects' boxes, in pixels; empty where only label maps would tell."""
+        return np.empty(0)
+
     def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
         """Labels and masks [*affine.size] of these, where the affine has moved them."""
         raise NotImplementedError

@@ -32,6 +32,7 @@ class TrainerNumbers(Config):
     limit_val_batches: NonNegative | None = None
     log_every_n_steps: Amount = 20
     num_sanity_val_steps: Limit = 0
+    auto_batch: bool = False  # ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class TrainOptions(Config):
     seed: Annotated[int, Range(0, 2**32 - 1)]
     resume: str | None
     weights: str | None
+    measure: bool
     num_pictures: Amount
     top_k: Count
     optim: OptimConfig

@@ -49,7 +49,8 @@ def changed_options(checkpoint: Mapping[str, Any], run_config: dict[str, Any]) -
     What earlier versions did not store counts as unchanged.
     """
     stored = checkpoint.get("run_config", {})
-    return list(differences(stored, {name: value for name, value in run_config.items() if name in stored}))
+    both = [name for name in run_config if name in stored]
+    return list(differences({name: stored[name] for name in both}, {name: run_config[name] for name in both}))
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

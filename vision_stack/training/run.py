@@ -20,11 +20,13 @@ from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
 from vision_stack.metrics import Evaluator
-from vision_stack.model import InputSize, VisionModel, VisionModelConfig
+from vision_stack.model import VisionModel
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
+from vision_stack.training.auto import describe_settled, settled_values, without_autos
 from vision_stack.training.averaging import prepare_averaging
 from vision_stack.training.checkpoints import Interrupted, callbacks_of, checkpoints_of
+from vision_stack.training.estimate import measure
 from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
@@ -32,7 +34,8 @@ from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, write_config
-from vision_stack.training.start import PARTS, Start, describe_start, read_start, transfer, without_pretrained
+from vision_stack.training.settling import RECIPE, decode_parts, model_config, settle_options
+from vision_stack.training.start import Start, backbone_warnings, describe_start, read_start, transfer
 from vision_stack.training.strategy import prepare_strategy
 from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
 from vision_stack.training.tasks import build_evaluator
@@ -43,15 +46,15 @@ from vision_stack.visualization.curves import plot_curves
 def train(
     config: Mapping[str, Any],
     run_dir: Path,
-    make_trainer: Callable[[list[Any]], pl.Trainer],
+    make_trainer: Callable[[list[Any], Mapping[str, Any]], pl.Trainer],
     overrides: Sequence[str] = (),
 ) -> None:
     """Train, validate, and leave checkpoints, metrics and pictures in `run_dir`.
 
     Args:
-        config: the plain options of configs/train.yaml.
+        config: the plain options of configs/train.yaml; those in `recipe.RULES` may be `auto`.
         run_dir: where everything goes.
-        make_trainer: gives the trainer with these callbacks added to the configured ones.
+        make_trainer: gives the trainer of these callbacks, beside the configured ones, and of Lightning's options.
         overrides: what was typed on the command line, which goes before what `weights` says of the model.
 
     Raises:
@@ -59,43 +62,42 @@ def train(
     """
     quiet_lightning()
     keep_freed_memory()
-    options = decode_options(config, TrainOptions)
-    seed, optim, finetune = options.seed, options.optim, options.finetune
+    early = without_autos(config)  # what was typed is checked before anything is read
+    options = decode_options(early, TrainOptions)
+    seed = options.seed
     pl.seed_everything(seed, verbose=False)
-    data_config: DataConfig = from_dict(config["data"], kind="data")
-    start = read_start(options.weights, config, overrides) if options.weights else None
-    parts = start.parts if start else {k: from_dict(without_pretrained(config[k]), kind=k) for k in PARTS}
+    data = build_datamodule(from_dict(early["data"], kind="data"), seed, task=options.task)
+    start = read_start(options.weights, early, overrides) if options.weights else None
+    parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
+    checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
     rank_zero_only(write_config)(config, run_dir)
 
-    data = build_datamodule(data_config, seed, task=options.task)
-    size = data_config.eval_transform
-    model_config = VisionModelConfig(
-        **parts,
-        categories=data.categories,
-        task=options.task,
-        panoptic=options.panoptic,
-        input_size=InputSize(short_edge=size.short_edge, long_edge=size.long_edge),
-        **(start.pixel_statistics if start else {}),
-    )
-    checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
+    config, settled = settle_options(config, data, start, checkpoint, overrides)
+    if settled:
+        rank_zero_only(write_config)(config, run_dir)
+    options = decode_options(config, TrainOptions)
+    optim, finetune = options.optim, options.finetune
+    data.config = from_dict(config["data"], kind="data")
+    description = model_config(config, data.config, data, start)
     if checkpoint is not None:
-        resume.check_same_model(checkpoint, to_dict(model_config))
+        resume.check_same_model(checkpoint, to_dict(description))
 
-    model = VisionModel(model_config)
+    model = VisionModel(description)
     check_stages_known(model.backbone, finetune, optim.layer_decay)
     if finetune.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     finetune.apply(model.backbone, epoch=0)
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
     evaluator = build_evaluator(data, top_k=options.top_k)
-    trainer = make_trainer([resume.RestoreTraining(checkpoint)] if checkpoint else [])
+    trainer_options = {name: value for name, value in config["trainer"].items() if name != "auto_batch"}
+    trainer = make_trainer([resume.RestoreTraining(checkpoint)] if checkpoint else [], trainer_options)
     prepare_averaging(trainer)
     check_loggers(trainer)
     write_profile(trainer)
     warnings = prepare_strategy(trainer, model, finetune)
     run_config = {
-        "data": stored_data(data_config),
+        "data": stored_data(data.config),
         "optim": to_dict(optim),
         "finetune": to_dict(finetune),
         "seed": seed,
@@ -103,21 +105,28 @@ def train(
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "precision": str(trainer.precision),
         },
+        RECIPE: settled_values(config),
     }
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     module.save_hyperparameters(dict(config))  # for loggers
 
+    say(*describe_settled(settled))
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
     if start and not checkpoint:
         say(*describe_start(start, model.categories, optim, config, overrides))
+    if not start and not checkpoint:
+        warnings += backbone_warnings(config["backbone"], data.config.type)
     start = None  # a whole model's memory
     say(*(f"warning: {warning}" for warning in warnings))
     _warn_about_limit(data, model.head.max_objects)
+    if options.measure:
+        done = checkpoint["position"]["step"] if checkpoint else 0
+        say(*measure(trainer, module, data, done))
     say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
     if checkpoint is not None:
-        for change in resume.changed_options(checkpoint, run_config):
+        for change in resume.changed_options(checkpoint, {k: v for k, v in run_config.items() if k != RECIPE}):
             say(f"warning: not as in the interrupted run, so the result will differ: {change}")
         _go_on(trainer, module, data, checkpoint, str(options.resume))
         del checkpoint

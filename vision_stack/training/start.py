@@ -154,6 +154,21 @@ def describe_classes(matches: Sequence[ClassMatch], known: Sequence[str]) -> lis
     return [*rows, *more]
 
 
+def backbone_warnings(options: Mapping[str, Any], data: str) -> list[str]:
+    """Why a backbone may be a poor start for images that were not generated.
+
+    What `pretrained: auto` did not find, `load_pretrained` has warned of.
+    """
+    name, warnings = str(options.get("model_name", "")), []
+    if data == "shapes":
+        return []
+    if name.startswith("test_"):  # timm's own name for networks to try things out with
+        warnings.append(f"THE BACKBONE IS A TOY ({name}), made for generated scenes; give backbone=resnet50")
+    elif options.get("pretrained", False) is False:
+        warnings.append("THE BACKBONE STARTS FROM RANDOM WEIGHTS, as backbone.pretrained=false says; give auto")
+    return warnings
+
+
 def without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
     """A part's options without the question of initial weights, which its config does not have."""
     return {name: value for name, value in options.items() if name != "pretrained"}

@@ -1,0 +1,135 @@
+"""Options with `auto` in them: what stands there until the data is read, and what takes its place then."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vision_stack.config import registered, to_dict
+from vision_stack.training.optim import OptimConfig
+from vision_stack.training.recipe import AUTO, RULES, Facts, Recipe, Settled, lookup
+
+PLACEHOLDERS = {  # of options without a dataclass, or without a default that fits whatever else is typed
+    "backbone.model_name": "resnet50",
+    "data.train_transform.crop_size": 512,
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
+    "trainer.precision": "32-true",
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.val_check_interval": None,
+}
+
+
+def auto_paths(options: Mapping[str, Any]) -> list[str]:
+    """The options that are `auto` and can be."""
+    return [path for path in RULES if lookup(options, path) == AUTO]
+
+
+def without_autos(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which options that are `auto` and can be have their configs' defaults; those of no config are gone."""
+    result = copy.deepcopy(dict(options))
+    for path in auto_paths(options):
+        part, last = _parent(result, path)
+        part[last] = _default(options, path)
+        if part[last] is dataclasses.MISSING:
+            _remove(result, path)
+    return result
+
+
+def _default(options: Mapping[str, Any], path: str) -> Any:
+    """The default of an option by its dataclass, that of the head's own kind for `head.loss.class_weight`."""
+    group, name, *rest = path.split(".")
+    if path in PLACEHOLDERS:
+        return PLACEHOLDERS[path]
+    cls = OptimConfig if group == "optim" else registered(group).get(str(options[group].get("type")))
+    field = {field.name: field for field in dataclasses.fields(cls)}.get(name) if cls else None
+    if field is None:
+        return dataclasses.MISSING
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return to_dict(lookup(to_dict(value), ".".join(rest)) if rest else value)
+
+
+def settle(
+    options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    facts: Facts | None,
+    stored: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Settled]]:
+    """Options without `auto`, and what was put in its place.
+
+    Args:
+        options: plain options of configs/train.yaml.
+        defaults: the same, decoded without the `auto`s. An option that its part does not have is left out of the
+            result.
+        facts: of the run; None where `stored` has all that is asked for.
+        stored: `settled_values` of the run that is resumed, which go before the facts.
+    """
+    known = {path: value for path, value in (stored or {}).items() if lookup(options, path) == AUTO}
+    given = copy.deepcopy(dict(options))
+    for path, value in known.items():
+        part, last = _parent(given, path)
+        part[last] = value
+    settled = {path: Settled(value, "as in the interrupted run") for path, value in known.items()}
+    missing = [path for path in auto_paths(given) if not _has(defaults, path)]
+    result = copy.deepcopy(given)
+    recipe = Recipe(given, defaults, facts) if facts else None
+    for path in auto_paths(given):
+        if path in missing or recipe is None:
+            _remove(result, path)
+        else:
+            part, last = _parent(result, path)
+            part[last] = recipe[path]
+            settled[path] = recipe.settled[path]
+    return result, {path: settled[path] for path in RULES if path in settled}
+
+
+def settled_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all options that may be `auto`, for checkpoints."""
+    return {path: copy.deepcopy(lookup(options, path)) for path in RULES if _has(options, path)}
+
+
+def describe_settled(settled: Mapping[str, Settled]) -> list[str]:
+    """A row for each value and reason: `optim.lr 5e-4 (auto: batch 4)`; values of a part that share one, together."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for path, (value, reason) in settled.items():
+        if not reason:
+            continue
+        group, _, name = path.rpartition(".")
+        rows.setdefault((group, reason), []).append(f"{name} {_show(value)}")
+    lines = [f"{group}.{', '.join(values)} (auto: {reason})" for (group, reason), values in rows.items()]
+    return [f"{'' if i else 'derived':<11} {line}" for i, line in enumerate(lines)]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _has(options: Mapping[str, Any], path: str) -> bool:
+    *parents, last = path.split(".")
+    part = lookup(options, ".".join(parents)) if parents else options
+    return isinstance(part, Mapping) and last in part
+
+
+def _parent(options: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    *parents, last = path.split(".")
+    part = options
+    for name in parents:
+        part = part[name]
+    return part, last
+
+
+def _remove(options: dict[str, Any], path: str) -> None:
+    """Remove an option, and with the last of a group the group."""
+    part, last = _parent(options, path)
+    del part[last]
+    if not part:
+        _remove(options, path.rpartition(".")[0])
