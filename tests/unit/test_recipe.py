@@ -153,7 +153,7 @@ def test_auto_can_be_typed_beside_an_experiment() -> None:
 
 
 @pytest.mark.parametrize("head", ["mask2former", "maskformer"])
-@pytest.mark.parametrize("neck", ["fpn", "ms_deform", "pixel_decoder", "simple_pyramid"])
+@pytest.mark.parametrize("neck", ["fpn", "ms_deform", "pixel_decoder", "simple_pyramid", "none"])
 def test_every_neck_and_head_decodes_with_settled_values(neck: str, head: str) -> None:
     for facts in (PEDESTRIANS, GPU):
         config, rows = settled(options(f"neck={neck}", f"head={head}", "backbone=resnet"), facts)

@@ -100,9 +100,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Total loss of a batch, a scalar."""
-        images = self.model.normalize(batch.images, batch.padding_mask)
-        outputs = self.model(images, image_sizes=batch.image_sizes, targets=batch.targets)
-        losses = self.model.head.compute_loss(outputs, batch.targets)
+        losses = training_losses(self.model, batch)
         total = torch.stack(list(losses.values())).sum()
         self.losses = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
         self._watch(total.detach(), batch.infos)
@@ -175,6 +173,14 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in scalars.items()})
         score = self.trainer.strategy.broadcast(self.results.score if self.results else 0.0)
         self.log("val/score", float(score), logger=False)  # for callbacks that watch it, whatever the task
+
+
+def training_losses(model: VisionModel, batch: Batch) -> dict[str, Tensor]:
+    """The weighted losses of a batch, whose sum is the total."""
+    images = model.normalize(batch.images, batch.padding_mask)
+    outputs = model(images, image_sizes=batch.image_sizes, targets=batch.targets)
+    losses: dict[str, Tensor] = model.head.compute_loss(outputs, batch.targets)
+    return losses
 
 
 def step_seed(seed: int, epoch: int, batch_idx: int, rank: int) -> int:

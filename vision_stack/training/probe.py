@@ -25,6 +25,7 @@ from vision_stack.model import VisionModel
 from vision_stack.structures import Batch, ImageInfo
 from vision_stack.training.facts import object_counts
 from vision_stack.training.finetune import FinetuneConfig
+from vision_stack.training.lightning_module import training_losses
 from vision_stack.training.memory import available_memory, peak_memory, reset_peak_memory
 from vision_stack.training.optim import OptimConfig, build_optimizer
 from vision_stack.training.recipe import round_up
@@ -120,9 +121,7 @@ class Probe:
         start = time.perf_counter()
         try:
             with self._autocast():
-                outputs = model(model.normalize(batch.images, batch.padding_mask))
-                losses = model.head.compute_loss(outputs, batch.targets)
-                total = torch.stack(list(losses.values())).sum()
+                total = torch.stack(list(training_losses(model, batch).values())).sum()
             total.backward()
             optimizer.step()
             self._wait()
@@ -142,7 +141,8 @@ class Probe:
         self.model.eval()
         start = time.perf_counter()
         with torch.inference_mode(), self._autocast():
-            outputs = self.model(self.model.normalize(batch.images, batch.padding_mask))
+            images = self.model.normalize(batch.images, batch.padding_mask)
+            outputs = self.model(images, image_sizes=batch.image_sizes)
         for _ in predictions_for(evaluator, self.model, outputs, batch.infos):
             pass
         self._wait()

@@ -151,7 +151,7 @@ def _full(recipe: Recipe, path: str) -> tuple[Any, str]:
 @rule("head.num_queries")
 def _num_queries(recipe: Recipe, _: str) -> tuple[int, str]:
     facts = recipe.facts
-    what = {"instance": "objects", "panoptic": "segments", "semantic": "classes"}[facts.task]
+    what = {"panoptic": "segments", "semantic": "classes"}.get(facts.task, "objects")
     most = min(300, round_up(1.5 * facts.max_objects, 10))
     fewest = 30 if facts.compact else 100
     return max(fewest, most), f"at most {facts.max_objects} {what} in an image"
