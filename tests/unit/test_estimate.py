@@ -104,8 +104,12 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(data: DataModule, mon
     model = build(data)
     probe = probe_of(model, data)
 
-    def fail(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+    honest = model.head.compute_loss
+
+    def fail(outputs: Any, targets: Any) -> Any:
+        if len(targets) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return honest(outputs, targets)
 
     monkeypatch.setattr(model.head, "compute_loss", fail)
     with pytest.raises(OutOfMemory, match=r"2 images of 96 x 96 .*lower data.batch_size \(now 2\)") as error:
@@ -151,6 +155,22 @@ def test_cpu_batch_goes_by_what_one_and_two_images_take(
     batch, how = probe.largest_fitting(limit=8)
     assert batch == expected
     assert "0.14 an image" in how
+
+
+def test_batch_that_would_have_the_process_killed_is_refused_by_smaller_ones(
+    data: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = probe_of(build(data), data)
+    evaluator = build_evaluator(data, top_k=10)
+    monkeypatch.setattr(probe, "available", lambda: 4 * GIB)
+    for each, fits in ((GIB // 4, True), (GIB, False)):
+        peaks = iter([GIB, 2 * GIB, 2 * GIB + each, 3 * GIB])
+        monkeypatch.setattr(probe, "peak", lambda action, peaks=peaks: next(peaks))
+        if fits:
+            assert probe.measure(4, evaluator).memory == 3 * GIB
+        else:
+            with pytest.raises(OutOfMemory, match=r"out of memory of 4.0 GB on cpu: a step of 4 images"):
+                probe.measure(4, evaluator)
 
 
 def trainer(**options: Any) -> Any:

@@ -157,11 +157,24 @@ class Probe:
         config = self.data.config.eval_transform
         typical = [_resized(config, r.height, r.width, 0) for r in self.data.val_records[:LOOKED_AT]]
         with unchanged(self.model), warnings.catch_warnings(action="ignore"):
+            if self.device.type == "cpu":
+                self._check_host_memory(batch_size)
             memory = self.peak(lambda: self.step(self.largest(batch_size)))
             seconds = self.step(self.typical(batch_size))
             middle = sorted(typical, key=lambda size: size[0] * size[1])[len(typical) // 2]
             validation = self.validation(evaluator, middle)
         return Measured(memory, self.available(), seconds, validation)
+
+    def _check_host_memory(self, batch_size: int) -> None:
+        """Raise OutOfMemory for a batch that, by smaller ones, will not fit: the system would kill the process."""
+        available = self.available()
+        resident = self.peak(lambda: None)
+        one = self.peak(lambda: self.step(self.largest(1)))
+        if available is None or batch_size == 1 or one + (batch_size - 1) * (one - resident) < available:
+            return
+        two = self.peak(lambda: self.step(self.largest(2)))
+        if one + (batch_size - 1) * (two - one) > available:
+            raise OutOfMemory(self._advice(self.largest(batch_size)))
 
     def largest_fitting(self, limit: int) -> tuple[int, str]:
         """The largest batch of which a step fits, and how that was found.
@@ -245,11 +258,11 @@ class Probe:
         also = [] if self.finetune.gradient_checkpointing else ["finetune.gradient_checkpointing=true"]
         if self.device.type == "cuda" and self.precision == "32-true":
             also.append("trainer.precision=bf16-mixed")
-        return (
-            f"out of memory{of} on {self.device}: a step of {images} images of {shape.height} x {shape.width} with "
-            f"{sum(shape.objects)} objects does not fit; lower {' or '.join(lower)}"
-            + (f", or give {' or '.join(also)}" if also else "")
+        what = (
+            f"{images} image{'s' * (images != 1)} of {shape.height} x {shape.width} with {sum(shape.objects)} objects"
         )
+        advice = f"lower {' or '.join(lower)}" + (f", or give {' or '.join(also)}" if also else "")
+        return f"out of memory{of} on {self.device}: a step of {what} does not fit; {advice}"
 
 
 def search_largest(fits: Callable[[int], bool], limit: int) -> int:

@@ -1,0 +1,123 @@
+"""What a backbone costs in training, under the neck and head of data=coco: parameters, GFLOPs, time, peak memory.
+
+    python benchmarks/backbone_cost.py                                    # eight backbones at 384 and 640 pixels
+    python benchmarks/backbone_cost.py --only resnet50 swin_tiny --sizes 512 --batch 4
+    python benchmarks/backbone_cost.py --device cuda --precision bf16-mixed
+
+GFLOPs are those of the backbone's forward pass, of one image. Time is the median of steps (forward, backward, AdamW) of
+random images with five objects each. Memory is the peak of a step: of tensors on a GPU, of the process on a CPU, where
+each backbone has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vision_stack.backbones.auto import config_from_pretrained
+from vision_stack.config import from_dict
+from vision_stack.model import VisionModel, VisionModelConfig
+from vision_stack.structures import Category
+from vision_stack.training.allocator import keep_freed_memory
+from vision_stack.training.lightning_module import training_losses
+from vision_stack.training.memory import peak_memory, reset_peak_memory
+from vision_stack.training.optim import OptimConfig, build_optimizer
+from vision_stack.training.probe import AUTOCAST, Shape, make_batch
+
+BACKBONES = (
+    "efficientnet_lite0",
+    "mobilenetv4_medium",
+    "resnet18",
+    "resnet50",
+    "convnext_tiny",
+    "swin_tiny",
+    "swin_base",
+    "convnext_base",
+)
+OBJECTS = 5
+COMPACT = {"hidden_dim": 96, "num_decoder_layers": 6, "ffn_dim": 384, "num_queries": 30}
+
+
+def main() -> None:
+    options = _parse()
+    if options.alone:
+        measure(options.only[0], options.sizes[0], options)
+        return
+    print(f"torch {torch.__version__}, {options.device}, {options.precision}, batch {options.batch}")
+    print(f"{'backbone':20s}{'size':>6s}{'M param.':>10s}{'GFLOP':>8s}{'ms':>8s}{'peak MB':>9s}", flush=True)
+    for name in options.only:
+        for size in options.sizes:
+            same = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
+            same += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
+            command = [sys.executable, __file__, "--alone", "--only", name, "--sizes", str(size), *same]
+            subprocess.run(command, check=True)
+
+
+def measure(name: str, size: int, options: argparse.Namespace) -> None:
+    """Print one row."""
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    model = build(name, compact=device.type == "cpu")
+    parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.backbone(torch.zeros(1, 3, size, size))
+    model.to(device).train()
+    optimizer = build_optimizer(model, OptimConfig())
+    batch = make_batch(Shape(size, size, (OBJECTS,) * options.batch), len(model.categories), device)
+    dtype = AUTOCAST.get(options.precision)
+    seconds, peak = [], 0
+    reset_peak_memory()
+    for _ in range(options.rounds + 1):
+        start = time.perf_counter()
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+            loss = torch.stack(list(training_losses(model, batch).values())).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = peak_memory()
+        seconds.append(time.perf_counter() - start)
+    row = f"{name:20s}{size:6d}{parameters:10.1f}{counter.get_total_flops() / 1e9:8.1f}"
+    print(row + f"{1e3 * statistics.median(seconds[1:]):8.0f}{peak / 1e6:9.0f}", flush=True)
+
+
+def build(name: str, *, compact: bool) -> VisionModel:
+    """The backbone with random weights, an FPN and Mask2Former's head: compact as on CPUs, or as published."""
+    torch.manual_seed(0)
+    head = {"type": "mask2former", **(COMPACT if compact else {})}
+    config = VisionModelConfig(
+        backbone=config_from_pretrained(name, use_pretrained_backbone=False, out_strides=[4, 8, 16, 32]),
+        neck=from_dict({"type": "fpn", "channels": 96 if compact else 256}, kind="neck"),
+        head=from_dict(head, kind="head"),
+        categories=(Category(id=1, name="object"),),
+    )
+    return VisionModel(config)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=BACKBONES, metavar="NAME")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[384, 640], metavar="PIXELS")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["32-true", *AUTOCAST], default="32-true")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
