@@ -8,9 +8,11 @@ import tiny_run
 import torch
 import yaml
 
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, from_dict
+from vision_stack.data.datamodule import build_datamodule
 from vision_stack.data.shapes import generate_shapes
-from vision_stack.training.checkpoints import Checkpoints  # noqa: F401  named by the yaml
+from vision_stack.training import settling
+from vision_stack.training.auto import without_autos
 
 SMALL = [text for text in tiny_run.TINY if not text.startswith(("data.", "trainer.max_", "trainer.check_", "optim."))]
 SMALL += ["backbone.pretrained=false", "head.loss.num_points=64", "trainer.max_steps=4", "trainer.val_check_interval=2"]
@@ -76,6 +78,23 @@ def test_resumed_run_takes_what_the_interrupted_one_had(
     monkeypatch.setattr("vision_stack.training.settling.gather", lambda *_, **__: pytest.fail("facts were asked for"))
     train(tmp_path / "run", root, f"resume='{tmp_path}/run/checkpoints/last.ckpt'")
     same_state(tiny_run.last(run[0]), tiny_run.last(tmp_path / "run"))
+
+
+def test_processes_that_the_first_one_starts_take_its_values(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by trying, say: another process might find another batch."""
+    config = tiny_run.compose_options("train", ["run_dir=x", "data=coco", f"data.root='{root}'", "backbone=tiny"])
+    data = build_datamodule(from_dict(without_autos(config)["data"], kind="data"))
+    monkeypatch.delenv("VISION_STACK_RECIPE", raising=False)
+    config["trainer"]["auto_batch"] = True
+    monkeypatch.setattr(settling, "_largest_batch", lambda *_: (5, "by trying"))
+    first, _ = settling.settle_options(config, data, None, None, [])
+    assert first["data"]["batch_size"] == 5
+    monkeypatch.setattr(settling, "_rank", lambda: 1)
+    monkeypatch.setattr(settling, "gather", lambda *_, **__: pytest.fail("facts were asked for"))
+    second, _ = settling.settle_options(config, data, None, None, [])
+    assert second == first
 
 
 def test_typed_value_on_resume_wins_over_the_stored_one(run: tuple[Path, str], root: Path, tmp_path: Path) -> None:
