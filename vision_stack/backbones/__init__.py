@@ -1,6 +1,6 @@
 """Backbones: importing this package registers them."""
 
-from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, PublishedWeights, select_stages
+from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, PublishedWeights
 from vision_stack.backbones.families import (
     ConvNextConfig,
     ConvNextV2Config,
@@ -14,6 +14,7 @@ from vision_stack.backbones.families import (
     ViTConfig,
 )
 from vision_stack.backbones.pretrained import LoadReport, RandomWeightsWarning, load_pretrained
+from vision_stack.backbones.stages import select_stages
 from vision_stack.backbones.timm_backbone import TimmBackbone, TimmBackboneConfig
 from vision_stack.backbones.torchvision_backbone import TorchvisionBackbone, TorchvisionBackboneConfig
 from vision_stack.backbones.transformers_backbone import TransformersBackbone, TransformersBackboneConfig

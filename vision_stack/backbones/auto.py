@@ -8,11 +8,12 @@ from typing import Any
 
 import timm
 
-from vision_stack.backbones.base import STAGE_FIELDS, Backbone
+from vision_stack.backbones.base import Backbone
 from vision_stack.backbones.config_json import decode_backbone
 from vision_stack.backbones.listing import matches
 from vision_stack.backbones.names import find_backbone, named_backbones
 from vision_stack.backbones.pretrained import load_initial_weights
+from vision_stack.backbones.stages import STAGE_FIELDS
 from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.structures import BackboneConfig
 

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_stack.backbones.finetuning import FineTunable
+from vision_stack.backbones.stages import STAGE_FIELDS, select_stages
 from vision_stack.config import ConfigError, to_dict
+from vision_stack.ops.files import write_file
 from vision_stack.structures import BackboneConfig, FeatureSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STAGE_FIELDS = ("out_features", "out_indices", "out_strides")
+CONFIG_FILE = "config.json"
 
 
 class BackboneOutput(NamedTuple):
@@ -34,96 +38,6 @@ class BackboneOutput(NamedTuple):
     tokens: Tensor | None = None  # [B, P + h * w, C] after the last block, P of them no pixels; plain transformers only
 
 
-class StageSelection(NamedTuple):
-    """The same stages said three ways."""
-
-    out_features: list[str]
-    out_indices: list[int]  # as they were given: -1 stays -1
-    out_strides: list[int]
-
-
-def select_stages(
-    stages: Sequence[FeatureSpec],
-    out_features: Sequence[str] | None = None,
-    out_indices: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-) -> StageSelection:
-    """Choose among `stages`, by name, position or stride; by none of them: the last stage.
-
-    A stride means the deepest stage that has it. What is given together must mean the same stages.
-
-    Raises:
-        ConfigError: one line with the option, the allowed values and the remedy.
-    """
-    names = [stage.name for stage in stages]
-    chosen: dict[str, list[int]] = {}
-    if out_features is not None:
-        chosen["out_features"] = _positions_of_names(names, out_features)
-    if out_indices is not None:
-        chosen["out_indices"] = _positions_of_indices(names, out_indices)
-    if not chosen and out_strides is not None:
-        chosen["out_strides"] = _positions_of_strides(stages, out_strides)
-    (first, positions), *others = chosen.items() or [("", [len(stages) - 1])]
-    for other, other_positions in others:
-        if positions != other_positions:
-            raise ConfigError(
-                f"{other}: means {[names[i] for i in other_positions]}, but {first} means "
-                f"{[names[i] for i in positions]}; give one of them and leave the other null"
-            )
-    strides = [stages[i].stride for i in positions]
-    if out_strides is not None and list(out_strides) != strides:
-        raise ConfigError(
-            f"out_strides: {list(out_strides)} was given, but the stages of {first} have {strides}; "
-            "give one of them and leave the other null"
-        )
-    indices = positions if out_indices is None else list(out_indices)
-    return StageSelection([names[i] for i in positions], indices, strides)
-
-
-def _positions_of_names(names: list[str], wanted: Sequence[str]) -> list[int]:
-    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-        raise ConfigError(f"out_features: expected a list of stage names, got {wanted!r}; the stages are {names}")
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not wanted:
-        raise ConfigError(f"out_features: {unknown or wanted} is not among the stages, which are {names}")
-    return _in_order("out_features", wanted, [names.index(name) for name in wanted])
-
-
-def _positions_of_indices(names: list[str], wanted: Sequence[int]) -> list[int]:
-    whole = isinstance(wanted, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in wanted)
-    count = len(names)
-    if not whole or not wanted:
-        raise ConfigError(f"out_indices: expected a list of whole numbers from {-count} to {count - 1}, got {wanted!r}")
-    outside = [i for i in wanted if not -count <= i < count]
-    if outside:
-        raise ConfigError(
-            f"out_indices: {outside} is outside {-count} to {count - 1}; there are {count} stages, {names}, "
-            "and out_strides chooses among them by stride"
-        )
-    return _in_order("out_indices", wanted, [i % count for i in wanted])
-
-
-def _positions_of_strides(stages: Sequence[FeatureSpec], wanted: Sequence[int]) -> list[int]:
-    deepest = {stage.stride: i for i, stage in enumerate(stages)}  # a later stage of the same stride wins
-    whole = isinstance(wanted, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in wanted)
-    if not whole or not wanted:
-        raise ConfigError(f"out_strides: expected a list of strides among {list(deepest)}, got {wanted!r}")
-    missing = [stride for stride in wanted if stride not in deepest]
-    if missing:
-        remedy = "choose among these" if len(deepest) > 1 else "leave out_strides null and add neck=simple_pyramid"
-        raise ConfigError(f"out_strides: no stage has stride {missing}; this backbone has {list(deepest)}; {remedy}")
-    return _in_order("out_strides", wanted, [deepest[stride] for stride in wanted])
-
-
-def _in_order(option: str, wanted: Sequence[Any], positions: list[int]) -> list[int]:
-    if len(set(positions)) != len(positions):
-        raise ConfigError(f"{option}: {list(wanted)} names a stage twice; name each once")
-    if positions != sorted(positions):
-        ordered = [value for _, value in sorted(zip(positions, wanted, strict=True))]
-        raise ConfigError(f"{option}: {list(wanted)} is not in the order of the stages; write {ordered}")
-    return positions
-
-
 @dataclass(kw_only=True)
 class BackboneConfigMixin(BackboneConfig):
     """Config of a backbone with stages to choose from; subclasses are `@dataclass(kw_only=True)` and say `stages`.
@@ -131,8 +45,9 @@ class BackboneConfigMixin(BackboneConfig):
     The fields of the selection can be set later, one at a time, and are checked then; all other fields are fixed.
     Where none of the three is given, it is the last stage.
 
-    `initial_weights` is no field, so that nothing ever stores it: what `from_pretrained` and `use_pretrained_backbone`
-    leave for the backbone that is built next (see `vision_stack.backbones.pretrained.load_initial_weights`).
+    `initial_weights` is no field, so that nothing ever stores it: what `from_pretrained` and `use_pretrained_backbone`,
+    which can be set, too, leave for the backbone that is built next (see
+    `vision_stack.backbones.pretrained.load_initial_weights`).
     """
 
     initial_weights: ClassVar[Any] = False  # on an object: whatever `load_pretrained` takes
@@ -153,6 +68,8 @@ class BackboneConfigMixin(BackboneConfig):
             object.__setattr__(self, name, value)
         elif name in STAGE_FIELDS:
             self.select(**{name: value})
+        elif name == "use_pretrained_backbone":  # as transformers' configs have it
+            self.__dict__["initial_weights"] = value
         else:
             raise dataclasses.FrozenInstanceError(f"{name} is fixed; make another {type(self).__name__} with it")
 
@@ -177,6 +94,18 @@ class BackboneConfigMixin(BackboneConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, `type` among them; `vision_stack.from_dict(..., "backbone")` takes them back."""
         return to_dict(self)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` into `directory`, for `from_pretrained` and, with weights beside it, `AutoBackbone`.
+
+        Of models that transformers has, too, it is a config.json of transformers.
+        """
+        text = json.dumps(self.to_config_json(), indent=2) + "\n"
+        write_file(Path(directory) / CONFIG_FILE, text.encode())
+
+    def to_config_json(self) -> dict[str, Any]:
+        """What `save_pretrained` writes: ours, with `type`, or transformers', with `model_type`."""
+        return self.to_dict()
 
     def starting_from(self, initial_weights: Any) -> Self:
         """A copy whose backbone starts from these weights: True, "auto", False, a path or `PublishedWeights`."""
@@ -229,6 +158,17 @@ class BackboneMixin:
     config: Any
 
     @property
+    def backbone_type(self) -> Any:
+        """transformers' `BackboneType`: TIMM where timm names the stages. Needs transformers (the extra hf)."""
+        try:
+            from transformers.backbone_utils import BackboneType
+        except ImportError:
+            raise ConfigError(
+                "backbone_type: is transformers' own; install it with `pip install vision-stack[hf]`"
+            ) from None
+        return BackboneType.TIMM if self.config.type == "timm" else BackboneType.TRANSFORMERS
+
+    @property
     def stage_names(self) -> list[str]:
         return self.config.stage_names
 
@@ -236,6 +176,11 @@ class BackboneMixin:
     def num_features(self) -> list[int]:
         """Channels of every stage, selected or not."""
         return self.config.num_features
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """Channels of every stage by name, selected or not."""
+        return dict(zip(self.stage_names, self.num_features, strict=True))
 
     @property
     def out_features(self) -> list[str]:
@@ -273,23 +218,42 @@ class Backbone(BackboneMixin, FineTunable):
     def channels(self) -> list[int]:
         return [spec.channels for spec in self.out_specs]
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+    @property
+    def has_attentions(self) -> bool:
+        """Whether `forward` gives them on request."""
+        return False
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BackboneOutput:
         """[B, 3, H, W] -> one map per entry of `out_specs`.
 
-        On request also, as `hidden_states`, the map of every stage up to the last selected one, before output norms.
+        On request also, as `hidden_states`, the map of every stage up to the last selected one, before output norms,
+        and, as `attentions`, the probabilities of transformers' model of the same kind, of the layers built here.
+
+        Raises:
+            ValueError: attentions of a backbone that has none, or keeps none.
         """
         raise NotImplementedError
 
+    def refuse_attentions(self, reason: str = "") -> NoReturn:
+        """Raise for `output_attentions`, which is never answered by None."""
+        reason = reason or "it has no attention layers; leave it false"
+        raise ValueError(f"output_attentions: {type(self).__name__} gives none: {reason}")
+
     def finish(
-        self, maps: Sequence[Tensor], size: tuple[int, int], hidden_states: Sequence[Tensor] | None = None
+        self,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        hidden_states: Sequence[Tensor] | None = None,
+        attentions: Sequence[Tensor] | None = None,
     ) -> BackboneOutput:
         """End of `forward`: NCHW maps of the padded image, cropped to the image's (height, width) and normalised."""
         maps = crop_to_image(maps, self.out_specs, size)
         maps = maps if self.norms is None else self.norms(maps)
-        if hidden_states is None:
-            return BackboneOutput(tuple(maps))
-        every = self.config.stages[: len(hidden_states)]
-        return BackboneOutput(tuple(maps), tuple(crop_to_image(hidden_states, every, size)))
+        if hidden_states is not None:
+            hidden_states = tuple(crop_to_image(hidden_states, self.config.stages[: len(hidden_states)], size))
+        return BackboneOutput(tuple(maps), hidden_states, None if attentions is None else tuple(attentions))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Published weights -> (weights under this module's own names, names of parts that are not built here).

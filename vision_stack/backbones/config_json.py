@@ -88,6 +88,8 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
 def _by_architecture(raw: Mapping[str, Any]) -> Any:
     """What says its own architecture or names one of our types, in contrast to a model of timm by its name."""
     name = raw.get("model_type")
+    if raw.get("type") == TransformersBackboneConfig.type and "architecture" not in raw:  # as it writes itself
+        return TransformersBackboneConfig.from_transformers(raw)
     if "type" in raw and (name is None or raw["type"] == TransformersBackboneConfig.type):
         return from_dict(raw, "backbone")
     if name is None and isinstance(raw.get("backbone"), Mapping):

@@ -29,6 +29,7 @@ class FineTunable(nn.Module):
     config: Any
     own_prefixes: tuple[str, ...] = ("norms.",)  # parameters that published weights never hold
     frozen_stages: int = 0  # see `freeze_stages`
+    gradient_checkpointing: bool = False
     _frozen_modules: tuple[str, ...] = ()
     _frozen_parameters: tuple[str, ...] = ()
 
@@ -113,6 +114,7 @@ class FineTunable(nn.Module):
         blocks = checkpoint_activations(self, outermost)
         if not blocks:
             raise ValueError(f"finetune.gradient_checkpointing: {type(self).__name__} has no blocks; leave it false")
+        self.gradient_checkpointing = True
         return blocks
 
 

@@ -12,13 +12,14 @@ import timm
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from vision_stack.backbones.base import STAGE_FIELDS, PublishedWeights
+from vision_stack.backbones.base import CONFIG_FILE, PublishedWeights
 from vision_stack.backbones.config_json import read_backbone_config
 from vision_stack.backbones.pretrained import fetch_from_hub
+from vision_stack.backbones.stages import STAGE_FIELDS
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.config import ConfigError, config_dir, from_dict, registered
 
-CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 
 
 @functools.cache

@@ -119,12 +119,18 @@ class TimmBackbone(Backbone):
         """Undo `freeze_batch_norm_2d`: batch norms again, with the same statistics, scale and shift."""
         self.net = unfreeze_batch_norm_2d(self.net)
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`.
 
         Raises:
-            ValueError: a model that is built for one image size was given a larger one.
+            ValueError: a model that is built for one image size was given a larger one; attentions.
         """
+        if output_attentions:
+            self.refuse_attentions(
+                "timm keeps no attentions; SwinConfig, Swinv2Config and ViTConfig build models that do"
+            )
         height, width = pixel_values.shape[-2:]
         names = self.config.stage_names[: self.config.stages.index(self.out_specs[-1]) + 1]
         try:

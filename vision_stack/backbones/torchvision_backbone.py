@@ -85,8 +85,12 @@ class TorchvisionBackbone(Backbone):
         self.published = PublishedWeights(None, weights.url)
         load_initial_weights(self)
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
+        if output_attentions:
+            self.refuse_attentions("torchvision keeps no attentions; SwinConfig and Swinv2Config build models that do")
         height, width = pixel_values.shape[-2:]
         x = pad_to_multiple(pixel_values, self.multiple)
         maps = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Self
@@ -75,7 +77,13 @@ class TransformersBackboneConfig(BackboneConfigMixin):
             image_std=raw.get("image_std"),
             out_features=raw.get("out_features"),
             out_indices=raw.get("out_indices") if raw.get("out_features") is None else None,
+            freeze_norm=raw.get("freeze_norm", False),
         )
+
+    def to_config_json(self) -> dict[str, Any]:
+        plain = self.to_dict()
+        del plain["out_indices"]  # which not every type there counts from the same stage as here
+        return {**plain.pop("architecture"), **plain}
 
     @property
     def stages(self) -> tuple[FeatureSpec, ...]:
@@ -102,26 +110,40 @@ class TransformersBackbone(Backbone):
         self.multiple = math.lcm(*(spec.stride for spec in config.stages))
         load_initial_weights(self)
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+    @property
+    def has_attentions(self) -> bool:
+        """See `Backbone.has_attentions`."""
+        return bool(getattr(self.net, "has_attentions", False))
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)].
 
-        Hidden states are transformers' own, which differ from family to family in number and layout.
+        Hidden states and attentions are transformers' own, which differ from family to family in number and layout.
 
         Raises:
-            ValueError: a model that is built for one image size only was given another.
+            ValueError: a model that is built for one image size only was given another; attentions where it has none.
         """
+        if output_attentions and not self.has_attentions:
+            self.refuse_attentions(f"transformers' {self.config.model_type} has none; leave it false")
         height, width = pixel_values.shape[-2:]
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         try:
             padded = pad_to_multiple(pixel_values, self.multiple)
-            outputs = self.net(pixel_values=padded, output_hidden_states=output_hidden_states)
+            with _step_by_step(self.net) if output_attentions else nullcontext():
+                outputs = self.net(pixel_values=padded, **{name: True for name, wanted in asked.items() if wanted})
         except (ValueError, RuntimeError) as error:  # transformers' own check, or shapes that do not go together
             if isinstance(error, RuntimeError) and "must match" not in str(error):
                 raise
             name, reason = self.config.model_type, str(error).split("\n")[0]
             line = f"{name} takes no images of {height} x {width} pixels ({reason}); choose a model that takes any size"
             raise ValueError(line) from None
+        attentions = outputs.attentions if output_attentions else None
+        if output_attentions and not attentions:
+            self.refuse_attentions(f"transformers' {self.config.model_type} keeps none; leave it false")
         maps = self.finish(list(outputs.feature_maps), (height, width)).feature_maps
-        return BackboneOutput(maps, outputs.hidden_states if output_hidden_states else None)
+        return BackboneOutput(maps, outputs.hidden_states if output_hidden_states else None, attentions)
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """transformers' layout -> ours; whatever this module has no place for is reported as not used."""
@@ -136,6 +158,17 @@ class TransformersBackbone(Backbone):
             else:
                 converted[place] = value
         return converted, not_built
+
+
+@contextlib.contextmanager
+def _step_by_step(net: Any) -> Iterator[None]:
+    """transformers' attention in single steps, which alone keeps the probabilities, instead of torch's fused one."""
+    before = net.config._attn_implementation
+    net.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        net.set_attn_implementation(before)
 
 
 def check_architecture(options: Mapping[str, Any], path: str = "architecture") -> None:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
+import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from vision_stack.backbones.attentions import recording
 from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, OutputNorms, pad_to_multiple
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, Fraction, Positive, Range, from_dict
@@ -57,6 +59,17 @@ class FamilyConfig(BackboneConfigMixin):
                 raise ConfigError(f"{name}: {raw[name]!r} is not supported by type={cls.type}, only {value!r} is")
         fields = {field.name for field in dataclasses.fields(cls)}
         return from_dict({name: _plain(name, value) for name, value in raw.items() if name in fields}, cls=cls)
+
+    def to_config_json(self) -> dict[str, Any]:
+        """As transformers writes it, but for output norms that its models do not have: those are ours alone to read."""
+        plain = self.to_dict()
+        if not self.is_default("out_norms"):
+            return plain
+        return {"model_type": plain.pop("type"), **plain, **self.required, **self.transformers_fields()}
+
+    def transformers_fields(self) -> dict[str, Any]:
+        """Fields of transformers' config that follow from those here, or are written in another way."""
+        return {}
 
     def is_default(self, name: str) -> bool:
         """Whether a field has the default value of its class, as if nobody had given it."""
@@ -160,8 +173,30 @@ class FamilyBackbone(Backbone):
         """The last stage's output -> its tokens [B, P + h * w, C], where that is what it is."""
         return None
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BackboneOutput:
+    def attention_modules(self) -> list[nn.Module]:
+        """Those of timm's attention modules whose probabilities `forward` gives on request, in order."""
+        return []
+
+    @property
+    def has_attentions(self) -> bool:
+        """See `Backbone.has_attentions`."""
+        return bool(self.attention_modules())
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BackboneOutput:
         """[B, 3, H, W] -> maps [B, C, ceil(H/stride), ceil(W/stride)]; see `Backbone.forward`."""
+        if not output_attentions:
+            return self._forward(pixel_values, output_hidden_states)
+        if not self.has_attentions:
+            self.refuse_attentions()
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            self.refuse_attentions("gradient checkpointing keeps none; ask for them in torch.no_grad()")
+        with recording(self.attention_modules()) as attentions:
+            output = self._forward(pixel_values, output_hidden_states)
+        return output._replace(attentions=tuple(attentions))
+
+    def _forward(self, pixel_values: Tensor, output_hidden_states: bool) -> BackboneOutput:
         height, width = pixel_values.shape[-2:]
         padded = pad_to_multiple(pixel_values, self.multiple)
         size = (padded.shape[-2], padded.shape[-1])

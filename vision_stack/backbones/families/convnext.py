@@ -88,6 +88,8 @@ class ConvNextV2Config(_ConvNextFields):
 class DINOv3ConvNextConfig(_ConvNextFields):
     """DINOv3's ConvNeXt. The stem is its first convolution and norm; transformers takes the image itself for that."""
 
+    required: ClassVar = {"num_channels": 3, "hidden_act": "gelu"}  # it counts its stages
+
     layer_norm_eps: Epsilon = 1e-6
     layer_scale_init_value: Annotated[float, Range(1e-12, 1e3)] = 1e-6
 

@@ -47,6 +47,9 @@ class DINOv3ViTConfig(PlainConfig):
             raise ConfigError(f"hidden_act: {given!r} is not supported here, only {expected!r} is")
         return super().from_transformers(raw)
 
+    def transformers_fields(self) -> dict[str, Any]:
+        return {"hidden_act": "silu" if self.use_gated_mlp else "gelu"}
+
     def check(self) -> None:
         super().check()
         if self.query_bias != self.value_bias:

@@ -138,6 +138,10 @@ class SwinBackbone(FamilyBackbone):
     def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return x.permute(0, 3, 1, 2)
 
+    def attention_modules(self) -> list[nn.Module]:
+        """Of the last block of every stage, as in transformers; B counts windows, row by row, within images."""
+        return [stage.blocks[-1].attn for stage in self.net.layers]
+
     def stage_modules(self) -> dict[str, str]:
         """See `FineTunable.stage_modules`."""
         return {f"stage{i + 1}": f"net.layers.{i}" for i in range(self.num_stages)}

@@ -134,6 +134,9 @@ class Dinov2Config(_LearntPositions):
             "act_layer": nn.SiLU,
         }
 
+    def transformers_fields(self) -> dict[str, Any]:
+        return {"mlp_ratio": int(self.mlp_ratio)} if self.mlp_ratio.is_integer() else {}  # it takes no other
+
     def build(self) -> ViTBackbone:
         return Dinov2Backbone(self)
 
@@ -188,6 +191,10 @@ class PlainBackbone(FamilyBackbone):
         x = x[:, self.net.num_prefix_tokens :]  # [B, h * w, C]
         patch = self.config.patch_size
         return x.unflatten(1, (size[0] // patch, size[1] // patch)).permute(0, 3, 1, 2)
+
+    def attention_modules(self) -> list[nn.Module]:
+        """Of every layer; class and register tokens come first among the N."""
+        return [block.attn for block in self.net.blocks]
 
     def stage_modules(self) -> dict[str, str]:
         """See `FineTunable.stage_modules`."""

@@ -1,0 +1,27 @@
+"""Configs of families as files: transformers reads from ours what it reads from its own."""
+
+import json
+
+import pytest
+import transformers
+from family_parity import CASES
+
+from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_family_config_saved_here_is_the_same_to_transformers_as_its_own(name, tmp_path):
+    case = CASES[name]
+    theirs = case.model.config_class(**case.options)
+    config = TRANSFORMERS_FAMILIES[theirs.model_type].from_transformers(json.loads(theirs.to_json_string()))
+    config.save_pretrained(tmp_path)
+    read = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert type(read) is type(theirs)
+    expected = {
+        key: value for key, value in theirs.to_dict().items() if key not in ("transformers_version", "_name_or_path")
+    }
+    if name == "vit":  # no backbone there, so that it says nothing of stages
+        expected |= {"out_features": config.out_features, "out_indices": config.out_indices}
+    found = read.to_dict()
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
+    assert {key: list(found[key]) if isinstance(found[key], tuple) else found[key] for key in listed} == listed
