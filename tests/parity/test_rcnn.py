@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from vision_stack.heads.rcnn import FasterRCNNHeadConfig, MaskRCNNHeadConfig, RegionHead
+from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHeadConfig
 from vision_stack.necks.fpn import FPNConfig
 from vision_stack.postprocess.paste import paste_masks
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Target
@@ -27,7 +27,7 @@ MODELS = [
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=[name for name, _ in MODELS])
-def pair(request: pytest.FixtureRequest) -> tuple[Any, RegionHead]:
+def pair(request: pytest.FixtureRequest) -> tuple[Any, FasterRCNNHead]:
     """torchvision's model and our head with its weights, all of them perturbed so that there are detections."""
     name, config = request.param
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def run_theirs(model: Any, features: tuple[torch.Tensor, ...], theirs: Any) -> t
     return found, {**losses, **more}
 
 
-def test_losses_of_the_same_seed_are_equal(pair: tuple[Any, RegionHead]) -> None:
+def test_losses_of_the_same_seed_are_equal(pair: tuple[Any, FasterRCNNHead]) -> None:
     model, head = pair
     model.train()
     head.train()
@@ -80,7 +80,7 @@ def test_losses_of_the_same_seed_are_equal(pair: tuple[Any, RegionHead]) -> None
         torch.testing.assert_close(loss, expected[name], rtol=0, atol=0)
 
 
-def test_detections_are_equal_with_boxes_and_masks_in_original_pixels(pair: tuple[Any, RegionHead]) -> None:
+def test_detections_are_equal_with_boxes_and_masks_in_original_pixels(pair: tuple[Any, FasterRCNNHead]) -> None:
     model, head = pair
     model.eval()
     head.eval()
@@ -105,7 +105,7 @@ def test_detections_are_equal_with_boxes_and_masks_in_original_pixels(pair: tupl
             assert found.masks is None
 
 
-def test_shifted_level_is_noticed(pair: tuple[Any, RegionHead]) -> None:
+def test_shifted_level_is_noticed(pair: tuple[Any, FasterRCNNHead]) -> None:
     """The comparison would fail for a planted fault."""
     model, head = pair
     model.eval()

@@ -4,9 +4,10 @@ from vision_stack.heads.base import Head
 from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
-from vision_stack.heads.rcnn import FasterRCNNHeadConfig, MaskRCNNHeadConfig, RegionHead
+from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHead, MaskRCNNHeadConfig
 
 __all__ = [
+    "FasterRCNNHead",
     "FasterRCNNHeadConfig",
     "Head",
     "Mask2FormerHead",
@@ -15,6 +16,6 @@ __all__ = [
     "MaskFormerHeadConfig",
     "MaskHead",
     "MaskHeadConfig",
+    "MaskRCNNHead",
     "MaskRCNNHeadConfig",
-    "RegionHead",
 ]

@@ -70,9 +70,9 @@ class FasterRCNNHeadConfig(HeadConfig):
     def needs_masks(self) -> bool:
         return False
 
-    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> RegionHead:
+    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> FasterRCNNHead:
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
-        return RegionHead(self, in_specs, num_classes)
+        return FasterRCNNHead(self, in_specs, num_classes)
 
 
 register("head", "faster_rcnn")(FasterRCNNHeadConfig)
@@ -90,6 +90,10 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
     @property
     def needs_masks(self) -> bool:
         return True
+
+    def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskRCNNHead:
+        """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
+        return MaskRCNNHead(self, in_specs, num_classes)
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -121,8 +125,8 @@ class RegionHeads(RoIHeads):
         return matched, labels
 
 
-class RegionHead(Head[RegionOutputs]):
-    """Proposals from all maps, boxes and masks from those at strides 4 to 32."""
+class FasterRCNNHead(Head[RegionOutputs]):
+    """Proposals from all maps, boxes (and masks) from those at strides 4 to 32."""
 
     def __init__(self, config: FasterRCNNHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__()
@@ -208,11 +212,6 @@ class RegionHead(Head[RegionOutputs]):
     def _boxes(self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
         return self._decode(outputs, infos, options, with_masks=False)
 
-    def _instances(
-        self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions
-    ) -> Iterator[Instances]:
-        return self._decode(outputs, infos, options, with_masks=True)
-
     def _decode(
         self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions, *, with_masks: bool
     ) -> Iterator[Instances]:
@@ -231,7 +230,18 @@ class RegionHead(Head[RegionOutputs]):
                 boxes, labels, scores = boxes.cpu(), labels.cpu(), scores.cpu()
             yield Instances(boxes, labels, scores.float(), masks)
 
-    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes, "instance": _instances}
+    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
+
+
+class MaskRCNNHead(FasterRCNNHead):
+    """With the mask branch that its config asks for."""
+
+    def _instances(
+        self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions
+    ) -> Iterator[Instances]:
+        return self._decode(outputs, infos, options, with_masks=True)
+
+    decoders: ClassVar[Mapping[Task, Decoder]] = {**FasterRCNNHead.decoders, "instance": _instances}
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
