@@ -16,7 +16,7 @@ from vision_stack.data.segments import LabelMapSplit
 from vision_stack.data.semantic import SemanticFolders, read_semantic
 from vision_stack.data.shapes import generate_shapes
 from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
-from vision_stack.structures import Category, Task
+from vision_stack.structures import OBJECT_TASKS, Category, Task
 
 Split = CocoSplit | LabelMapSplit
 Categories = Sequence[Category] | None
@@ -27,7 +27,7 @@ class DataConfig(Config):
     """What all data sets share. A subclass says where its files are, and reads them."""
 
     kind: ClassVar[str] = "data"
-    tasks: ClassVar[tuple[Task, ...]] = ("instance",)  # that there are annotations for
+    tasks: ClassVar[tuple[Task, ...]] = OBJECT_TASKS  # that there are annotations for
     root: str | None = None  # folder of the data set
     batch_size: Count = 4  # images of one training step on one device
     eval_batch_size: Count = 1
@@ -152,7 +152,7 @@ class SemanticDataConfig(DataConfig):
 class ShapesDataConfig(DataConfig):
     """Generated scenes, written as a COCO folder below `root` (the cache folder by default) when first asked for."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ("instance", "semantic", "panoptic")
+    tasks: ClassVar[tuple[Task, ...]] = (*OBJECT_TASKS, "semantic", "panoptic")
     batch_size: Count = 16
     eval_batch_size: Count = 16
     num_workers: Annotated[int, Range(0, 256)] = 0  # images of this size are decoded faster than they are passed on
@@ -193,7 +193,7 @@ class ShapesDataConfig(DataConfig):
 
     def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
         folder, images = self.folder(), self.folder() / split
-        if task == "instance":
+        if task in OBJECT_TASKS:
             return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
         if task == "panoptic":
             file = folder / "annotations" / f"panoptic_{split}.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vision_stack.config import registered, to_dict
@@ -20,6 +20,26 @@ PLACEHOLDERS = {  # of options without a dataclass, or without a default that fi
     "trainer.check_val_every_n_epoch": 1,
     "trainer.val_check_interval": None,
 }
+
+
+def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy without values that the data's own recipe has for other parts than the chosen ones.
+
+    `experiment/shapes.yaml` sets `head.num_queries`, which `head=mask_rcnn` does not have. What was typed stays, and so
+    does a recipe that was named, so that mistakes in them are reported.
+    """
+    result = copy.deepcopy(dict(options))
+    typed = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "experiment" in typed:
+        return result
+    for kind in ("neck", "head"):
+        cls = registered(kind).get(str(result[kind].get("type")))
+        known = {"type", *(field.name for field in dataclasses.fields(cls))} if cls else result[kind].keys()
+        for name in result[kind].keys() - known:
+            path = f"{kind}.{name}"
+            if not any(key == path or key.startswith(f"{path}.") for key in typed):
+                del result[kind][name]
+    return result
 
 
 def auto_paths(options: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from vision_stack.data.images import open_image, read_image
 from vision_stack.ops.files import write_file
 from vision_stack.ops.label_maps import rgb_to_ids
 from vision_stack.structures import (
+    OBJECT_TASKS,
     Category,
     Instances,
     PanopticSegmentation,
@@ -45,7 +46,7 @@ def draw_validation(
     chosen = records[: min(count, metrics.get("num_images", count))]
     results: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in chosen}
     content = json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    for result in content if task == "instance" else content["annotations"]:
+    for result in content if task in OBJECT_TASKS else content["annotations"]:
         if result["image_id"] in results:
             results[result["image_id"]].append(result)
     paths = []
@@ -53,7 +54,7 @@ def draw_validation(
         path = (run_dir / "pictures" / f"{record.image_id}_{Path(record.path).name}").with_suffix(".jpg")
         image = read_image(record.path, apply_exif=record.apply_exif)
         mine = results[record.image_id]
-        if task == "instance":
+        if task in OBJECT_TASKS:
             found: Prediction = decoded(encoded(mine, categories), image.shape[:2], threshold)
         elif mine:
             found = read_label_map(run_dir / PREDICTIONS_DIR, mine[0], categories, task)
@@ -105,7 +106,10 @@ def ground_truth(record: Any, task: Task) -> Prediction:
     """What an image's annotation says, in the form of a prediction; crowds are left out of instances."""
     if task == "panoptic":
         return record.truth().segmentation
-    return record.truth() if task == "semantic" else _true_instances(record)
+    if task == "semantic":
+        return record.truth()
+    found = _true_instances(record)
+    return replace(found, masks=None) if task == "detection" else found
 
 
 def _true_instances(record: ImageRecord) -> Instances:
@@ -123,15 +127,16 @@ def _true_instances(record: ImageRecord) -> Instances:
 
 
 def encoded(results: Iterable[dict[str, Any]], categories: Sequence[Category]) -> Instances:
-    """The records of one image out of a COCO results file; boxes are those of the masks."""
+    """The records of one image out of a COCO results file; boxes are those of the masks where there are masks."""
     results = list(results)
     label_of = {category.id: label for label, category in enumerate(categories)}
-    rles = [r["segmentation"] for r in results]
-    boxes = coco_mask.toBbox(rles).reshape(-1, 4) if rles else np.zeros((0, 4))
+    rles = [r["segmentation"] for r in results if "segmentation" in r]
+    boxes = coco_mask.toBbox(rles) if rles else np.array([r["bbox"] for r in results], float)
+    boxes = boxes.reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return Instances(
         torch.from_numpy(boxes).float(),
         torch.tensor([label_of[r["category_id"]] for r in results], dtype=torch.int64),
         torch.tensor([r["score"] for r in results], dtype=torch.float32),
-        rles,
+        rles if len(rles) == len(results) and results else None,
     )

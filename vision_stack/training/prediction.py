@@ -24,7 +24,15 @@ from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
 from vision_stack.ops.files import write_file
-from vision_stack.structures import Category, Instances, PanopticSegmentation, Prediction, SemanticSegmentation, Task
+from vision_stack.structures import (
+    OBJECT_TASKS,
+    Category,
+    Instances,
+    PanopticSegmentation,
+    Prediction,
+    SemanticSegmentation,
+    Task,
+)
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.journal import Entry, Journal
@@ -98,7 +106,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
     print(
         f"{', '.join(counts)}; {summary}",
         f"pictures: {run_dir / 'pictures'}",
-        f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task == "instance" else f", {run_dir / PREDICTIONS_DIR}"),
+        f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task in OBJECT_TASKS else f", {run_dir / PREDICTIONS_DIR}"),
         sep="\n",
     )
 
@@ -173,10 +181,10 @@ def _finish(
         nonlocal count
         for name, entry in journal.entries(images):
             of_file = {"file_name": name}
-            if task != "instance":
+            if task not in OBJECT_TASKS:
                 of_file = {"image": name, "file_name": f"{images[name].stem}.png"}
             for record in entry["records"]:
-                count += record["score"] >= threshold if task == "instance" else len(record.get("segments_info", ()))
+                count += record["score"] >= threshold if task in OBJECT_TASKS else len(record.get("segments_info", ()))
                 yield {**record, "image_id": images[name].number, **of_file}
 
     write_predictions(run_dir, records(), _header(task, model.categories))
@@ -224,7 +232,7 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
         threshold, top_k: as in configs/predict.yaml.
     """
     outputs, (info,) = model.infer([image])
-    if model.config.task == "instance":
+    if model.config.task in OBJECT_TASKS:
         (found,) = model.decode(outputs, [info], threshold=0.0, top_k=top_k, masks="rle")
         assert isinstance(found, Instances)
         records = coco_results(image_id, found, model.categories, boxes=True)
@@ -239,7 +247,7 @@ def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float 
 
 
 def _header(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
-    if task == "instance":
+    if task in OBJECT_TASKS:
         return {}
     return {"categories": panoptic_categories(categories) if task == "panoptic" else semantic_categories(categories)}
 

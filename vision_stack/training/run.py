@@ -23,7 +23,7 @@ from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.auto import describe_settled, settled_values, without_autos
+from vision_stack.training.auto import describe_settled, fitting, settled_values, without_autos
 from vision_stack.training.averaging import prepare_averaging
 from vision_stack.training.checkpoints import Interrupted, callbacks_of, checkpoints_of
 from vision_stack.training.estimate import measure
@@ -62,6 +62,7 @@ def train(
     """
     quiet_lightning()
     keep_freed_memory()
+    config = fitting(config, overrides)
     early = without_autos(config)  # what was typed is checked before anything is read
     options = decode_options(early, TrainOptions)
     seed = options.seed

@@ -24,6 +24,8 @@ def build_evaluator(data: DataModule, *, top_k: int, boundary_ap: bool = False) 
         return SemanticEvaluator(truth, categories)
     if data.task == "panoptic":
         return PanopticEvaluator(truth, categories)
+    if data.task == "detection":
+        return CocoEvaluator(truth, categories, ("bbox",), max_detections=top_k)
     kinds: tuple[IouType, ...] = ("segm", "bbox", "boundary") if boundary_ap else ("segm", "bbox")
     return CocoEvaluator(truth, categories, kinds, max_detections=top_k)
 

@@ -1,0 +1,36 @@
+"""What the detectors add to torchvision's: ignored regions; and recipes that set values of another head."""
+
+import torch
+
+from vision_stack.heads.rcnn import FasterRCNNHeadConfig, covered
+from vision_stack.structures import Features, FeatureSpec
+from vision_stack.training.auto import fitting
+
+SPECS = tuple(FeatureSpec(f"p{i}", 8, 2**i) for i in range(2, 6))
+
+
+def test_covered_is_the_largest_share_of_a_box_in_one_region() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+    regions = torch.tensor([[5.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 2.0]])
+    assert covered(boxes, regions).tolist() == [0.5, 0.0]
+
+
+def test_ignored_region_over_the_whole_image_leaves_no_background_to_learn() -> None:
+    config = FasterRCNNHeadConfig(representation_size=8, rpn_post_nms_top_n=10, rpn_pre_nms_top_n=50)
+    head = config.build(SPECS, 2).train()
+    maps = tuple(torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for s in SPECS)
+    features = Features(maps, (64, 64), ((64, 64),))
+    empty = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    everything = torch.tensor([[-1000.0, -1000.0, 1000.0, 1000.0]])
+    plain = head.compute_loss(head(features, [empty]), [empty])
+    ignoring = head.compute_loss(head(features, [{**empty, "ignored": everything}]), [empty])
+    assert plain["loss_objectness"] > 0.1
+    assert not torch.nan_to_num(ignoring["loss_objectness"]).any()  # the mean over no anchors at all
+
+
+def test_values_of_the_datas_recipe_for_another_head_are_left_out_unless_typed() -> None:
+    options = {"neck": {"type": "fpn", "channels": 64}, "head": {"type": "faster_rcnn", "num_queries": 20}}
+    assert fitting(options, ["head=faster_rcnn"])["head"] == {"type": "faster_rcnn"}
+    assert fitting(options, ["head=faster_rcnn"])["neck"] == options["neck"]
+    assert fitting(options, ["head.num_queries=20"]) == options
+    assert fitting(options, ["experiment=mine"]) == options
