@@ -201,6 +201,7 @@ def test_trainer_takes_number_of_nodes_and_plugins() -> None:
     plugin = "+trainer.plugins=[{_target_: pytorch_lightning.plugins.DoublePrecision}]"
     config = tiny_run.compose_options("train", ["trainer.num_nodes=2", "trainer.precision=null", plugin])
     decode_options(config, TrainOptions)
+    config["trainer"].pop("auto_batch")  # ours
     trainer = instantiate(config["trainer"], logger=False, enable_checkpointing=False)
     assert (trainer.num_nodes, trainer.precision) == (2, "64-true")
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from vision_stack.backbones import load_pretrained  # noqa: F401  registers the backbones
 from vision_stack.config import from_dict, registered
+from vision_stack.heads import MaskHead
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import SimplePyramidConfig
 from vision_stack.necks.simple_pyramid import resample
@@ -84,15 +85,18 @@ def test_simple_pyramid_plain_transformer_with_any_head_takes_an_odd_image_and_t
         "backbone": {"type": backbone, **TINY_VIT, "patch_size": patch},
         "neck": {"type": "simple_pyramid", "channels": 16},
         "head": {"type": head, **{name: value for name, value in TINY_HEAD.items() if name in fields}},
+        "task": "instance" if "instance" in registered("head")[head].tasks else "detection",
         "categories": [{"id": 1, "name": "thing"}],
     }
     model = VisionModel(from_dict(config, cls=VisionModelConfig)).train()
-    outputs = model(torch.randn(2, 3, 75, 101))
-    assert outputs.mask_features.shape[-2:] == (19, 26)
     masks = torch.zeros(1, 75, 101, dtype=torch.bool)
     masks[:, 10:40, 20:60] = True
     target = {"labels": torch.zeros(1, dtype=torch.int64), "masks": masks, "boxes": torch.tensor([[20.0, 10, 60, 40]])}
-    sum(model.head.compute_loss(outputs, [target, target]).values()).backward()
+    targets = [target, target]
+    outputs = model(torch.randn(2, 3, 75, 101), targets=targets)
+    if isinstance(model.head, MaskHead):
+        assert outputs.mask_features.shape[-2:] == (19, 26)
+    sum(model.head.compute_loss(outputs, targets).values()).backward()
     patches = model.backbone.net.patch_embed.proj.weight.grad
     assert patches is not None
     assert patches.abs().sum() > 0

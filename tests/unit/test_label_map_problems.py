@@ -240,8 +240,10 @@ def test_task_without_annotations_is_refused_with_the_choices(tmp_path):
         data.train_split  # noqa: B018
 
 
-def test_unknown_task_is_refused_with_the_three_there_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"^task: expected instance, semantic, panoptic, got 'detection'$"):
+def test_unknown_task_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"^task: expected detection, instance, semantic, panoptic, got 'depth'$"):
+        SemanticDataConfig(root=str(tmp_path)).read("train", "depth")
+    with pytest.raises(ConfigError, match=r"data=semantic has no annotations for detection; say task=semantic, or use"):
         SemanticDataConfig(root=str(tmp_path)).read("train", "detection")
 
 
