@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from vision_stack.config import from_dict
+from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel
 from vision_stack.ops.label_maps import rgb_to_ids
@@ -172,3 +173,21 @@ def test_boundary_ap_is_an_option_of_evaluation(tmp_path: Path) -> None:
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert results.metrics["segm"] == before["segm"]
     assert results.metrics["boundary"].keys() == before["segm"].keys()
+
+
+def test_validation_set_of_crowds_is_said_before_training_and_has_no_score(tmp_path: Path, capsys: Any) -> None:
+    folder = ShapesDataConfig(root=str(tmp_path), image_size=64, num_train=8, num_val=2).folder()
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    tiny_run.train(tmp_path / "run", f"data.root={tmp_path}", "trainer.max_epochs=2")
+    printed = capsys.readouterr().out
+    before, _, after = printed.partition("results in")
+    assert f"warning: {file}: no validation image has an object, only crowd regions" in before
+    assert "mask AP -" in after
+    assert "-1.0" not in printed
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["segm"]["AP"] is None
+    assert tiny_run.best(tmp_path / "run")["position"]["step"] == 8  # the last, since none is better

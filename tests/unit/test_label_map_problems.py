@@ -267,7 +267,12 @@ def test_panoptic_categories_without_isthing_are_things_with_a_note(tmp_path):
     split = panoptic(write_panoptic(tmp_path, change)).train_split
     assert all(category.is_thing for category in split.categories)
     assert "categories[1].isthing: 'cat' has none, nor have 1 others; taken for things" in split.report()
-    assert not panoptic(tmp_path).val_split.report()
+    assert "isthing" not in panoptic(tmp_path).val_split.report()
+
+
+def test_panoptic_crowd_segments_are_counted(tmp_path):
+    report = panoptic(write_panoptic(tmp_path)).train_split.report()
+    assert "segments_info[].iscrowd: 2 of 8 segments are crowd regions (iscrowd=1); not trained on" in report
 
 
 def test_panoptic_image_id_of_two_files_loses_both(tmp_path):

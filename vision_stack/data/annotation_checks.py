@@ -1,7 +1,8 @@
 """Reads and checks the annotations of a json file: one pass in Python to gather them, the rest vectorised.
 
 What is wrong beyond repair is a problem: no segmentation, one of the wrong size or shape, coordinates that are not
-finite, a polygon without area, a box without area or wholly outside of the image, an unknown image or category.
+finite, a polygon without area, a box without area or wholly outside of the image, an unknown image or category; and
+polygons that cover no pixel, if most of them do not. What looks odd is noted (`annotation_consistency.py`).
 
 What has an obvious meaning is mended: a missing box or area is taken from the segmentation, a box that sticks out is
 clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
@@ -20,6 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_stack.data.annotation_consistency import (
+    Masks,
+    Notes,
+    find_empty,
+    note_areas,
+    note_boxes,
+    note_crowds,
+    note_holes,
+)
 from vision_stack.data.annotations import AnnotationTable
 from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
 from vision_stack.data.validation import BrokenField, Findings, show, whole_number
@@ -44,7 +54,8 @@ class _Gathered:
     def __init__(self) -> None:
         self.index, self.image_row, self.label = array("q"), array("q"), array("q")
         self.ids, self.crowd = array("q"), array("b")
-        self.box, self.has_box, self.area = array("d"), array("b"), array("d")
+        self.box, self.area = array("d"), array("d")  # of the file; NaN where it has none
+        self.bounds, self.pixels = array("d"), array("d")  # of RLEs; NaN for polygons, whose masks are measured later
         self.polygon_stop = array("q")  # per annotation, in polygons
         self.points, self.point_count, self.point_stop = (
             array("d"),
@@ -123,16 +134,13 @@ def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, l
         message = f"expected four numbers x, y, width, height, got {show(box)}"
         raise BrokenField(".bbox", message, "correct it, or leave bbox out to have it computed")
     area = float(raw["area"]) if _is_number(raw.get("area")) and math.isfinite(raw["area"]) else math.nan
+    bounds, pixels = (math.nan,) * 4, math.nan
     segmentation = raw.get("segmentation")
     if not segmentation:
         message = "there is no mask, only a box" if box else "there is no mask"
         raise BrokenField(".segmentation", message, "export with polygons or RLE masks")
     if isinstance(segmentation, dict):
-        pixels = _gather_rle(to, segmentation, frame)
-        area = area if area > 0 else float(pixels)
-        if not box:
-            x0, y0, x1, y1 = rle.box(segmentation)
-            box = [x0, y0, x1 - x0, y1 - y0]
+        bounds, pixels = _gather_rle(to, segmentation, frame)
     elif isinstance(segmentation, list):
         _gather_polygons(to, segmentation)
     else:
@@ -144,25 +152,29 @@ def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, l
     to.ids.append(annotation_id if annotation_id and annotation_id > 0 else 0)
     to.crowd.append(bool(crowd))
     to.box.extend(box or (math.nan,) * 4)
-    to.has_box.append(bool(box))
     to.area.append(area)
+    to.bounds.extend(bounds)
+    to.pixels.append(pixels)
     to.polygon_stop.append(len(to.point_stop))
     to.counts_stop.append(len(to.counts))
 
 
-def _gather_rle(to: _Gathered, segmentation: dict[str, Any], frame: ImageFrame) -> int:
-    """Returns the number of object pixels."""
+def _gather_rle(
+    to: _Gathered, segmentation: dict[str, Any], frame: ImageFrame
+) -> tuple[tuple[float, float, float, float], float]:
+    """Returns bounds and number of the object's pixels."""
     try:
-        pixels = int(rle.check_rle(segmentation, frame.height, frame.width)[1::2].sum())
+        runs = rle.check_rle(segmentation, frame.height, frame.width)
     except ValueError as error:
         raise BrokenField(".segmentation", str(error), _REDO) from None
+    pixels = float(runs[1::2].sum())
     if not pixels:
         raise BrokenField(".segmentation", "the RLE has no object pixel", _REDO)
     counts = segmentation["counts"]
     if isinstance(counts, list):
         counts = rle.to_compressed(segmentation, frame.height, frame.width)["counts"]
     to.counts.extend(counts.encode("ascii") if isinstance(counts, str) else counts)
-    return pixels
+    return rle.box_of_runs(runs, frame.height), pixels
 
 
 def _gather_polygons(to: _Gathered, polygons: list[Any]) -> None:
@@ -203,13 +215,18 @@ def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple
     def of(row: int) -> str:
         return f" (image {show(frames[image_row[row]].file_name)})"
 
+    def name(row: int) -> str:
+        return f"id {to.ids[row] or '?'} in {show(frames[image_row[row]].file_name)}"
+
     good = _judge_polygons(shapes, owner, polygon_count, where, of, findings)
-    boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
-    areas = np.array(to.area, dtype=np.float64)
     kept = shapes.fault == 0
-    _fill_from_polygons(boxes, np.array(to.has_box, dtype=bool), areas, shapes, owner, kept)
+    points_of = np.stack([np.concatenate([[0], point_stop])[:-1], point_stop], axis=1)
+    masks = _masks(to, shapes, np.stack([height, width], axis=1), owner, kept, points, points_of)
+    boxes, areas = _filled(to, masks)
     _judge_boxes(boxes, good, height, width, where, of, findings)
     ids = _unique_ids(np.array(to.ids, dtype=np.int64), where, findings)
+    crowd = np.array(to.crowd, dtype=bool)
+    _compare(to, masks, good, crowd, Notes(findings, name))
 
     order = np.flatnonzero(good)
     order = order[np.argsort(image_row[order], kind="stable")]
@@ -219,10 +236,10 @@ def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple
         labels=np.array(to.label, dtype=np.int64)[order],
         boxes=boxes[order],
         areas=areas[order],
-        crowd=np.array(to.crowd, dtype=bool)[order],
+        crowd=crowd[order],
         ids=ids[order],
         polygons=np.stack([kept_before[polygon_stop - polygon_count], kept_before[polygon_stop]], axis=1)[order],
-        points_of=np.stack([np.concatenate([[0], point_stop])[:-1], point_stop], axis=1)[kept],
+        points_of=masks.points_of,
         points=points,
         counts_of=np.stack([np.concatenate([[0], counts_stop])[:-1], counts_stop], axis=1)[order],
         counts=bytes(to.counts),
@@ -239,31 +256,55 @@ def _judge_polygons(
     broken = np.bincount(owner[(shapes.fault > 0) & ~np.isin(shapes.fault, DEGENERATE)], minlength=rows)
     good = (polygon_count == 0) | ((usable > 0) & (broken == 0))
     said: set[int] = set()
+    left_out: list[int] = []
     # What is beyond repair comes first, so that each annotation is reported for the worst of its polygons.
     faulty = np.flatnonzero(shapes.fault)
     for polygon in faulty[np.argsort(np.isin(shapes.fault[faulty], DEGENERATE), kind="stable")].tolist():
         row = int(owner[polygon])
-        if row in said:
-            continue
-        said.add(row)
-        message = fault_of(shapes, polygon) + of(row)
         if good[row]:
-            findings.note(where(row, "segmentation"), message, "this polygon of several is left out")
-        else:
-            findings.problem(where(row, "segmentation"), message, _REDO)
+            left_out.append(polygon)
+        elif row not in said:
+            findings.problem(where(row, "segmentation"), fault_of(shapes, polygon) + of(row), _REDO)
+        said.add(row)
+    if left_out:
+        first = int(owner[left_out[0]])
+        more = f", and {len(left_out) - 1:,} more such" if len(left_out) > 1 else ""
+        message = f"{fault_of(shapes, left_out[0])}{of(first)}{more}"
+        findings.note(where(first, "segmentation"), message, "left out; the object has other polygons")
     return good
 
 
-def _fill_from_polygons(boxes: Any, has_box: Any, areas: Any, shapes: PolygonShapes, owner: Any, kept: Any) -> None:
-    """Boxes and areas that the file leaves out, in place."""
-    bounds = np.full((len(boxes), 4), np.inf) * (1, 1, -1, -1)
-    np.minimum.at(bounds[:, :2], owner[kept], shapes.bounds[kept, :2])
-    np.maximum.at(bounds[:, 2:], owner[kept], shapes.bounds[kept, 2:])
-    missing = ~has_box & np.isfinite(bounds).all(axis=1)
-    boxes[missing, :2] = bounds[missing, :2]
-    boxes[missing, 2:] = bounds[missing, 2:] - bounds[missing, :2]
-    no_area = ~(np.isfinite(areas) & (areas > 0))
-    areas[no_area] = np.bincount(owner[kept], weights=shapes.area[kept], minlength=len(boxes))[no_area]
+def _masks(
+    to: _Gathered, shapes: PolygonShapes, size: Any, owner: Any, kept: Any, points: Any, points_of: Any
+) -> Masks:
+    bounds = np.array(to.bounds, dtype=np.float64).reshape(-1, 4)
+    area = np.array(to.pixels, dtype=np.float64)
+    of_polygons = np.full((len(bounds), 4), np.inf) * (1, 1, -1, -1)
+    np.minimum.at(of_polygons[:, :2], owner[kept], shapes.bounds[kept, :2])
+    np.maximum.at(of_polygons[:, 2:], owner[kept], shapes.bounds[kept, 2:])
+    has_polygon = np.isfinite(of_polygons).all(axis=1)
+    bounds[has_polygon] = of_polygons[has_polygon]
+    area[has_polygon] = np.bincount(owner[kept], weights=shapes.area[kept], minlength=len(bounds))[has_polygon]
+    return Masks(size, bounds, area, owner[kept], points, points_of[kept], shapes.bounds[kept], shapes.area[kept])
+
+
+def _filled(to: _Gathered, masks: Masks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Boxes [A, 4] (x, y, width, height) and areas [A] of the file, and of the masks where it has none."""
+    boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
+    missing = np.isnan(boxes).all(axis=1) & np.isfinite(masks.bounds).all(axis=1)
+    boxes[missing] = np.concatenate([masks.bounds[:, :2], masks.bounds[:, 2:] - masks.bounds[:, :2]], axis=1)[missing]
+    areas = np.array(to.area, dtype=np.float64)
+    return boxes, np.where(areas > 0, areas, masks.area)
+
+
+def _compare(to: _Gathered, masks: Masks, good: NDArray[np.bool_], crowd: NDArray[np.bool_], note: Notes) -> None:
+    """Notes what does not fit together; clears `good` where masks are empty and that is a problem."""
+    stated_boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
+    good &= ~find_empty(masks, good, note)
+    note_crowds(note.findings, crowd[good])
+    note_boxes(masks, stated_boxes, good, note)
+    note_areas(masks, np.array(to.area, dtype=np.float64), stated_boxes, good, note)
+    note_holes(masks, good, note)
 
 
 def _judge_boxes(boxes: Any, good: Any, height: Any, width: Any, where: Any, of: Any, findings: Findings) -> None:

@@ -67,7 +67,11 @@ class CocoSplit:
     categories: tuple[Category, ...]  # by label
     table: AnnotationTable
     problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
-    notes: tuple[Problem, ...]  # harmless things that were mended
+    notes: tuple[Problem, ...]  # what was mended, and what looks odd
+
+    @property
+    def num_crowds(self) -> int:
+        return int(np.count_nonzero(self.table.crowd))
 
     def ground_truth(self) -> dict[str, Any]:
         """The split in COCO's format for `pycocotools`: images and annotations of the records, crowds included.
@@ -101,7 +105,7 @@ class CocoSplit:
         }
 
     def report(self, shown: int = 20) -> str:
-        """What was skipped and mended, for printing; empty if nothing was."""
+        """What was skipped and noted, a line each, for printing; empty if nothing was."""
         return report(self.annotation_file, "broken records", self.problems, self.notes, shown)
 
 

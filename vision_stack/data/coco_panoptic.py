@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vision_stack.data.annotation_consistency import note_crowds
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ImageFolder, ListedImage, check_files, read_listed
 from vision_stack.data.json_file import load_coco_json, refusal
@@ -66,7 +67,9 @@ def read_coco_panoptic(
     listed, _ = read_listed(data["images"], str(image_dir), findings, size_needed=False)
     listed_ids = {category["id"] for category in data["categories"]}
     segments = _Segments(data["annotations"], str(label_dir), label_of, listed_ids, findings)
-    records = _records(list(check_files(listed, str(image_dir), findings, decode=on_error == "skip")), segments)
+    table = segments.table()
+    note_crowds(findings, table.crowd, "segments")
+    records = _records(list(check_files(listed, str(image_dir), findings, decode=on_error == "skip")), segments, table)
     records, faults = check_maps(records, Path(file).name, PanopticRecord.check_map, every=on_error == "skip")
     findings.problems += faults
     if findings.problems and on_error == "raise":
@@ -74,7 +77,8 @@ def read_coco_panoptic(
     if not records:
         reason = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
         raise data_error(file, "images", "no good image is left", f"mend the file{reason}")
-    return LabelMapSplit(file, records, classes, tuple(findings.problems), tuple(findings.notes))
+    num_crowds = int(np.count_nonzero(table.crowd))
+    return LabelMapSplit(file, records, classes, tuple(findings.problems), tuple(findings.notes), num_crowds)
 
 
 class _Segments:
@@ -161,8 +165,7 @@ class _Segments:
         self._crowd.append(bool(raw.get("iscrowd")))
 
 
-def _records(images: list[ListedImage], segments: _Segments) -> list[PanopticRecord]:
-    table = segments.table()
+def _records(images: list[ListedImage], segments: _Segments, table: SegmentTable) -> list[PanopticRecord]:
     records = []
     for image in images:
         found = segments.of_image.get(image.image_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,9 @@ from vision_stack.data.dataset import SegmentationDataset
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
+from vision_stack.data.split_overlap import shared_images
 from vision_stack.data.transforms import TransformConfig
-from vision_stack.data.validation import Problem, data_error
+from vision_stack.data.validation import Problem, data_error, show
 from vision_stack.structures import Category, Task
 
 
@@ -82,16 +84,45 @@ class DataModule(pl.LightningDataModule):
         records: list[Any] = self.train_split.records
         if self.config.filter_empty and self.task != "semantic":  # of these, every label map would have to be read
             records = [record for record in records if record.num_objects]
-        if not records:
-            file = self.train_split.annotation_file
-            raise data_error(
-                file, "annotations", "no training image has an object", "annotate some, or give another file"
-            )
-        return records[: self.config.max_train_images]
+        records = records[: self.config.max_train_images]
+        if not self._has_objects(records):
+            file, crowds = self.train_split.annotation_file, self.train_split.num_crowds
+            message, remedy = "no training image has an object", "annotate some, or give another file"
+            if crowds:
+                message += f"; {crowds:,} annotations are crowd regions (iscrowd=1), which are not trained on"
+                remedy = "write iscrowd=0 for single objects"
+            raise data_error(file, "annotations", message, remedy)
+        return records
 
     @property
     def val_records(self) -> list[ImageFile]:
         return list(self.val_split.records)
+
+    def notes(self) -> list[str]:
+        """What was skipped, mended or looks odd in either split and between them, a line each, for printing."""
+        lines = [*self.train_split.report().splitlines(), *self.val_notes()]
+        files = (self.train_split.annotation_file, self.val_split.annotation_file)
+        remedy = "validation measures what was learnt by heart; give images of their own"
+        if self.task != "semantic" and os.path.samefile(*files):  # of semantic data, it is the class table
+            return [*lines, f"note: {files[1]}: the annotations of training and validation are one file; {remedy}"]
+        if shared := shared_images(self.train_records, self.val_records):
+            val, train = shared[0]
+            count = f"{len(shared):,} of {len(self.val_records):,} validation images are training images, too"
+            lines.append(f"note: {files[1]}: {count} ({show(val.file_name)} is {show(train.file_name)}); {remedy}")
+        return lines
+
+    def val_notes(self) -> list[str]:
+        """The same of the validation split alone."""
+        lines = self.val_split.report().splitlines()
+        if not self._has_objects(self.val_records):
+            crowds = ", only crowd regions" if self.val_split.num_crowds else ""
+            message = f"no validation image has an object{crowds}; there will be no score"
+            lines.append(f"warning: {self.val_split.annotation_file}: {message}")
+        return lines
+
+    def _has_objects(self, records: Sequence[ImageFile]) -> bool:
+        """Whether there are images, and objects in any; classes of semantic data are looked for when files are read."""
+        return bool(records) and (self.task == "semantic" or any(record.num_objects for record in records))
 
     def val_ground_truth(self) -> Any:
         """What the task's evaluator takes, of just the images that `val_dataloader` gives, crowds included.

@@ -180,12 +180,13 @@ class LabelMapSplit:
     records: list[Any]  # PanopticRecord or SemanticRecord
     categories: tuple[Category, ...]  # by label
     problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
-    notes: tuple[Problem, ...] = ()  # harmless things that were mended
+    notes: tuple[Problem, ...] = ()  # what was mended, and what looks odd
+    num_crowds: int = 0
 
     def ground_truth(self) -> TruthByImage:
         """The annotations of the records by image id, read when they are asked for."""
         return TruthByImage(self.records)
 
     def report(self, shown: int = 20) -> str:
-        """What was skipped and mended, for printing; empty if nothing was."""
+        """What was skipped and noted, a line each, for printing; empty if nothing was."""
         return report(self.annotation_file, "broken images", self.problems, self.notes, shown)

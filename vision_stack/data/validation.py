@@ -48,7 +48,7 @@ class Findings:
     def __init__(self, file: str) -> None:
         self.file = file
         self.problems: list[Problem] = []  # broken: stops training, or is skipped
-        self.notes: list[Problem] = []  # harmless: mended or dropped, and said
+        self.notes: list[Problem] = []  # one for each kind: mended, dropped or merely odd, and said
 
     def problem(self, field: str, message: str, remedy: str) -> None:
         self.problems.append(Problem(self.file, field, message, remedy))
@@ -71,12 +71,9 @@ def listing(problems: Sequence[Problem], shown: int = _SHOWN) -> str:
 
 
 def report(file: str, skipped: str, problems: Sequence[Problem], notes: Sequence[Problem], shown: int = _SHOWN) -> str:
-    """What of a split was skipped and mended, for printing; empty if nothing was. `skipped`: "broken images"."""
-    parts = []
-    for title, found in ((f"{skipped} skipped", problems), ("harmless, mended", notes)):
-        if found:
-            parts += [f"{file}: {title}: {len(found):,}", listing(found, shown)]
-    return "\n".join(parts)
+    """What of a split was skipped and noted, for printing; empty if nothing was. `skipped`: "broken images"."""
+    head = [f"{file}: {skipped} skipped: {len(problems):,}", listing(problems, shown)] if problems else []
+    return "\n".join([*head, *(f"note: {note}" for note in notes)])
 
 
 def show(value: Any) -> str:

@@ -85,9 +85,13 @@ class Evaluator(ABC):
         """The metrics for a terminal, within 80 columns."""
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """By which the best checkpoint is chosen; -1 where there is nothing to find."""
+        """By which the best checkpoint is chosen; -1 where there is nothing to find, which is less than any other."""
         value = next(iter(self.scalars(metrics).values()))
         return -1.0 if value is None else float(value)
+
+    def score_text(self, score: float) -> str:
+        """A score with its name, for printing."""
+        return f"{self.score_name} {three_digits(None if score < 0 else score)}"
 
     @property
     def num_images(self) -> int:

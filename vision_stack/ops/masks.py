@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,18 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> NDArra
             beyond `MAX_COORDINATE`.
     """
     mask = np.zeros((height, width), dtype=bool)
+    for rows, columns, rles in _rasterised(polygons, height, width):
+        mask[rows, columns] |= coco_mask.decode(rles)[:, :, 0].view(bool)
+    return mask
+
+
+def covers_a_pixel(polygons: Sequence[Any], height: int, width: int) -> bool:
+    """Whether `polygons_to_mask` would give a mask with any pixel; makes no mask."""
+    return any(coco_mask.area(rles)[0] for _, _, rles in _rasterised(polygons, height, width))
+
+
+def _rasterised(polygons: Sequence[Any], height: int, width: int) -> Iterator[tuple[slice, slice, Any]]:
+    """Rows and columns of the window in which each polygon lies, and a list of its RLE there."""
     for polygon in polygons:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or len(points) < 6 or len(points) % 2:
@@ -44,8 +56,7 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> NDArra
         fifths = np.trunc(5 * points + 0.5) - np.tile([5.0 * left, 5.0 * top], len(points) // 2)
         shifted = np.where(fifths < 0, fifths - 0.75, fifths) / 5  # C truncates towards zero
         rles = coco_mask.frPyObjects([shifted], bottom - top, right - left)
-        mask[top:bottom, left:right] |= coco_mask.decode(rles)[:, :, 0].view(bool)
-    return mask
+        yield slice(top, bottom), slice(left, right), rles
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:

@@ -59,8 +59,11 @@ def area(rle: Mapping[str, Any]) -> int:
 
 def box(rle: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Tight box (x0, y0, x1, y1) in pixel edges, zeros for an empty mask. Raises ValueError where `check_rle` does."""
-    runs = check_rle(rle)
-    height = rle["size"][0]
+    return box_of_runs(check_rle(rle), rle["size"][0])
+
+
+def box_of_runs(runs: NDArray[np.int64], height: int) -> tuple[float, float, float, float]:
+    """`box` of the runs that `check_rle` gives, in columns of that height."""
     stops = np.cumsum(runs)[1::2]
     starts = stops - runs[1::2]
     starts, stops = starts[stops > starts], stops[stops > starts] - 1  # first and last pixel of each run

@@ -34,8 +34,8 @@ class Interrupted(Exception):
 
 class Checkpoints(Checkpoint):
     """`last.ckpt` every so many steps, at the end of each epoch, around validation, and when a signal asks to stop;
-    `best.ckpt`, with `metrics.json` and `predictions.json`, whenever validation gives a better score (mask
-    AP, PQ or mIoU, by the task).
+    `best.ckpt`, with `metrics.json` and `predictions.json`, whenever validation gives the best score so far (mask AP,
+    PQ or mIoU, by the task); of equal ones, such as those of images without objects, the last counts.
 
     Ctrl-C and SIGTERM let the step in hand finish; a second one ends the process at once. The last step of a run is
     always followed by validation.
@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         results = pl_module.results
-        if results is not None and (self.best_score is None or results.score > self.best_score):
+        if results is not None and (self.best_score is None or results.score >= self.best_score):
             self.best_score = results.score
             results.write(Path(trainer.default_root_dir))
             contents = self._contents(trainer, pl_module)

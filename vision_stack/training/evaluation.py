@@ -62,6 +62,8 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     rank_zero_only(write_config)({**config, "data": to_dict(data_config)}, run_dir)
     data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
+    for line in data.val_notes():
+        print(line)
     source = data_config.root or data_config.type
     rank_zero_only(print)(f"evaluating {options.checkpoint} on {len(data.val_records):,} images of {source}")
 

@@ -87,7 +87,7 @@ class TrainingProgress(pl.Callback):
             self._validation = None
         if trainer.sanity_checking or pl_module.results is None:
             return
-        self._score = f"{pl_module.evaluator.score_name} {pl_module.results.score:.3f}"
+        self._score = pl_module.evaluator.score_text(pl_module.results.score)
         line = f"step {trainer.global_step}  validation: {pl_module.results.one_line()}"
         self.console.print(line, soft_wrap=True)
 

@@ -114,6 +114,7 @@ def train(
     say(*describe_settled(settled))
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
+    rank_zero_only(_say_notes)(data)
     if start and not checkpoint:
         say(*describe_start(start, model.categories, optim, config, overrides))
     if not start and not checkpoint:
@@ -177,6 +178,10 @@ def say(*lines: str) -> None:
         print(line, flush=True)
 
 
+def _say_notes(data: DataModule) -> None:
+    say(*data.notes())
+
+
 _WHAT_QUERIES_FIND = {"detection": "objects", "instance": "objects", "panoptic": "segments", "semantic": "classes"}
 
 
@@ -216,5 +221,5 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
         )
     say(
         f"pictures:   {run_dir / 'pictures'}",
-        f"checkpoint: {checkpoints / 'best.ckpt'} ({evaluator.score_name} {best:.3f})",
+        f"checkpoint: {checkpoints / 'best.ckpt'} ({evaluator.score_text(best)})",
     )
