@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 C = TypeVar("C", bound=type[Any])
 MANY_NAMES = 24
+MAX_ENTRIES = 100_000  # of a list, such as the classes of a model
 
 
 def config_dir() -> Path:
@@ -50,6 +52,7 @@ class Range:
 
 Count = Annotated[int, Range(1, 100_000)]
 Depth = Annotated[int, Range(0, 200)]
+Layers = Annotated[int, Range(1, 200)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
 NonNegative = Annotated[float, Range(0.0, math.inf)]
 Positive = Annotated[float, Range(1e-6)]
@@ -76,6 +79,11 @@ class Config:
     def check(self) -> None:
         """For subclasses: raise `ConfigError("field: what is wrong; what would be right")` where fields disagree."""
 
+
+_REPR = reprlib.Repr()  # bounded: lists within lists that are all the same one take no memory until they are written
+_REPR.maxlevel = 4
+_REPR.maxtuple = _REPR.maxlist = _REPR.maxdict = 12
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
 
 _REGISTRY: dict[str, dict[str, type[Config]]] = {}
 _HINTS: dict[type[Config], dict[str, Any]] = {}  # annotations of each config's fields, resolved once
@@ -130,7 +138,8 @@ def from_dict(data: Any, kind: str = "", *, cls: type[Config] | None = None, pat
     hints = _field_hints(cls)
     for key in data:
         if key not in hints:
-            raise ConfigError(f"{_join(path, str(key))}: unknown option; {suggest(str(key), hints)}")
+            name = _text(key)[:60]
+            raise ConfigError(f"{_join(path, name)}: unknown option; {suggest(name, hints)}")
     values = {key: _decode(value, hints[key], _join(path, key)) for key, value in data.items()}
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -189,14 +198,14 @@ def _decode(value: Any, hint: Any, path: str) -> Any:
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):
             known = [str(a) for a in args]
-            raise ConfigError(f"{path}: {_show(value)} is no choice; {suggest(str(value), known)}")
+            raise ConfigError(f"{path}: {_show(value)} is no choice; {suggest(_text(value), known)}")
         return value
     if origin in (Union, types.UnionType):
         return _decode_union(value, args, path)
     if origin is tuple:
         return _decode_tuple(value, args, path)
     if origin is list:
-        _expect(isinstance(value, tuple | list), path, "a list", value)
+        _expect_list(value, path)
         return [_decode(item, args[0], f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         _expect(isinstance(value, Mapping), path, "a mapping", value)
@@ -246,7 +255,7 @@ def _decode_union(value: Any, choices: tuple[Any, ...], path: str) -> Any:
 
 
 def _decode_tuple(value: Any, args: tuple[Any, ...], path: str) -> tuple[Any, ...]:
-    _expect(isinstance(value, tuple | list), path, "a list", value)
+    _expect_list(value, path)
     if len(args) == 2 and args[1] is Ellipsis:
         decoded = tuple(_decode(item, args[0], f"{path}[{i}]") for i, item in enumerate(value))
     else:
@@ -261,9 +270,19 @@ def _expect(ok: bool, path: str, wanted: str, value: Any) -> None:
         raise ConfigError(f"{path}: expected {wanted}, got {_show(value)}")
 
 
+def _expect_list(value: Any, path: str) -> None:
+    _expect(isinstance(value, tuple | list), path, "a list", value)
+    if len(value) > MAX_ENTRIES:
+        raise ConfigError(f"{path}: {len(value):,} entries; at most {MAX_ENTRIES:,} are possible")
+
+
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else _show(value)
 
 
 def _join(path: str, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vision_stack.backbones
 import vision_stack.heads
 import vision_stack.necks  # noqa: F401  importing the three packages registers what configs may name
 from vision_stack.backbones.base import crop_to_image
+from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import LoadReport, load_initial_weights
-from vision_stack.config import Config, ConfigError, Count, Range, from_dict, to_dict
+from vision_stack.config import Config, ConfigError, Range, from_dict, to_dict
 from vision_stack.data.images import read_image, rgb_array
+from vision_stack.data.processor import Pixels
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
-from vision_stack.published import PublishedModel, convert, is_published, locate, read_published
+from vision_stack.published import CONFIG_FILE, PublishedModel, convert, is_published, locate, read_published
 from vision_stack.structures import (
     BackboneConfig,
     Category,
@@ -38,10 +37,13 @@ from vision_stack.structures import (
     Target,
     Task,
 )
+from vision_stack.weights.checkpoint import model_state, read_checkpoint
+from vision_stack.weights.checks import check_finite, check_fit, check_size, faults_of
 from vision_stack.weights.export import export_transformers
+from vision_stack.weights.files import WEIGHTS_FILE, find_weights_file, read_json, read_tensors, save_tensors
 
+MAX_LETTERS = 2_000_000  # of all class names, so that what is written can be read (weights/files.py)
 SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 Positive = Annotated[float, Range(1e-6)]
 
 
@@ -50,8 +52,8 @@ class InputSize(Config):
     """How images are resized for inference: shortest edge to `short_edge`, longest at most `long_edge` pixels."""
 
     kind: ClassVar[str] = ""
-    short_edge: Count = 800
-    long_edge: Count = 1333
+    short_edge: Pixels = 800
+    long_edge: Pixels = 1333
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,9 @@ class VisionModelConfig(Config):
             raise ConfigError("categories: empty; a model needs at least one class")
         if len(set(ids)) != len(ids):
             raise ConfigError("categories: two classes share an id; ids must differ")
+        letters = sum(len(category.name) for category in self.categories)
+        if letters > MAX_LETTERS:
+            raise ConfigError(f"categories: names of {letters:,} letters; at most {MAX_LETTERS:,} fit in a checkpoint")
         self.head.check_task(self.task)
 
 
@@ -215,8 +220,7 @@ class VisionModel(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG_FILE).write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(self.state_dict(), directory / WEIGHTS_FILE)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> VisionModel:
@@ -230,34 +234,49 @@ class VisionModel(nn.Module):
             ValueError: the source holds no such model, or its weights do not fit its config; one line.
         """
         path = locate(source)
-        if path.is_dir() and is_published(path):
-            return cls._from_published(read_published(path, source))
-        if path.is_dir():
-            config, state = _read_directory(path)
-        else:
-            checkpoint = read_checkpoint(path)
-            config, state = checkpoint["model_config"], model_state(checkpoint)
-        try:
-            model = cls(from_dict(config, cls=VisionModelConfig))
-        except ConfigError as error:
-            raise ConfigError(f"{path / CONFIG_FILE if path.is_dir() else path}: {error}") from None
-        load_strictly(model, state, path)
+        if not path.is_dir():
+            return cls.from_checkpoint(read_checkpoint(path), path)
+        if is_published(path):
+            published = read_published(path, source)
+            return cls._built(_decode(published.config, published.source), published.state, published.source, published)
+        config = _decode(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
+        return cls._built(config, read_tensors(find_weights_file(str(path))), path)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any], source: str | Path) -> VisionModel:
+        """As `from_pretrained`, of what `read_checkpoint` gave; `source` names it in messages."""
+        return cls._built(_decode(checkpoint["model_config"], source), model_state(checkpoint), source)
+
+    @classmethod
+    def _built(
+        cls,
+        config: VisionModelConfig,
+        state: Mapping[str, Tensor],
+        source: str | Path,
+        published: PublishedModel | None = None,
+    ) -> VisionModel:
+        """The model of a config and its weights, which are compared before there is memory for it."""
+        report = None
+        with faults_of(source):
+            planned = cls._planned(config)
+            check_size((*planned.parameters(), *planned.buffers()), state.values())
+            if published is not None:
+                state, report = convert(published, planned.backbone, planned.state_dict())
+            check_fit(planned.state_dict(), state)
+            check_finite(state)
+        model = cls(config) if planned.device.type == "meta" else planned
+        model.load_state_dict(state)
+        model.load_report = report
         return model.eval()
 
     @classmethod
-    def _from_published(cls, published: PublishedModel) -> VisionModel:
+    def _planned(cls, config: VisionModelConfig) -> VisionModel:
+        """The model without memory, or, where a part of the user's own computes while it is built, the model itself."""
         try:
-            config = from_dict(published.config, cls=VisionModelConfig)
-            with torch.device("meta"):  # no memory for sizes that the weights do not have
-                planned = cls(config)
-            state, report = convert(published, planned.backbone, planned.state_dict())
-        except ConfigError as error:
-            raise ConfigError(f"{published.source}: {error}") from None
-        check_fit(planned.state_dict(), state, published.source)
-        model = cls(config)
-        load_strictly(model, state, published.source)
-        model.load_report = report
-        return model.eval()
+            with on_meta():
+                return cls(config)
+        except (NotImplementedError, RuntimeError):
+            return cls(config)
 
     def export_transformers(self, directory: str | Path) -> None:
         """Write a directory that transformers' `from_pretrained` loads as MaskFormer or Mask2Former, with equal logits:
@@ -269,68 +288,10 @@ class VisionModel(nn.Module):
         export_transformers(self, self.config, Path(directory))
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The plain contents of a training checkpoint, loaded with `weights_only=True`.
-
-    Raises:
-        ValueError: no such file, not a checkpoint of ours, or one that holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a directory with {CONFIG_FILE}")
-    if path.suffix in (".json", ".safetensors"):
-        raise ValueError(f"{path}: is one file of a model; give the directory, {path.parent}, or a .ckpt file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path}: holds more than tensors and plain values, so it is not loaded") from None
-    except Exception as error:  # torch's unpickler raises whatever other contents lead it to
-        reason = str(error).splitlines()[0][:120] if str(error) else "empty"
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
-    needed = ("model_config", "state_dict")
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(name), Mapping) for name in needed):
-        raise ValueError(f"{path}: has no 'model_config' and 'state_dict'; give a checkpoint that train.py wrote")
-    return checkpoint
-
-
-def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The `VisionModel`'s share of a training checkpoint's state dict."""
-    prefix = "model."
-    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """`load_state_dict(strict=True)` whose error is one line that names the source and the first keys that differ."""
-    check_fit(model.state_dict(), state, source)
-    model.load_state_dict(state)
-
-
-def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | Path) -> None:
-    """ValueError, one line with the first keys that differ, unless names and shapes agree."""
-    problems = [f"missing {k}" for k in expected if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in expected]
-    problems += [
-        f"{k} has shape {list(state[k].shape)}, not {list(v.shape)}"
-        for k, v in expected.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{source}: weights do not fit the config: {'; '.join(problems[:3])}{more}")
-
-
-def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise ValueError(f"{path}: no {name} in it; give a directory that save_pretrained wrote, or a .ckpt file")
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path / CONFIG_FILE}: not valid json ({str(error)[:80]})") from None
-    try:
-        return config, load_file(path / WEIGHTS_FILE)
-    except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS_FILE}: not a readable safetensors file ({str(error)[:80]})") from None
+def _decode(plain: Mapping[str, Any], source: str | Path) -> VisionModelConfig:
+    """The config of a model; ConfigError names the source."""
+    with faults_of(source):
+        return from_dict(plain, cls=VisionModelConfig)
 
 
 def _as_array(image: Any) -> np.ndarray:

@@ -15,17 +15,12 @@ import torch
 from torch import Tensor
 
 from vision_stack.backbones.base import Backbone, PublishedWeights
-from vision_stack.backbones.config_json import decode_backbone, read_json
-from vision_stack.backbones.pretrained import (
-    FILE_NAMES,
-    LoadReport,
-    fetch_from_hub,
-    find_weights_file,
-    read_tensors,
-)
+from vision_stack.backbones.config_json import decode_backbone
+from vision_stack.backbones.pretrained import LoadReport, fetch_from_hub
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.weights import mask2former, maskformer
 from vision_stack.weights.encoder import split_encoder
+from vision_stack.weights.files import find_weights_file, read_json, read_tensors
 from vision_stack.weights.transformers_config import (
     COCO_PANOPTIC,
     OWN_FIELDS,
@@ -60,7 +55,7 @@ def locate(source: str | Path) -> Path:
         return path
     tried: list[str] = []
     found = fetch_from_hub(PublishedWeights(str(source), None, (CONFIG_FILE,)), tried)
-    if found is not None and fetch_from_hub(PublishedWeights(str(source), None, FILE_NAMES[:2]), tried):
+    if found is not None and fetch_from_hub(PublishedWeights(str(source), None), tried):
         fetch_from_hub(PublishedWeights(str(source), None, (PROCESSOR_FILE,)), [])  # not every repository has one
         return found[0].parent
     raise ValueError(f"{source}: neither a path nor to be had from the hub; tried {', '.join(tried)}")

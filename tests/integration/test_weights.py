@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import tiny_run
 import torch
 from hydra.utils import instantiate
@@ -240,6 +241,12 @@ def code_in_a_pickle(directory: Path) -> None:
     torch.save({"weight": Evil()}, directory / "pytorch_model.bin")
 
 
+def weights_without_values(directory: Path) -> None:
+    state = safetensors.torch.load_file(directory / "model.safetensors")
+    state["class_predictor.bias"][0] = torch.nan
+    safetensors.torch.save_file(state, directory / "model.safetensors")
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("evil_was_here"),))
@@ -260,8 +267,9 @@ BROKEN = {
     "no backbone": (edit(backbone_config=None), "backbone_config: missing"),
     "other depth": (edit(encoder_layers=2), "weights do not fit the config: missing neck.layers.1"),
     "no weights": (no_weights, "holds none of model.safetensors"),
+    "nan": (weights_without_values, "head.class_embed.bias has values that are NaN or infinite"),
     "torn weights": (torn_weights, "cannot be read as weights"),
-    "pickle": (code_in_a_pickle, "cannot be read as weights"),
+    "pickle": (code_in_a_pickle, "holds more than tensors and plain values, so it is not loaded"),
 }
 
 
@@ -281,6 +289,15 @@ def test_weights_of_a_broken_directory_fail_in_one_line(
     assert "\n" not in str(error.value)
     assert str(directory) in str(error.value)
     assert not Path("evil_was_here").exists()
+
+
+def test_weights_of_a_sharded_directory_are_those_of_the_whole(published: Path, tmp_path: Path) -> None:
+    transformers.Mask2FormerForUniversalSegmentation.from_pretrained(published).save_pretrained(
+        tmp_path, max_shard_size="100KB"
+    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    whole, shards = (VisionModel.from_pretrained(path).state_dict() for path in (published, tmp_path))
+    assert all(torch.equal(shards[name], value) for name, value in whole.items())
 
 
 def test_weights_hub_id_without_network_says_what_was_tried() -> None:

@@ -76,7 +76,7 @@ CASES = {
     "not a mapping": ("[1, 2]", "expected a mapping of options, got a list"),
     "nested json": (DEEP, "nested too deeply for a config"),
     "long number": ('{"model_type": ' + "9" * 1_000_000 + "}", "not valid json"),
-    "9 MB": ('{"model_type": "' + "a" * 9_000_000 + '"}', "9,000,018 bytes are no config"),
+    "33 MB": ('{"model_type": "' + "a" * 33_000_000 + '"}', "33,000,018 bytes are no config"),
 }
 
 

@@ -23,6 +23,7 @@ from vision_stack.backbones.stages import STAGE_FIELDS, select_stages
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.files import write_file
 from vision_stack.structures import BackboneConfig, FeatureSpec
+from vision_stack.weights.files import HUB_FILE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -149,7 +150,7 @@ class PublishedWeights(NamedTuple):
 
     repo_id: str | None
     url: str | None
-    filenames: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    filenames: tuple[str, ...] = HUB_FILE_NAMES
 
 
 class BackboneMixin:

@@ -6,7 +6,6 @@ known here. What it holds too much of, or of the wrong type, is one line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from itertools import chain
@@ -19,34 +18,9 @@ from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.backbones.transformers_backbone import MAX_ENTRIES, TransformersBackboneConfig
 from vision_stack.config import ConfigError, from_dict
+from vision_stack.weights.files import read_json
 
-MAX_BYTES = 8_000_000  # the names of 21,841 classes, twice, are 2 MB
 MAX_NUMBERS = 10_000_000_000  # the largest published backbone here, DINOv3's, has 6.7 billion
-_CODE = ("auto_map", "_target_", "_partial_", "trust_remote_code", "custom_pipelines")  # ask to run code
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a json file.
-
-    Raises:
-        ConfigError: missing, too large, no json, no mapping, or a mapping that names code to run.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give a directory that save_pretrained wrote")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are no config; at most {MAX_BYTES:,} are read")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply for a config") from None
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: not valid json ({str(error)[:80]})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of options, got a {type(raw).__name__}")
-    for name in _CODE:
-        if raw.get(name):
-            raise ConfigError(f"{path}: {name!r} names code to run, which is never done; take another model")
-    return raw
 
 
 def read_backbone_config(path: Path, processor: Path | None = None) -> BackboneConfigMixin:

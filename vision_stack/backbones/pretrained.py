@@ -8,7 +8,6 @@ print(report.details())  # every name that was not simply taken over
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 import urllib.error
@@ -23,17 +22,16 @@ from urllib.parse import urlparse
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor
 
 from vision_stack.backbones.base import Backbone, PublishedWeights
 from vision_stack.config import ConfigError
 from vision_stack.structures import BackboneConfig
+from vision_stack.weights.checks import check_finite, faults_of, misfit_of
+from vision_stack.weights.files import INDEX_ENDING, find_weights_file, read_tensors, shards_of
 
 Pretrained = Literal["auto"] | bool | str | PublishedWeights
 B = TypeVar("B", bound=Backbone)
-FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # looked for in a directory
 PATIENCE = 2.0  # seconds to wait for a first sign of life from the network
 
 
@@ -140,15 +138,16 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadR
     missing = tuple(name for name in own if name not in converted and name not in fresh and name not in counters)
     unexpected = tuple(name for name in converted if name not in own and name not in counters)
     matched = {name: value for name, value in converted.items() if name in own}
-    misfit = [name for name, value in matched.items() if value.shape != own[name].shape]
+    misfit = {name: reason for name, value in matched.items() if (reason := misfit_of(value, own[name]))}
     if missing or unexpected or misfit:
         problems = [_count(missing, "missing"), _count(unexpected, "unexpected")]
-        problems += [f"{len(misfit)} of another shape (e.g. {name}: {_shape(converted[name])}, not {_shape(own[name])})"
-                     for name in misfit[:1]]  # fmt: skip
+        problems += [f"{len(misfit)} of another kind (e.g. {name}: {reason})" for name, reason in misfit.items()][:1]
         raise ConfigError(
             f"{source} does not fit: {', '.join(filter(None, problems))}; "
             "give weights of this very model, in the layout it is published in"
         )
+    with faults_of(source):
+        check_finite(matched)
     shapes = {tuple(value.shape) for value in state.values()}  # a shape that the source has nowhere was made from it
     backbone.load_state_dict(matched, strict=False)
     return LoadReport(
@@ -169,40 +168,6 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadR
 def _count(names: Iterable[str], what: str) -> str:
     names = list(names)
     return f"{len(names)} tensors {what} (e.g. {names[0]})" if names else ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
-
-
-def find_weights_file(text: str) -> Path:
-    """The file, or the one in the directory, that this path means; ConfigError if there is none."""
-    path = Path(os.path.expanduser(text))
-    if os.path.isdir(path):
-        found = next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
-        if found is None:
-            raise ConfigError(f"{path} holds none of {', '.join(FILE_NAMES)}; name the file itself")
-        return found
-    if not os.path.isfile(path):
-        raise ConfigError(f"no file {path}; give auto, true, false, or the path of a .safetensors, .pth or .bin file")
-    return path
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, `.pth` or `.bin` file, by name; nothing in the file is executed.
-
-    Raises:
-        ConfigError: not readable as such; one line.
-    """
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{path} cannot be read as weights ({reason}); give a .safetensors file") from None
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    if not tensors or not state:
-        raise ConfigError(f"{path} holds no tensors by name; give a state dict")
-    return state
 
 
 def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path, str]:
@@ -250,8 +215,17 @@ def _in_torch_cache(weights: PublishedWeights) -> Path | None:
 def fetch_from_hub(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
     """One of the files of a hub repository, from the cache or the network, and where it comes from.
 
-    None if it cannot be had; what was tried is then appended to `tried`.
+    Shards that it names are fetched with it. None if it cannot be had; what was tried is then appended to `tried`.
     """
+    found = _fetch_file(weights, tried)
+    if found is not None and found[0].name.endswith(INDEX_ENDING):
+        for shard in shards_of(found[0]):
+            if _fetch_file(weights._replace(filenames=(shard,)), tried) is None:
+                return None
+    return found
+
+
+def _fetch_file(weights: PublishedWeights, tried: list[str]) -> tuple[Path, str] | None:
     if weights.repo_id is None:
         return None
     if cached := _in_hub_cache(weights):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError, Count, Fraction
+from vision_stack.config import ConfigError, Count, Fraction, Layers
 from vision_stack.heads.base import Decoder, Head
 from vision_stack.layers.conv import init_conv
 from vision_stack.layers.position_encoding import AddedPositions
@@ -42,7 +42,7 @@ class MaskHeadConfig(HeadConfig):
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
     mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
-    num_decoder_layers: Count = 6
+    num_decoder_layers: Layers = 6
     num_heads: Count = 8
     ffn_dim: Count = 2048
     dropout: Fraction = 0.1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError, Count, Fraction, register
+from vision_stack.config import ConfigError, Count, Fraction, Layers, register
 from vision_stack.heads.mask import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
@@ -30,7 +30,7 @@ USUAL_LEVELS = 3  # or as many as there are: a backbone with fewer stages gives 
 class Mask2FormerHeadConfig(MaskHeadConfig):
     """Queries read one level after the other, each only inside the mask that it predicted last."""
 
-    num_decoder_layers: Count = 9  # nine layers, ten supervised outputs
+    num_decoder_layers: Layers = 9  # nine layers, ten supervised outputs
     dropout: Fraction = 0.0
     loss: MaskCriterionConfig = field(default_factory=_point_losses)
     enforce_input_projection: bool = False  # project maps even where they have hidden_dim channels already

@@ -17,11 +17,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from vision_stack.config import to_dict
 from vision_stack.training.averaging import AVERAGING, RAW_WEIGHTS, average_of
 from vision_stack.training.position import Position
+from vision_stack.weights.checkpoint import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from vision_stack.training.lightning_module import SegmentationModule
-
-FORMAT_VERSION = 1
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ from rich.console import Console
 from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.model import VisionModel, read_checkpoint
+from vision_stack.model import VisionModel
 from vision_stack.published import locate
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.lightning_module import SegmentationModule
@@ -24,6 +24,7 @@ from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, Results, write_config
 from vision_stack.training.tasks import build_evaluator
 from vision_stack.training.trainer_options import profiles, write_profile
+from vision_stack.weights.checkpoint import read_checkpoint
 
 PATHS = (
     "root",
@@ -54,8 +55,10 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
         model = VisionModel.from_pretrained(options.checkpoint)
         data_config = data_of({"model_config": to_dict(model.config)}, path, config["data"])
     else:
-        data_config = data_of(read_checkpoint(path), path, config["data"])
-        model = VisionModel.from_pretrained(path)
+        checkpoint = read_checkpoint(path)
+        data_config = data_of(checkpoint, path, config["data"])
+        model = VisionModel.from_checkpoint(checkpoint, path)
+        del checkpoint  # its copy of the weights
     root = config["data"].get("root")
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")

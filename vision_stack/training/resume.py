@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
-from vision_stack.config import from_dict, to_dict
-from vision_stack.model import VisionModelConfig, load_strictly, model_state, read_checkpoint
+from vision_stack.config import ConfigError, from_dict, to_dict
+from vision_stack.model import VisionModelConfig
 from vision_stack.training.averaging import RAW_WEIGHTS, average_of
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.position import Position
+from vision_stack.weights.checkpoint import model_state, read_checkpoint
+from vision_stack.weights.checks import check_finite, check_fit, check_tensors, faults_of
 
 KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json", "predictions")
 
@@ -24,12 +27,41 @@ def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint to go on from.
 
     Raises:
-        ValueError: not a checkpoint of ours, or one without the optimizer's state.
+        ValueError: not a checkpoint of ours, one without the optimizer's state, or one with values that are not finite.
     """
     checkpoint = read_checkpoint(path)
     if not {"optimizer", "position", "callbacks"} <= checkpoint.keys():
         raise ValueError(f"resume: {path} has no optimizer state; give a last.ckpt, or weights={path} for a new run")
+    with faults_of(f"resume: {path}"):
+        _check_resumable(checkpoint)
     return checkpoint
+
+
+def _check_resumable(checkpoint: Mapping[str, Any]) -> None:
+    """ConfigError unless all that a run goes on from is of the right type, and finite where it is weights."""
+    _expect(isinstance(checkpoint.get("best_score"), float | int | None), "best_score", "a number")
+    for name in ("position", "callbacks", "precision", "optimizer"):
+        _expect(isinstance(checkpoint.get(name), Mapping), name, "a mapping")
+    position, optimizer = checkpoint["position"], checkpoint["optimizer"]
+    counted = all(isinstance(count, int) and count >= 0 for count in position.values())
+    _expect(counted and position.keys() == set(Position._fields), "position", ", ".join(Position._fields))
+    groups, state = optimizer.get("param_groups"), optimizer.get("state")
+    listed = isinstance(groups, list) and all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups
+    )
+    _expect(listed, "optimizer.param_groups", "lists of parameters")
+    by_parameter = isinstance(state, Mapping) and all(isinstance(each, Mapping) for each in state.values())
+    _expect(by_parameter, "optimizer.state", "the values of each parameter")
+    tensors = {f"optimizer.{i}.{k}": v for i, each in state.items() for k, v in each.items() if isinstance(v, Tensor)}
+    for kept in (tensors, checkpoint.get(RAW_WEIGHTS)):
+        if kept:
+            check_tensors(kept)
+            check_finite(kept)
+
+
+def _expect(ok: bool, name: str, wanted: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: expected {wanted}; give a last.ckpt that train.py wrote")
 
 
 def check_same_model(checkpoint: Mapping[str, Any], model_config: dict[str, Any]) -> None:
@@ -79,7 +111,11 @@ def restore(
     """
     if RAW_WEIGHTS in checkpoint and average_of(trainer) is None:
         raise ValueError("resume: the interrupted run averaged its weights; give callbacks=ema, or what it was given")
-    load_strictly(module.model, model_state(checkpoint), source)
+    state = model_state(checkpoint)
+    with faults_of(f"resume: {source}"):
+        check_fit(module.model.state_dict(), state)
+        check_finite(state)
+    module.model.load_state_dict(state)
     position = Position(**checkpoint["position"])
     position.restore(trainer)
     checkpoints = checkpoints_of(trainer)
@@ -128,6 +164,11 @@ class RestoreTraining(pl.Callback):
         if layout[0] != layout[1]:
             raise ValueError(f"resume: the optimizer's parameter groups were {layout[0]} and are now {layout[1]}")
         optimizer.load_state_dict({"state": saved["state"], "param_groups": current})
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    shapes = f"{list(value.shape)}, not {list(parameter.shape)}"
+                    raise ValueError(f"resume: the checkpoint's optimizer.{name} has shape {shapes}; give another")
         if self.checkpoint["precision"]:
             trainer.precision_plugin.load_state_dict(self.checkpoint["precision"])
         self.checkpoint = None  # free the memory

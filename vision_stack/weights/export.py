@@ -9,12 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, to_dict
 from vision_stack.weights import mask2former, maskformer
 from vision_stack.weights.encoder import ENCODER
+from vision_stack.weights.files import WEIGHTS_FILE, save_tensors
 from vision_stack.weights.resnet import export_resnet
 from vision_stack.weights.swin import export_swin
 from vision_stack.weights.transformers_config import OWN_FIELDS, OWN_KEY, Parts, from_parts
@@ -50,11 +50,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     class_weights[-1] = raw["no_object_weight"]
     exported["criterion.empty_weight"] = class_weights
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in exported.items()},
-        directory / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_tensors(exported, directory / WEIGHTS_FILE)
     _write(directory / "config.json", raw)
     _write(directory / "preprocessor_config.json", _processor(raw["model_type"], model, plain))
 

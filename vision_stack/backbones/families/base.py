@@ -23,7 +23,6 @@ from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, Fraction, Positive, Range, from_dict
 from vision_stack.structures import FeatureSpec
 
-Layers = Annotated[int, Range(1, 200)]
 Width = Annotated[int, Range(1, 16_384)]
 Pixels = Annotated[int, Range(1, 4096)]  # of a patch, or of the image that position tables are made for
 Window = Annotated[int, Range(1, 64)]

@@ -13,13 +13,12 @@ from vision_stack.backbones.families.base import (
     Epsilon,
     FamilyBackbone,
     FamilyConfig,
-    Layers,
     Pixels,
     Width,
     pyramid,
     same_length,
 )
-from vision_stack.config import ConfigError, NonNegative, Range, register
+from vision_stack.config import ConfigError, Layers, NonNegative, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.convnext import convert_convnext, convert_dinov3_convnext
 

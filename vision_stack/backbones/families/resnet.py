@@ -10,8 +10,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
 from torch import Tensor, nn
 
 from vision_stack.backbones.base import freeze_batch_norms
-from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, Layers, Width, pyramid, same_length
-from vision_stack.config import ConfigError, register
+from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, Width, pyramid, same_length
+from vision_stack.config import ConfigError, Layers, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.resnet import convert_resnet
 

@@ -14,7 +14,6 @@ from vision_stack.backbones.families.base import (
     Epsilon,
     FamilyBackbone,
     FamilyConfig,
-    Layers,
     Pixels,
     Ratio,
     Width,
@@ -24,7 +23,7 @@ from vision_stack.backbones.families.base import (
     same_length,
 )
 from vision_stack.backbones.swin_windows import pad_before_shift
-from vision_stack.config import ConfigError, Fraction, Range, register
+from vision_stack.config import ConfigError, Fraction, Layers, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.swin import convert_swin, convert_swinv2
 

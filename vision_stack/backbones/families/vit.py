@@ -16,13 +16,12 @@ from vision_stack.backbones.families.base import (
     Epsilon,
     FamilyBackbone,
     FamilyConfig,
-    Layers,
     Pixels,
     Ratio,
     Width,
     default_heads,
 )
-from vision_stack.config import ConfigError, Range, register
+from vision_stack.config import ConfigError, Layers, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov2, convert_dinov2_with_registers, convert_vit
 
