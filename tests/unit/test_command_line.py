@@ -1,3 +1,4 @@
+import importlib
 import os
 from pathlib import Path
 
@@ -183,3 +184,18 @@ def test_data_of_ones_own_without_a_word_on_the_model_gets_a_backbone_chosen() -
         assert arguments.backbone_for_own_data(argv) == argv
     for argv in ([], ["data=shapes"], ["data=shapes,coco"], ["task=panoptic"]):
         assert arguments.backbone_for_own_data(argv) == argv
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_results_do_not_replace_those_of_a_training_run(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = finished_run(tmp_path / "run")
+    (run_dir / "config.yaml").write_text("the run's own")
+    module = importlib.import_module(f"vision_stack.commands.{verb}")
+    assert module.main(["checkpoint=x", "source=x", f"run_dir={run_dir}"][:: 2 if verb == "eval" else 1]) == 2
+    assert "contains a training run" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"contains a training run.*give another run_dir"):
+        module.run({}, run_dir)
+    assert (run_dir / "config.yaml").read_text() == "the run's own"
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.yaml"]

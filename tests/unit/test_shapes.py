@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from vision_stack.config import ConfigError
 from vision_stack.data import shapes
 from vision_stack.data.coco import read_coco
+from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.shapes import CATEGORY_IDS, annotate, generate_shapes, generate_tiny_shapes
 from vision_stack.data.shapes_render import (
     CATEGORIES,
@@ -288,3 +290,13 @@ def test_scenes_drawn_by_several_processes_are_those_of_one(tmp_path, monkeypatc
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len(files) > 3 * 13
     assert all((one / file).read_bytes() == (several / file).read_bytes() for file in files)
+
+
+def test_generated_scenes_are_not_written_among_files_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    config = ShapesDataConfig(root=str(tmp_path), num_train=1, num_val=1, image_size=32)
+    with pytest.raises(ConfigError, match=r"root: .* holds other files \(photos, ...\).*write data="):
+        config.folder()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    empty = ShapesDataConfig(root=str(tmp_path / "photos"), num_train=1, num_val=1, image_size=32)
+    assert empty.folder() == empty.folder()  # generated, and found again

@@ -125,6 +125,15 @@ def refuse_finished_run(run_dir: Path, resume: str | None) -> None:
         )
 
 
+def refuse_training_run(run_dir: Path | None) -> None:
+    """Raise ValueError if results of evaluation or prediction would replace those of a training run."""
+    if run_dir is not None and (run_dir / LAST_CHECKPOINT).exists():
+        raise ValueError(
+            f"run_dir: {run_dir} contains a training run, whose config.yaml and predictions.json would be overwritten; "
+            "give another run_dir"
+        )
+
+
 def typed_run_dir(argv: Sequence[str]) -> Path | None:
     """The folder that was named to write into."""
     values = _values(argv)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from vision_stack.commands.arguments import open_group
+from vision_stack.commands.arguments import open_group, refuse_training_run
 from vision_stack.commands.launch import instantiate_all, launch
 
 
@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:
     """One evaluation; a sweep makes several."""
+    refuse_training_run(run_dir)
     from vision_stack.training.evaluation import evaluate
 
     loggers = instantiate_all(config, "logger")

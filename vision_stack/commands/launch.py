@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vision_stack.commands.arguments import quote_paths, typed_run_dir
+from vision_stack.commands.arguments import quote_paths, refuse_training_run, typed_run_dir
 from vision_stack.commands.composing import check_experiment
 from vision_stack.commands.errors import OneLineErrors
 from vision_stack.commands.run_folders import hold
@@ -65,6 +65,8 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
             typed = prepare(words)
             run_dir = typed_run_dir(typed)
             if words.one_run and run_dir:
+                if verb != "train":
+                    refuse_training_run(run_dir)
                 hold(run_dir)  # before Hydra writes into it
             sys.argv[1:] = [*words.flags, *quote_paths(typed)]
             with naming(run_dir or "outputs"):  # Hydra writes into it, and does not say where the disk is full

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vision_stack.commands.arguments import refuse_training_run
 from vision_stack.commands.launch import launch
 
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:
     """One set of images; a sweep makes several."""
+    refuse_training_run(run_dir)
     from vision_stack.training.prediction import predict
 
     predict(config, run_dir)

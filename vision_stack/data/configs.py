@@ -175,9 +175,21 @@ class ShapesDataConfig(DataConfig):
             raise ConfigError(f"min_objects: {self.min_objects} is more than max_objects, {self.max_objects}")
 
     def folder(self) -> Path:
-        """The folder of the data set, generated if it is not there."""
+        """The folder of the data set, generated if it is not there.
+
+        Raises:
+            ConfigError: `root` holds files of somebody else's, among which nothing is written.
+        """
+        root = Path(self.root).expanduser() if self.root else None
+        if root is not None and root.is_dir():
+            names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+            if names and not any(name.startswith("shapes_") for name in names):
+                raise ConfigError(
+                    f"root: {root} holds other files ({names[0]}, ...), and generated scenes are not written among "
+                    f"them; write data={root} to train on your own data, or give an empty folder"
+                )
         return generate_shapes(
-            Path(self.root).expanduser() if self.root else cache_folder() / "shapes",
+            root or cache_folder() / "shapes",
             seed=self.seed,
             image_size=self.image_size,
             num_train=self.num_train,
