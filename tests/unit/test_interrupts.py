@@ -77,3 +77,39 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def test_signal_that_comes_inconveniently_stops_when_asked_or_at_the_end() -> None:
+    done = []
+
+    def work(asks: bool) -> None:
+        with stopping_on_signals(lambda: False) as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("step")
+            if asks:
+                signals.stop_if_asked()
+            done.append("end")
+
+    for asks, expected in ((True, ["step"]), (False, ["step", "end"])):
+        done.clear()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            work(asks)
+        assert done == expected
+
+
+def test_second_ctrl_c_in_python_code_is_a_keyboard_interrupt_and_in_a_command_ends_it() -> None:
+    """A notebook lives on."""
+
+    def work() -> None:
+        with stopping_on_signals(lambda: False):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    child = os.fork()
+    if not child:
+        with stopping_on_signals():
+            work()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT

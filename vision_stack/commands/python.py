@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from vision_stack.commands.composing import compose_options
 from vision_stack.commands.launch import import_plugins
 from vision_stack.commands.run_folders import hold, new_run_dir
 from vision_stack.commands.words import understand
+from vision_stack.training.interrupts import Stopped
 
 if TYPE_CHECKING:
     from vision_stack.model import VisionModel
@@ -100,5 +102,9 @@ def _run(verb: str, options: list[str]) -> Run:
     hold(run_dir)
     config, _ = compose_options(verb, quote_paths(options))
     import_plugins(config["plugins"])
-    (train_command if verb == "train" else eval_command).run(config, run_dir, options)
+    try:
+        (train_command if verb == "train" else eval_command).run(config, run_dir, options)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
     return Run(run_dir)

@@ -32,6 +32,7 @@ class DataConfig(Config):
     batch_size: Count = 4  # images of one training step on one device
     eval_batch_size: Count = 1
     num_workers: Annotated[int, Range(0, 256)] = 2  # processes that prepare batches; 0: the training process itself
+    loader_timeout: Count = 600  # seconds to wait for a batch of theirs before giving up
     size_divisor: Count = 32  # height and width of a batch are multiples of it
     train_transform: TrainTransformConfig = field(default_factory=TrainTransformConfig)
     eval_transform: EvalTransformConfig = field(default_factory=EvalTransformConfig)

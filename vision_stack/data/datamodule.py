@@ -160,4 +160,5 @@ class DataModule(pl.LightningDataModule):
             ),
             size_divisor=self.config.size_divisor,
             num_workers=self.config.num_workers,
+            timeout=self.config.loader_timeout,
         )

@@ -6,6 +6,8 @@ batch), so these few numbers are all the random state there is.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -21,7 +23,7 @@ class Position(NamedTuple):
     validated: bool = True  # False: a validation is due at this point and has not been finished
 
     @classmethod
-    def of(cls, trainer: pl.Trainer, *, validated: bool) -> Position:
+    def of(cls, trainer: pl.Trainer) -> Position:
         """Of a trainer in `on_train_batch_end`, after an optimizer step."""
         done = trainer.fit_loop.epoch_loop.batch_progress
         end_of_epoch = trainer.is_last_batch
@@ -30,7 +32,6 @@ class Position(NamedTuple):
             batches_done=0 if end_of_epoch else done.current.ready,
             total_batches=done.total.ready,
             step=trainer.global_step,
-            validated=validated,
         )
 
     def restore(self, trainer: pl.Trainer) -> None:
@@ -51,6 +52,18 @@ class Position(NamedTuple):
         fit._resuming_from_checkpoint = True  # the data iterator that `fit` begins with is the one to use
         if in_epoch:
             fit.restarting = True
+
+    @contextlib.contextmanager
+    def validating(self, trainer: pl.Trainer) -> Iterator[None]:
+        """In the block, a validation is logged like the one that is due here.
+
+        Within `fit` Lightning validates before it counts the step as done, and the epoch where it is the last of one.
+        """
+        fit = trainer.fit_loop
+        fit.epoch_loop._batches_that_stepped = self.step - 1
+        _set(fit.epoch_progress.current, begun=self.epoch, done=self.epoch - (self.batches_done == 0))
+        yield
+        self.restore(trainer)
 
 
 def _set(counter: Any, *, begun: int, done: int) -> None:

@@ -15,7 +15,7 @@ from vision_stack.model import VisionModelConfig
 from vision_stack.training.averaging import RAW_WEIGHTS, average_of
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.lightning_module import SegmentationModule
-from vision_stack.training.loggers import METRICS_TABLE
+from vision_stack.training.loggers import METRICS_TABLE, MetricsFile
 from vision_stack.training.position import Position
 from vision_stack.weights.checkpoint import model_state, read_checkpoint
 from vision_stack.weights.checks import check_finite, check_fit, check_tensors, faults_of
@@ -124,6 +124,9 @@ def restore(
     _adopt(Path(source), run_dir, has_best=checkpoint["best_score"] is not None)
     if not (run_dir / "checkpoints" / "best.ckpt").is_file():
         checkpoints.best_score = None  # of a last.ckpt taken out of its run: the best that is to come counts
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.resume(position.step, validated=position.validated)
     for callback in callbacks_of(trainer):
         if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
@@ -151,6 +154,7 @@ class RestoreTraining(pl.Callback):
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
         self.checkpoint: Mapping[str, Any] | None = checkpoint
+        self._step: int | None = checkpoint["position"]["step"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.checkpoint is None:
@@ -172,3 +176,9 @@ class RestoreTraining(pl.Callback):
         if self.checkpoint["precision"]:
             trainer.precision_plugin.load_state_dict(self.checkpoint["precision"])
         self.checkpoint = None  # free the memory
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._step is not None:
+            # What loggers count. Lightning adds one where it skips the validation that was the last thing to be done.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._step
+            self._step = None

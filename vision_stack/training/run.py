@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
@@ -19,15 +23,18 @@ from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
+from vision_stack.data.validation import DataError
+from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.auto import describe_settled, fitting, settled_values, without_autos
 from vision_stack.training.averaging import prepare_averaging
-from vision_stack.training.checkpoints import Interrupted, callbacks_of, checkpoints_of
+from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.estimate import measure
 from vision_stack.training.finetune import check_stages_known
+from vision_stack.training.interrupts import Stopped
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.options import TrainOptions, decode_options
@@ -127,16 +134,13 @@ def train(
         say(*measure(trainer, module, data, done))
     say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
-    if checkpoint is not None:
-        for change in resume.changed_options(checkpoint, {k: v for k, v in run_config.items() if k != RECIPE}):
-            say(f"warning: not as in the interrupted run, so the result will differ: {change}")
-        _go_on(trainer, module, data, checkpoint, str(options.resume))
-        del checkpoint
-    try:
+    with _saying_how_to_resume(trainer, run_dir):
+        if checkpoint is not None:
+            for change in resume.changed_options(checkpoint, {k: v for k, v in run_config.items() if k != RECIPE}):
+                say(f"warning: not as in the interrupted run, so the result will differ: {change}")
+            _go_on(trainer, module, data, checkpoint, str(options.resume))
+            del checkpoint
         trainer.fit(module, datamodule=data)
-    except Interrupted as stop:
-        say(f"{stop}; go on with the same options and resume={run_dir / 'checkpoints' / 'last.ckpt'}")
-        raise SystemExit(128 + stop.signum) from None
     _finish(trainer, data, evaluator, run_dir, options.num_pictures)
 
 
@@ -145,9 +149,29 @@ def _go_on(
 ) -> None:
     position = resume.restore(trainer, module, checkpoint, path)
     if not position.validated:
-        trainer.validate(module, datamodule=data, verbose=False)
+        with position.validating(trainer):
+            trainer.validate(module, datamodule=data, verbose=False)
         checkpoints_of(trainer).save_validated(trainer, checkpoint)
     data.set_position(position.epoch, position.batches_done)
+
+
+@contextmanager
+def _saying_how_to_resume(trainer: pl.Trainer, run_dir: Path) -> Iterator[None]:
+    """Whatever stops the block."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    advice = f"resume with the same options and resume={shlex.quote(str(last))}"
+    try:
+        with checkpoints_of(trainer).stopping_on_signals():
+            yield
+    except Stopped as stop:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)  # the other ranks, which wait for this one
+        raise Stopped(stop.signum, advice if last.is_file() else "") from None
+    except (DataError, LoaderError) as error:
+        if not last.is_file():
+            raise
+        raise type(error)(f"{error}; then {advice}") from None
 
 
 def _initial_weights(model: VisionModel, config: Mapping[str, Any], start: Start | None) -> str:
@@ -202,7 +226,11 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
     say(*(f"profile:    {path}" for path in profiles(run_dir)))
     best = checkpoints_of(trainer).best_score
     if best is None:
-        say(f"no validation was run; checkpoint: {checkpoints / 'last.ckpt'}")
+        last = checkpoints / "last.ckpt"
+        if last.is_file():
+            say(f"no validation was run; checkpoint: {last}")
+        else:
+            say("no step was trained, so there is no checkpoint: trainer.max_epochs, max_steps or max_time is 0")
         return
     metrics = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
     Console().print(evaluator.table(metrics))
