@@ -2,7 +2,7 @@
 
     python benchmarks/eval_memory.py                       # 79 validation images of ../shared/data/coco_mini
     python benchmarks/eval_memory.py --data DIR --images 20
-    python benchmarks/eval_memory.py --parts large         # 100 detections on 2000 x 3000 pixels, post-processing alone
+    python benchmarks/eval_memory.py --parts large         # 100 detections on 2000 x 3000 pixels, only post-processing
 
 As in eval.py, glibc gives large freed tensors back at once; with its own settings (--allocator default) resident memory
 creeps up with every new image size, because large tensors end up between small ones on the heap.

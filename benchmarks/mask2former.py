@@ -65,7 +65,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned", help="the same for both sides")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)  # one side alone, in its own process
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)  # only one side, in its own process
     return parser.parse_args()
 
 

@@ -11,7 +11,7 @@ for the device; sides alternate. Of what the columns say:
 
     ms       median of a step (training: loss, backward, optimizer; inference: class and mask logits of the last layer)
     ratio    transformers / vision_stack; more than 1 means that vision_stack is faster
-    MiB      most that was allocated in a step, with weights, gradients and optimizer state of this side alone
+    MiB      most that was allocated in a step, with weights, gradients and optimizer state of only this side
     syncs    times that the host waited for the device within a step, as `torch.cuda.set_sync_debug_mode` sees them
     TFLOP    of a step, as `FlopCounterMode` counts them: matrix products, convolutions and attention, eager
     share    TFLOP/s in parts of what one large matrix product reaches in the same process

@@ -6,7 +6,7 @@
     python benchmarks/maskformer.py --allocator default        # glibc as it comes, instead of as train.py sets it
 
 Same weights, same 384 x 384 batches of 2, same optimizer, same threads, same allocator, dropout off on both sides so
-that their losses can be compared. transformers supervises its last decoder layer alone; for all six, its own loss is
+that their losses can be compared. transformers supervises only its last decoder layer; for all six, its own loss is
 called on every layer's outputs. Ratios are transformers / vision_stack; more than 1 means that vision_stack is faster.
 """
 
@@ -56,7 +56,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned", help="the same for both sides")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)  # one side alone, in its own process
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)  # only one side, in its own process
     parser.add_argument("--layers", nargs="+", choices=["all", "last"], default=["all", "last"], help="supervised ones")
     return parser.parse_args()
 
@@ -97,7 +97,7 @@ def _losses(side: Ours | Theirs, batches: list[Batch]) -> str:
 
 
 def _print_shares(sides: dict[str, Ours | Theirs], batches: list[Batch], times: dict[str, Times]) -> None:
-    """Where the time goes: convolutions by the profiler, loss and matcher (both ways) by running them alone."""
+    """Where the time goes: convolutions by the profiler, loss and matcher (both ways) by running them separately."""
     loss = alternate({name: cycle(side.loss_step(batches), batches) for name, side in sides.items()}, rounds=5)
     print("  shares of the step (loss: with the matcher, forward and backward):")
     for name, side in sides.items():

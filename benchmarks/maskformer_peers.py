@@ -68,7 +68,7 @@ class Ours:
         return take_step(self.loss(batch), self.optimizer)
 
     def loss_step(self, batches: list[Batch]) -> Callable[[Batch], object]:
-        """Loss and matcher alone, forward and backward, on outputs of the first batch."""
+        """Only loss and matcher, forward and backward, on outputs of the first batch."""
         with torch.no_grad():
             outputs = self.outputs(batches[0])
 
@@ -126,7 +126,7 @@ class Theirs:
         return take_step(self.loss(batch), self.optimizer)
 
     def loss_step(self, batches: list[Batch]) -> Callable[[Batch], object]:
-        """Loss and matcher alone, forward and backward, on outputs of the first batch (and the two small heads)."""
+        """Only loss and matcher, forward and backward, on outputs of the first batch (and the two small heads)."""
         with torch.no_grad():
             factors = self.factors(batches[0])
 

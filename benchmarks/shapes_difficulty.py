@@ -4,7 +4,7 @@
 2. The mask AP of segmentation by colour: smooth, group pixels of like colour (k-means palette, or flood fill with a
    tolerance), connected components, size filter, area as score. The settings are tuned on the very images they are
    scored on, the class of every component is told by the ground truth, components on pure background are withheld, and
-   so are the holes of what is no ring: the figure is what such a method could reach at best.
+   so are the holes of what is not a ring: the figure is what such a method could reach at best.
 
     python benchmarks/shapes_difficulty.py --num 250
 """

@@ -122,7 +122,7 @@ def from_dict(data: Any, kind: str = "", *, cls: type[Config] | None = None, pat
         data: mapping of plain values. With `kind`, its key `type` chooses among the registered configs.
         kind: "backbone", "neck", "head", ...
         cls: a `Config` class, for configs that have no `type`.
-        path: where the dict stands in the whole, for error messages; defaults to `kind`.
+        path: where the dict is in the whole, for error messages; defaults to `kind`.
 
     Raises:
         ConfigError: unknown option, wrong type, value out of range or not among the choices, missing or unknown `type`.
@@ -198,7 +198,7 @@ def _decode(value: Any, hint: Any, path: str) -> Any:
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):
             known = [str(a) for a in args]
-            raise ConfigError(f"{path}: {_show(value)} is no choice; {suggest(_text(value), known)}")
+            raise ConfigError(f"{path}: {_show(value)} is not a choice; {suggest(_text(value), known)}")
         return value
     if origin in (Union, types.UnionType):
         return _decode_union(value, args, path)

@@ -66,7 +66,7 @@ class VisionModelConfig(Config):
     head: HeadConfig
     categories: tuple[Category, ...]  # label -> the data set's category id and name
     task: Task = "instance"  # decides post-processing, metrics and what `predict` gives
-    panoptic: PanopticOptions = field(default_factory=PanopticOptions)  # read by task panoptic alone
+    panoptic: PanopticOptions = field(default_factory=PanopticOptions)  # only read by task=panoptic
     image_mean: tuple[float, float, float] | None = None  # of RGB in [0, 1]; None: the backbone's own
     image_std: tuple[Positive, Positive, Positive] | None = None
     input_size: InputSize = InputSize()

@@ -174,10 +174,10 @@ def _processing(file: Path) -> dict[str, Any]:
     if isinstance(short, int) and isinstance(long, int):
         return {**found, "input_size": {"short_edge": short, "long_edge": long}}
     if size is not None or raw.get("do_resize") is False:
-        said = "do_resize: false" if raw.get("do_resize") is False else f"size: {size!r:.80}"
+        given = "do_resize: false" if raw.get("do_resize") is False else f"size: {size!r:.80}"
         warnings.warn(
-            f"{file}: {said} is no shortest and longest edge; images are resized to the model's input_size instead, "
-            "which keeps their aspect",
+            f"{file}: {given} is not a shortest and longest edge; images are resized to the model's "
+            "input_size instead, which keeps their aspect",
             stacklevel=2,
         )
     return found

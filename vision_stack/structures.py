@@ -32,7 +32,7 @@ class FeatureSpec(NamedTuple):
 class Features:
     """What flows from the backbone through the neck to the head: the maps of a batch, and what else is known of it.
 
-    It is a sequence of its maps, so that a neck or head that reads maps alone takes a plain tuple of them as well.
+    It is a sequence of its maps, so that a neck or head that only reads maps takes a plain tuple of them as well.
     """
 
     maps: tuple[Tensor, ...]  # [B, C, ceil(H / stride), ceil(W / stride)] each, as declared, fine to coarse

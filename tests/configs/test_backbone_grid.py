@@ -1,6 +1,6 @@
 """Every backbone x neck x head of the yamls on the meta device: it builds, or fails with the listed advice.
 
-A backbone is built once; what necks and heads say depends on its `out_specs` alone, so that equal ones are asked once.
+A backbone is built once; what necks and heads say depends only on its `out_specs`, so that equal ones are asked once.
 """
 
 import functools

@@ -98,7 +98,7 @@ def test_unknown_choice_is_one_line_with_the_choices() -> None:
 def test_unknown_option_is_one_line_with_its_name() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         options("train", "neck.chanels=3")
-    assert errors.one_line(error.value).startswith("neck.chanels: there is no such option")
+    assert errors.one_line(error.value).startswith("neck.chanels: unknown option")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_unknown_option_is_one_line_with_its_name() -> None:
 def test_fine_tuning_option_in_another_place_says_where_it_is(typed: str, meant: str) -> None:
     with pytest.raises(ConfigCompositionException) as error:
         options("train", typed)
-    assert errors.one_line(error.value) == f"{typed.partition('=')[0]}: there is no such option; did you mean {meant}?"
+    assert errors.one_line(error.value) == f"{typed.partition('=')[0]}: unknown option; did you mean {meant}?"
     options("train", f"{meant}={typed.partition('=')[2]}")
 
 

@@ -68,7 +68,7 @@ def images(batch=4):
 def backward(backbone, seed=2):
     torch.manual_seed(seed)  # of the stochastic depth
     backbone.zero_grad()
-    # A weighted sum: that of a normalised map alone would have no gradient.
+    # A weighted sum: the sum of a normalised map has no gradient.
     maps = backbone(images()).feature_maps
     sum((x * torch.linspace(-1, 1, x.shape[1])[:, None, None]).square().mean() for x in maps).backward()
     return maps

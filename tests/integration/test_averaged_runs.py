@@ -1,4 +1,4 @@
-"""With averaged weights: what is validated is what best.ckpt holds, and a resumed run goes on bit by bit."""
+"""With averaged weights: what is validated is what best.ckpt holds, and a resumed run continues bit by bit."""
 
 from pathlib import Path
 from typing import Any

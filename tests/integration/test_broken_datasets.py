@@ -100,8 +100,8 @@ def test_broken_record_is_skipped_and_the_rest_kept(name: str, tmp_path: Path) -
 ADDED = (
     "image id duplicate",
     "image id is text",
-    "image is no mapping",
-    "annotation is no mapping",
+    "image is not a mapping",
+    "annotation is not a mapping",
 )  # beside the three good ones
 
 

@@ -105,7 +105,7 @@ def test_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(
 
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 3, stop)
-        with pytest.raises(Stopped, match=f"SIGINT; 2 of 4 images are done; go on with .* run_dir={out}$"):
+        with pytest.raises(Stopped, match=f"SIGINT; 2 of 4 images are done; continue with .* run_dir={out}$"):
             run(model, photos, out)
     assert not (out / "predictions.json").exists()
     assert len((out / JOURNAL_FILE).read_text().splitlines()) == 1 + 2
@@ -233,7 +233,7 @@ def test_signal_ends_the_command_with_one_line_and_the_shells_exit_code(
     assert command.main(argv) == 128 + signum
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(
-        f"stopped by {signum.name}; 1 of 4 images are done; go on with the same options and run_dir="
+        f"stopped by {signum.name}; 1 of 4 images are done; continue with the same options and run_dir="
     )
     assert signal.getsignal(signum) == before
     assert command.main(argv) == 0

@@ -47,7 +47,7 @@ def test_hold_refuses_a_folder_that_another_process_runs_in(tmp_path: Path) -> N
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="another process is running in"):
         hold(tmp_path / "run")
     hold(tmp_path / "run")
-    hold(tmp_path / "run")  # the same process may go on
+    hold(tmp_path / "run")  # the same process may continue
 
 
 def test_hold_folder_that_cannot_be_made_names_it_and_the_remedy(tmp_path: Path) -> None:

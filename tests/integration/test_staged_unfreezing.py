@@ -1,4 +1,4 @@
-"""Fine-tuning options in a run: what is frozen stays, thaws when it should, and resuming changes nothing of it."""
+"""Fine-tuning options in a run: what is frozen stays frozen until it is due, resumed or not."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def test_staged_unfreezing_resumed_in_mid_epoch_equals_uninterrupted(
     assert watch.changed(1) == {"layer2", "layer3"}  # of all four, half
     assert watch.changed(2) == {"stem", "layer1", "layer2", "layer3"}
     printed = capsys.readouterr().out
-    assert "frozen      stem, layer1, layer2, layer3, thawing at epoch 1, 2" in printed
+    assert "frozen      stem, layer1, layer2, layer3, unfrozen at epoch 1, 2" in printed
     assert "in 4 steps from the input on" in printed
 
     with pytest.raises(Crash):

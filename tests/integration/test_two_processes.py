@@ -1,4 +1,4 @@
-"""`trainer=ddp` on two processes of a CPU, with stages that thaw, ends as one process with batches twice as large."""
+"""`trainer=ddp` on two CPU processes, with unfreezing, equals one process with batches twice as large."""
 
 import os
 import subprocess

@@ -263,7 +263,7 @@ BROKEN = {
     "pre-norm": (edit(pre_norm=True), "pre_norm: True is not built here"),
     "labels": (edit(id2label={"0": "a", "2": "b"}), "id2label: has 2 classes but none numbered 1"),
     "labels of lists": (edit(id2label=[1, 2]), "id2label: expected a mapping"),
-    "backbone": (edit(backbone_config={"model_type": "../../evil"}), "'../../evil' is no model type"),
+    "backbone": (edit(backbone_config={"model_type": "../../evil"}), "'../../evil' is not a model type"),
     "no backbone": (edit(backbone_config=None), "backbone_config: missing"),
     "other depth": (edit(encoder_layers=2), "weights do not fit the config: missing neck.layers.1"),
     "no weights": (no_weights, "holds none of model.safetensors"),

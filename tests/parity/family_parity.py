@@ -1,7 +1,7 @@
 """transformers' own backbones and ours with the same weights, through files: what tests and benchmarks compare.
 
 Every weight, norm, bias and statistic is perturbed, so that no part can be left out or mixed up unseen. The models are
-tiny; what differs between sizes of a family is widths and depths alone.
+tiny; sizes of a family differ only in widths and depths.
 """
 
 import json

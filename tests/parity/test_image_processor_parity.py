@@ -135,7 +135,10 @@ def test_processor_images_it_cannot_take_give_one_line(images, line):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"size": 224}, "options: ['size'] is no option of an image processor; there are ['exact_size', 'short_edge'"),
+        (
+            {"size": 224},
+            "options: ['size'] is not an option of an image processor; there are ['exact_size', 'short_edge'",
+        ),
         ({"exact_size": (8, 8), "short_edge": 8}, "short_edge: given as well as exact_size; make one of them None"),
         ({"crop_size": 8}, "crop_size: expected a list, got 8"),
     ],

@@ -96,7 +96,7 @@ def test_losses_of_all_layers_equal_transformers_with_the_same_points(monkeypatc
 
 
 def test_total_loss_equals_transformers_in_expectation_over_seeds():
-    """Points are drawn anew for every layer there, shared here; the map has more pixels than points."""
+    """There, points are drawn again for every layer, shared here; the map has more pixels than points."""
     outputs, targets = make_case((3, 1))
     outputs = MaskOutputs(*(x.detach() for x in outputs))
     num_points, samples = 300, {"ours": [], "theirs": []}

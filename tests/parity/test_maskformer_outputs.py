@@ -125,5 +125,5 @@ def test_convert_decoder_names_of_older_checkpoints_give_the_same_weights():
 
 
 def test_convert_decoder_unknown_key_fails_naming_it():
-    with pytest.raises(ValueError, match=r"'model\.transformer_module\.decoder\.layers\.0\.extra' is no key"):
+    with pytest.raises(ValueError, match=r"'model\.transformer_module\.decoder\.layers\.0\.extra' is not a key"):
         convert_decoder({"model.transformer_module.decoder.layers.0.extra": torch.zeros(1)})

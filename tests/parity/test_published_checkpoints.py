@@ -163,7 +163,7 @@ def test_export_of_parts_that_transformers_has_not_fails_in_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("norms", "levels", "message"),
-    [(True, 3, r"backbone\.out_norms: .* of Swin alone"), (False, 2, r"head\.num_levels: .* reads 3 levels, not 2")],
+    [(True, 3, r"backbone\.out_norms: only Swin .*"), (False, 2, r"head\.num_levels: .* reads 3 levels, not 2")],
 )
 def test_export_never_leaves_out_what_transformers_cannot_hold(norms, levels, message, tmp_path):
     config = VisionModelConfig(

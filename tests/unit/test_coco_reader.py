@@ -1,4 +1,4 @@
-"""The COCO reader on sound data: what it takes, what it mends, and what evaluation gets of it."""
+"""The COCO reader on sound data: what it accepts, what it fixes, and what evaluation gets."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_from_dict_lists_and_ints_become_what_the_field_says() -> None:
         ({"type": "wheel", "channels": 2.5}, "test_part.channels: expected a whole number, got 2.5"),
         ({"type": "wheel", "rate": 1.5}, "test_part.rate: 1.5 is outside the allowed range 0 to 1"),
         ({"type": "wheel", "rate": float("nan")}, "test_part.rate: expected a number, got nan"),
-        ({"type": "wheel", "norm": "grop"}, "test_part.norm: 'grop' is no choice; did you mean 'group'?"),
+        ({"type": "wheel", "norm": "grop"}, "test_part.norm: 'grop' is not a choice; did you mean 'group'?"),
         ({"type": "wheel", "sizes": [1, "a"]}, "test_part.sizes[1]: expected a whole number, got 'a'"),
         ({"type": "wheel", "sizes": 4}, "test_part.sizes: expected a list, got 4"),
         ({"type": "wheel", "pair": [1]}, "test_part.pair: expected a list of 2 values, got [1]"),

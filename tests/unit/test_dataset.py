@@ -18,13 +18,13 @@ from vision_stack.data.validation import DataError
 from vision_stack.structures import Category
 
 SIZES = [(40, 60), (60, 40), (50, 50), (40, 60), (30, 30), (64, 20)]
-EMPTY, CROWD_ONLY = 3, 4  # positions of an image without objects, and of one with a crowd alone
+EMPTY, CROWD_ONLY = 3, 4  # positions of an image without objects, and of one with only a crowd
 JITTER = TrainTransformConfig(mode="large_scale_jitter", crop_size=48, scale_range=(0.5, 2.0), color_jitter=True)
 EVAL = EvalTransformConfig(short_edge=40, long_edge=60)
 
 
 def write_split(root, name):
-    """Six images: polygons and RLE, sparse ids, a crowd beside objects, none at all, and a crowd alone."""
+    """Six images: polygons and RLE, sparse ids, a crowd beside objects, none at all, and only a crowd."""
     rng = np.random.default_rng(0)
     (root / name).mkdir(parents=True)
     images, annotations = [], []
@@ -193,12 +193,12 @@ def test_eval_batch_holds_objects_in_pixels_of_the_resized_image(root):
     pixels = np.asarray(Image.open(root / "val" / "0.png"))
     assert torch.equal(batch.images[0, :, :40, :60], torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1))
     target = batch.targets[0]
-    assert target["labels"].tolist() == [0, 1]  # ids 4 and 9; the crowd is no target
+    assert target["labels"].tolist() == [0, 1]  # ids 4 and 9; the crowd is not a target
     assert target["boxes"].tolist() == [[2, 3, 18, 23], [5, 0, 14, 40]]
     assert target["masks"].shape == (2, 64, 64)
     assert target["masks"].sum((1, 2)).tolist() == [16 * 20, 9 * 40]
     assert batches[1].targets[1]["masks"].shape == (0, 64, 64)  # without objects
-    assert batches[2].targets[0]["labels"].tolist() == []  # a crowd alone
+    assert batches[2].targets[0]["labels"].tolist() == []  # only a crowd
 
 
 def test_fixed_size_pads_every_batch_to_the_crop(root):

@@ -122,7 +122,7 @@ def test_panoptic_any_size_equals_the_plain_formula(padded, input_size, size, se
 
 
 def test_panoptic_cases_cover_dropped_merged_and_empty():
-    """What the comparison above runs into, so that it is no comparison of empty maps."""
+    """What the comparison above runs into, so that it is not a comparison of empty maps."""
     sizes, outputs = infos_of((64, 96), (64, 96)), [outputs_of((64, 96), seed=seed) for seed in range(3)]
     kept = merged = candidates = 0
     for each in outputs:

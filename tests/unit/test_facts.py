@@ -72,7 +72,7 @@ def test_named_backbone_is_pretrained_if_its_weights_can_be_had(
 ) -> None:
     for found in (True, False):
         monkeypatch.setattr(facts, "can_be_had", lambda weights, found=found: found and weights is not None)
-        expected = found and options["type"] == "timm"  # architecture fields alone have no published weights
+        expected = found and options["type"] == "timm"  # architecture fields have no published weights
         assert facts._backbone({**options, "pretrained": "auto", "freeze_norm": "auto"}, "cpu") == ("", "", expected)
 
 

@@ -129,7 +129,7 @@ def test_timm_config_takes_the_options_of_transformers():
     assert from_dict(to_dict(ours), "backbone") == ours
     decoded = AutoBackbone.from_config(theirs.to_dict()).config
     assert to_dict(decoded) == {**to_dict(ours), "out_indices": [-1]}
-    with pytest.raises(ConfigError, match="features_only: False is no choice; a backbone has no classifier"):
+    with pytest.raises(ConfigError, match="features_only: False is not a choice; a backbone has no classifier"):
         TimmBackboneConfig("resnet18", features_only=False)
 
 

@@ -247,12 +247,12 @@ def test_pretrained_weights_that_cannot_be_had_fail_when_the_backbone_is_built(m
     [
         (
             "resnet-5o",
-            "'resnet-5o' is no directory, no model of ours, no timm model and no hub id (owner/name);",
+            "'resnet-5o' is not a directory, a built-in name, a timm model or a Hub id (owner/name);",
         ),
-        ("../../etc/passwd", "'../../etc/passwd' is no directory, no model of ours, no timm model and no hub id"),
+        ("../../etc/passwd", "'../../etc/passwd' is not a directory, a built-in name, a timm model or a Hub id"),
         (
             "microsoft/resnet-51",
-            "'microsoft/resnet-51' is no directory, no model of ours and no timm model; as a hub id,",
+            "'microsoft/resnet-51' is not a directory, a built-in name or a timm model; as a Hub id,",
         ),
         ("", "name: expected a directory, a hub id or the name of a model, got ''"),
         ("a\0b", "name: expected a directory"),
@@ -260,11 +260,11 @@ def test_pretrained_weights_that_cannot_be_had_fail_when_the_backbone_is_built(m
         ("x" * 500, "'xxxx"),  # longer than a file's name may be
         (
             "~no_such_user/model/x",
-            "'~no_such_user/model/x' is no directory, no model of ours, no timm model and no hub",
+            "'~no_such_user/model/x' is not a directory, a built-in name, a timm model or a Hub",
         ),
         (
             "microsoft/resnet--50",
-            "'microsoft/resnet--50' is no directory, no model of ours, no timm model and no hub id",
+            "'microsoft/resnet--50' is not a directory, a built-in name, a timm model or a Hub id",
         ),
         (None, "name: expected a directory"),
         ("timm/resnet50.a1_in1k/../..", "model_name: resnet50 has no weights tagged 'a1_in1k/../..'; choose one of"),
@@ -296,7 +296,7 @@ def test_auto_backbone_options_that_are_no_fields_are_named():
         AutoBackbone.from_pretrained(SWIN, out_indexes=(1,))
     with pytest.raises(ConfigError, match=r"out_features: expected a list of stage names, got \('stage1',\)"):
         AutoBackbone.from_pretrained(SWIN, out_features=("stage1",))
-    with pytest.raises(ConfigError, match="is no ResNetConfig but a SwinConfig"):
+    with pytest.raises(ConfigError, match="is not a ResNetConfig but a SwinConfig"):
         ResNetConfig.from_pretrained(SWIN)
 
 

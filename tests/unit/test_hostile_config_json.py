@@ -20,8 +20,8 @@ NESTED = {"model_type": "pvt_v2", "depths": {"a": {"b": {"c": {"d": {"e": [1]}}}
 CASES = {
     "unknown model_type": ({"model_type": "resnett"}, "model_type: no backbone 'resnett'; did you mean 'resnet'?"),
     "no backbone": ({"model_type": "bert"}, "model_type: no backbone 'bert'; "),
-    "path as model_type": ({"model_type": "../../evil"}, "model_type: '../../evil' is no model type; known are"),
-    "module as model_type": ({"model_type": "os.system"}, "model_type: 'os.system' is no model type; known are"),
+    "path as model_type": ({"model_type": "../../evil"}, "model_type: '../../evil' is not a model type; known are"),
+    "module as model_type": ({"model_type": "os.system"}, "model_type: 'os.system' is not a model type; known are"),
     "long model_type": ({"model_type": "a" * 100_000}, "model_type: 'aaaaaaa"),
     "number as model_type": ({"model_type": 7}, "model_type: expected a name, got 7"),
     "no model_type": ({"depths": [1]}, "model_type: missing; a transformers config has it"),
@@ -34,7 +34,7 @@ CASES = {
         "mlp_ratio: expected a number, got 1000",
     ),
     "whole model": ({"backbone": {"type": "resnet"}, "neck": {}}, "model_type: missing; this is a whole model, which"),
-    "not a choice": ({**RESNET, "layer_type": "__import__('os')"}, "layer_type: \"__import__('os')\" is no choice"),
+    "not a choice": ({**RESNET, "layer_type": "__import__('os')"}, "layer_type: \"__import__('os')\" is not a choice"),
     "10,000 layers": ({**RESNET, "depths": [10_000] * 4}, "depths[0]: 10000 is outside the allowed range 1 to 200"),
     "10,000 stages": ({**RESNET, "depths": [1] * 10_000, "hidden_sizes": [4] * 10_000}, "depths: 10000 entries"),
     "200 wide layers": (
@@ -76,7 +76,7 @@ CASES = {
     "not a mapping": ("[1, 2]", "expected a mapping of options, got a list"),
     "nested json": (DEEP, "nested too deeply for a config"),
     "long number": ('{"model_type": ' + "9" * 1_000_000 + "}", "not valid json"),
-    "33 MB": ('{"model_type": "' + "a" * 33_000_000 + '"}', "33,000,018 bytes are no config"),
+    "33 MB": ('{"model_type": "' + "a" * 33_000_000 + '"}', "33,000,018 bytes are not a config"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, in this process alone."""
+"""Ctrl-C and SIGTERM as one exception, in this process only."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""COCO panoptic files and semantic label maps: what is refused and how, what is mended or assumed, and said."""
+"""COCO panoptic files and semantic label maps: what is refused and how, what is fixed or assumed, and reported."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def test_broken_panoptic_json_is_one_line_with_file_field_and_remedy_or_skipped(
     write_panoptic(tmp_path, spoil(path, value))
     with pytest.raises(DataError, match=expected) as error:
         panoptic(tmp_path).train_split  # noqa: B018
-    lines = [line for line in str(error.value).splitlines() if "problems; mend" not in line]
+    lines = [line for line in str(error.value).splitlines() if "problems; fix" not in line]
     assert all(line.count("; ") >= 1 for line in lines)  # a remedy in each
     split = panoptic(tmp_path, on_error="skip").train_split
     assert len(split.records) == 1
@@ -120,7 +120,7 @@ def test_panoptic_map_that_changes_during_training_is_refused_by_name(tmp_path):
 
 
 def colour_png_of_16_bits(ids):
-    """Grey in all three channels, of which Pillow keeps the upper byte alone."""
+    """Grey in all three channels, of which Pillow keeps only the upper byte."""
     rows = np.repeat(ids.astype(">u2")[:, :, None], 3, axis=2).reshape(len(ids), -1)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     header = struct.pack(">2I5B", ids.shape[1], ids.shape[0], 16, 2, 0, 0, 0)
@@ -181,7 +181,7 @@ TABLES = {
     "no list": ("classes.json", "{}", "expected a list of classes"),
     "no json": ("classes.json", "[", "not valid json"),
     "same id": ("classes.json", '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]', r"id 1 is both 'a' and 'b'"),
-    "big id": ("classes.json", '[{"id": 70000, "name": "a"}]', "70000 is no pixel's value"),
+    "big id": ("classes.json", '[{"id": 70000, "name": "a"}]', "70000 is not a pixel's value"),
     "ignored class": ("classes.json", '[{"id": 255, "name": "a"}]', "255 is a class and is to be ignored, too"),
     "empty text": ("classes.txt", "\n", "there are no classes"),
     "heading": ("classes.txt", "id name\n2 road\n7 sky", "line 1: 'id name' is not `id name`, as line 2 is; write"),
@@ -247,7 +247,7 @@ def test_unknown_task_is_refused_with_those_there_are(tmp_path):
         SemanticDataConfig(root=str(tmp_path)).read("train", "detection")
 
 
-# What is mended or assumed, and said
+# What is fixed or assumed, and reported
 
 
 def test_panoptic_crowd_flags_may_be_any_kind_of_one(tmp_path):

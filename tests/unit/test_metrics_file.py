@@ -48,7 +48,7 @@ def test_resumed_file_equals_the_uninterrupted_one_whatever_a_power_cut_left(
     logger.resume(step, validated=True)
     log(logger, range(step, 8))
     assert path.read_bytes() == expected
-    assert ("are no rows of metrics" in capsys.readouterr().out) == bool(garbage)
+    assert ("are not rows of metrics" in capsys.readouterr().out) == bool(garbage)
 
 
 def test_validation_that_is_repeated_stands_there_once(tmp_path: Path) -> None:

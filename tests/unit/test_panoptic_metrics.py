@@ -20,7 +20,7 @@ CAT, DOG, SKY = range(3)
 
 
 def segmentation(rows, labels):
-    """A map of one character per pixel: '.' is no segment, '1' the first one."""
+    """A map of one character per pixel: '.' is not a segment, '1' the first one."""
     pixels = [[0 if c == "." else int(c) for c in row] for row in rows]
     return PanopticSegmentation(
         torch.tensor(pixels, dtype=torch.int32), torch.tensor(labels, dtype=torch.int64), torch.ones(len(labels))
@@ -83,7 +83,7 @@ def test_crowd_is_neither_missed_nor_false_for_its_own_class():
 def test_split_object_matches_the_half_above_one_half_or_none():
     true = truth(["1111111111"], [CAT])
     assert counts(true, segmentation(["1111112222"], [CAT, CAT])) == {CAT: (1, 1, 0, 0.6)}
-    assert counts(true, segmentation(["1111122222"], [CAT, CAT])) == {CAT: (0, 2, 1, 0.0)}  # exactly 0.5 is no match
+    assert counts(true, segmentation(["1111122222"], [CAT, CAT])) == {CAT: (0, 2, 1, 0.0)}  # exactly 0.5 is not a match
     pq = evaluate((true, segmentation(["1111112222"], [CAT, CAT])))["per_class"]["cat"]
     assert pq == pytest.approx({"PQ": 0.6 / 1.5, "SQ": 0.6, "RQ": 1 / 1.5, "TP": 1, "FP": 1, "FN": 0})
 

@@ -85,5 +85,5 @@ def test_label_maps_carry_original_ids_beyond_eight_bits():
 
 
 def test_category_id_that_no_label_map_can_hold_is_refused_at_once():
-    with pytest.raises(ValueError, match="id 70000 is no value of a label map"):
+    with pytest.raises(ValueError, match="id 70000 is not a value of a label map"):
         SemanticEvaluator({}, (Category(id=70000, name="a"),))

@@ -39,7 +39,7 @@ def test_explicit_refusal_of_unused_parameters_does_not_go_with_stages_that_thaw
 
 
 def test_strategy_that_splits_the_model_is_refused() -> None:
-    trainer = SimpleNamespace(strategy=FSDPStrategy())  # which Lightning's trainer takes with GPUs alone
+    trainer = SimpleNamespace(strategy=FSDPStrategy())  # which Lightning's trainer only takes with GPUs
     with pytest.raises(ValueError, match=r"^trainer\.strategy: FSDPStrategy splits the model, .*; use ddp"):
         prepare_strategy(trainer, nn.Linear(1, 1), FinetuneConfig())
 

@@ -22,7 +22,7 @@ class AutoBackbone:
     """Gives the backbone that a name or a config means; never made itself."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoBackbone is no module; call AutoBackbone.from_pretrained or AutoBackbone.from_config")
+        raise TypeError("AutoBackbone is not a module; call AutoBackbone.from_pretrained or AutoBackbone.from_config")
 
     @staticmethod
     def from_pretrained(name: str | Path, **options: Any) -> Backbone:

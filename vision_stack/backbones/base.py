@@ -46,8 +46,8 @@ class BackboneConfigMixin(BackboneConfig):
     The fields of the selection can be set later, one at a time, and are checked then; all other fields are fixed.
     Where none of the three is given, it is the last stage.
 
-    `initial_weights` is no field, so that nothing ever stores it: what `from_pretrained` and `use_pretrained_backbone`,
-    which can be set, too, leave for the backbone that is built next (see
+    `initial_weights` is not a field, so that nothing ever stores it: it is what `from_pretrained` and
+    `use_pretrained_backbone`, which can be set, too, leave for the backbone that is built next (see
     `vision_stack.backbones.pretrained.load_initial_weights`).
     """
 
@@ -120,7 +120,7 @@ class BackboneConfigMixin(BackboneConfig):
         out_indices: Sequence[int] | None = None,
         out_strides: Sequence[int] | None = None,
     ) -> None:
-        """Choose the stages anew (see `select_stages`); nothing changes where that fails."""
+        """Choose the stages again (see `select_stages`); nothing changes where that fails."""
         self.__dict__.update(select_stages(self.stages, out_features, out_indices, out_strides)._asdict())
 
     @property
@@ -146,7 +146,7 @@ class BackboneConfigMixin(BackboneConfig):
 
 
 class PublishedWeights(NamedTuple):
-    """Where the published weights of a backbone lie: a file of a hub repository, or an address."""
+    """Where the published weights of a backbone are: a file of a hub repository, or an address."""
 
     repo_id: str | None
     url: str | None
@@ -294,5 +294,5 @@ def crop_to_image(maps: Sequence[Tensor], specs: Sequence[FeatureSpec], size: tu
 
 
 def freeze_batch_norms(module: nn.Module) -> nn.Module:
-    """Every BatchNorm2d becomes a fixed scale and shift, which `.train()` does not thaw."""
+    """Every BatchNorm2d becomes a fixed scale and shift, which `.train()` does not unfreeze."""
     return freeze_batch_norm_2d(module)

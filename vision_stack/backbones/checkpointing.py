@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016): activations inside of blocks are computed anew in the backward pass."""
+"""Gradient checkpointing (Chen et al. 2016): activations inside blocks are recomputed in the backward pass."""
 
 from __future__ import annotations
 

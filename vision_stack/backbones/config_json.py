@@ -77,9 +77,9 @@ def _by_architecture(raw: Mapping[str, Any]) -> Any:
     if name in TRANSFORMERS_FAMILIES:
         return TRANSFORMERS_FAMILIES[name].from_transformers(raw)
     if not name.replace("-", "_").isidentifier() or len(name) > 60:
-        raise ConfigError(f"model_type: {name!r:.60} is no model type; {_known_types()}")
+        raise ConfigError(f"model_type: {name!r:.60} is not a model type; {_known_types()}")
     if isinstance(raw.get("backbone_config"), Mapping):
-        raise ConfigError(f"model_type: {name} is a whole model, no backbone; its backbone alone is `backbone_config`")
+        raise ConfigError(f"model_type: {name} is a whole model, not a backbone; its `backbone_config` is the backbone")
     try:
         return TransformersBackboneConfig.from_transformers(raw)
     except ConfigError as error:

@@ -68,7 +68,7 @@ class FineTunable(nn.Module):
         return [list(group.parameters) for group in self.stage_groups()]
 
     def freeze_stages(self, count: int) -> None:
-        """Freeze the first `count` of stem, stage 1, stage 2, ..., and thaw all others.
+        """Freeze the first `count` of stem, stage 1, stage 2, ..., and unfreeze all others.
 
         Frozen stages have no gradients, and stay in eval mode whatever `train()` says: batch norms keep their
         statistics, dropout and stochastic depth are off.
@@ -86,7 +86,7 @@ class FineTunable(nn.Module):
             self.get_parameter(name).requires_grad_(True)
         parameters = [name for group in groups[:count] for name in group.parameters]
         self.frozen_stages = count
-        # Those that were never to be trained, such as fixed position tables, are not to be thawed later.
+        # Those that were never to be trained, such as fixed position tables, are not to be unfrozen later.
         self._frozen_parameters = tuple(name for name in parameters if self.get_parameter(name).requires_grad)
         self._frozen_modules = tuple(name for group in groups[:count] for name in group.modules)
         for name in self._frozen_parameters:
@@ -101,7 +101,7 @@ class FineTunable(nn.Module):
         return self
 
     def enable_gradient_checkpointing(self) -> list[str]:
-        """Keep the inputs of blocks alone for the backward pass and compute the rest anew; gradients are the same.
+        """Keep only the inputs of blocks for the backward pass and recompute the rest; gradients are the same.
 
         Returns:
             the names of the blocks; the stem is left as it is.

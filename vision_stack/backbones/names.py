@@ -24,7 +24,7 @@ PROCESSOR_FILE = "preprocessor_config.json"
 
 @functools.cache
 def named_backbones() -> dict[str, Path]:
-    """The files of configs/backbone by the name that `backbone=` takes, but for those of a type alone."""
+    """The files of configs/backbone by the name that `backbone=` takes, except those of a type only."""
     types = registered("backbone")
     return {file.stem: file for file in sorted((config_dir() / "backbone").glob("*.yaml")) if file.stem not in types}
 
@@ -33,7 +33,7 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     """The config that a name means, which remembers the weights of that name as its `initial_weights`.
 
     Tried in this order: a directory with a config.json; one of ours, as `backbone=NAME` takes it; a timm model, with a
-    tag or without; a hub id (`owner/name`), from the cache or the network. With `use_timm_backbone`, timm alone.
+    tag or without; a hub id (`owner/name`), from the cache or the network. With `use_timm_backbone`, only timm.
     The stages are those of the config.json, otherwise the last.
 
     Raises:
@@ -57,12 +57,12 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     close = get_close_matches(text, {*named_backbones(), *timm.list_models()}, n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "list_backbones() has the names"
     raise ConfigError(
-        f"{text[:80]!r} is no directory, no model of ours, no timm model and no hub id (owner/name); {advice}"
+        f"{text[:80]!r} is not a directory, a built-in name, a timm model or a Hub id (owner/name); {advice}"
     )
 
 
 def companion_file(name: str | Path, filename: str) -> Path | None:
-    """A file that lies beside the config.json of a name, if there is one; asks the hub no more than once."""
+    """A file beside the config.json of a name, if there is one; asks the hub no more than once."""
     text = _checked(name)
     folder = Path(os.path.expanduser(text))
     if os.path.isdir(folder):
@@ -95,7 +95,7 @@ def _from_hub(repo_id: str) -> Any:
         close = get_close_matches(repo_id.partition("/")[2].replace("-", "_"), [*named_backbones()], n=1, cutoff=0.4)
         advice = f", or take {close[0]!r}, which is built in" if close else ""
         raise ConfigError(
-            f"{repo_id!r} is no directory, no model of ours and no timm model; as a hub id, tried {', '.join(tried)}; "
+            f"{repo_id!r} is not a directory, a built-in name or a timm model; as a Hub id, tried {', '.join(tried)}; "
             f"connect to the network, or give a directory that holds its {CONFIG_FILE} and weights{advice}"
         )
     config = read_backbone_config(found[0], companion_file(repo_id, PROCESSOR_FILE))

@@ -132,7 +132,7 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadR
     try:
         converted, not_built = backbone.convert_weights(state)
     except (RuntimeError, KeyError, AttributeError, ValueError) as error:  # from code that met an unknown layout
-        raise ConfigError(f"{source} is no weights file of this model ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"{source} is not a weights file of this model ({type(error).__name__}: {error})") from None
     counters = {name for name in own.keys() | converted.keys() if name.endswith(".num_batches_tracked")}
     fresh = tuple(name for name in own if name.startswith(backbone.own_prefixes) and name not in converted)
     missing = tuple(name for name in own if name not in converted and name not in fresh and name not in counters)

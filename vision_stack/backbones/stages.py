@@ -12,7 +12,7 @@ STAGE_FIELDS = ("out_features", "out_indices", "out_strides")
 
 
 class StageSelection(NamedTuple):
-    """The same stages said three ways."""
+    """The same stages, named in three ways."""
 
     out_features: list[str]
     out_indices: list[int]  # as they were given: -1 stays -1

@@ -44,8 +44,8 @@ class TimmBackboneConfig(BackboneConfigMixin):
 
     Stage names and indices are timm's own (a ResNet has five, a ConvNeXt four); strides mean the same everywhere.
 
-    The last three options are transformers' and for Python alone. `use_pretrained_backbone` are the initial weights,
-    which are no part of the config: True loads the published ones or fails; also "auto" or a path.
+    The last three options are transformers' and only for Python. `use_pretrained_backbone` are the initial weights,
+    which are not part of the config: True loads the published ones or fails; also "auto" or a path.
     `freeze_batch_norm_2d` is another name of `freeze_norm`. `features_only` can be nothing but True.
     """
 
@@ -64,7 +64,7 @@ class TimmBackboneConfig(BackboneConfigMixin):
         self, use_pretrained_backbone: Pretrained, freeze_batch_norm_2d: bool, features_only: bool
     ) -> None:
         if features_only is not True:
-            raise ConfigError(f"features_only: {features_only!r} is no choice; a backbone has no classifier")
+            raise ConfigError(f"features_only: {features_only!r} is not a choice; a backbone has no classifier")
         if freeze_batch_norm_2d:
             self.freeze_norm = freeze_batch_norm_2d
         if use_pretrained_backbone is not False:
@@ -112,7 +112,7 @@ class TimmBackbone(Backbone):
         load_initial_weights(self)
 
     def freeze_batch_norm_2d(self) -> None:
-        """Every batch norm becomes a fixed scale and shift, which `.train()` does not thaw."""
+        """Every batch norm becomes a fixed scale and shift, which `.train()` does not unfreeze."""
         self.net = freeze_batch_norms(self.net)
 
     def unfreeze_batch_norm_2d(self) -> None:

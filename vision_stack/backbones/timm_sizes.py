@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 Pads = Literal["nothing", "patch", "coarsest", "windows", "canvas"]
 
-# Built for one image size, these classes otherwise refuse others; Swin would besides drop the shift of its last stage.
+# Built for one image size, these classes otherwise refuse others; Swin would also drop the shift of its last stage.
 _ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}
 # fmt: off
 # All strided layers round up. Models of other modules are padded to the coarsest stride that is asked for.

@@ -60,7 +60,7 @@ class TransformersBackboneConfig(BackboneConfigMixin):
 
     @classmethod
     def from_transformers(cls, raw: Mapping[str, Any]) -> Self:
-        """From a parsed config.json of transformers; what is no option of the architecture is left out.
+        """From a parsed config.json of transformers; what is not an option of the architecture is left out.
 
         Raises:
             ConfigError: no backbone of transformers, or values that no backbone has.
@@ -162,7 +162,7 @@ class TransformersBackbone(Backbone):
 
 @contextlib.contextmanager
 def _step_by_step(net: Any) -> Iterator[None]:
-    """transformers' attention in single steps, which alone keeps the probabilities, instead of torch's fused one."""
+    """transformers' attention in single steps, the only way to keep the probabilities, instead of torch's fused one."""
     before = net.config._attn_implementation
     net.set_attn_implementation("eager")
     try:
@@ -258,7 +258,7 @@ def _describe(model_type: str, options: str) -> tuple[FeatureSpec, ...]:
     for name, x in zip(names, maps, strict=True):
         stride = round(height / x.shape[2]) if x.ndim == 4 else 0
         if not stride or tuple(x.shape[2:]) != (-(-height // stride), -(-width // stride)):
-            raise ConfigError(f"model_type: {model_type} gives {name} as {list(x.shape)}, no map of one stride")
+            raise ConfigError(f"model_type: {model_type} gives {name} as {list(x.shape)}, not a map of one stride")
         specs.append(FeatureSpec(name, x.shape[1], stride))
     return tuple(specs)
 

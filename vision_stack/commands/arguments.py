@@ -40,7 +40,7 @@ _OVERRIDE = re.compile(r"(?P<key>\+{0,2}[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 def quote_paths(argv: Sequence[str]) -> list[str]:
     """Quote the values of options that take a path, so that Hydra takes each character literally.
 
-    Without it `data.root=/photos/set 1, (a=b)` is a syntax error, a sweep or a dict. A value that stands in quotes of
+    Without it `data.root=/photos/set 1, (a=b)` is a syntax error, a sweep or a dict. A value within quotes of
     its own is left to Hydra's grammar. A leading `~` is the home directory, which no shell expands there.
     """
     return [_quote(argument) for argument in argv]
@@ -72,7 +72,7 @@ def quote(value: str) -> str:
 
 
 def open_group(argv: Sequence[str], group: str) -> list[str]:
-    """Let `data.root=DIR` override what a checkpoint says: such keys stand in no yaml, and are checked later.
+    """Let `data.root=DIR` override what a checkpoint says: no yaml lists such keys; they are checked later.
 
     `data=coco`, as typed for train.py, is `data.type=coco`.
     """
@@ -92,7 +92,7 @@ def choose_stages_anew(argv: Sequence[str]) -> list[str]:
 
 
 def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") -> list[str]:
-    """`resume=` without `run_dir=` goes on in the folder of the run it resumes; `resume=auto` finds its checkpoint.
+    """`resume=` without `run_dir=` continues in the folder of the run it resumes; `resume=auto` finds its checkpoint.
 
     Raises:
         ValueError: `resume=auto` and there is no run to resume.
@@ -191,7 +191,7 @@ def _values(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _resume(values: Mapping[str, str]) -> str | None:
-    """What to go on with; None for a new run."""
+    """What to resume; None for a new run."""
     resume = values.get("resume", "")
     return None if resume.lower() in PLAIN_WORDS - {"auto"} else resume
 

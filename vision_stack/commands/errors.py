@@ -16,9 +16,9 @@ from vision_stack.config import suggest
 
 
 class OneLineErrors:
-    """Prints errors that are the user's to mend as one line, others with their traceback; entered as often as needed.
+    """Prints errors that the user can fix as one line, others with their traceback; entered as often as needed.
 
-    Within a sweep's job it lets the other jobs go on. `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows all
+    Within a sweep's job the other jobs continue. `HYDRA_FULL_ERROR=1` or `VISION_STACK_DEBUG=1` shows all
     tracebacks.
 
     Attributes:
@@ -84,8 +84,8 @@ def one_line(error: BaseException) -> str:
     return "; ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "See https:")))
 
 
-_OS_ADVICE = {  # what stands in the way of writing -> what to do
-    errno.EEXIST: "this is no folder; give another run_dir",
+_OS_ADVICE = {  # what prevents writing -> what to do
+    errno.EEXIST: "this is not a folder; give another run_dir",
     errno.ENOTDIR: "give another run_dir",
     errno.EROFS: "give a run_dir that can be written to",
     errno.ENOSPC: "make room, or give another run_dir",
@@ -134,11 +134,11 @@ def _no_such_option(match: re.Match[str]) -> str:
         close = close if len(close) == 1 else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
         place = close[0] if close else None
     advice = f"did you mean {place}?" if place else "--help lists them"
-    return f"{key}: there is no such option; {advice}"
+    return f"{key}: unknown option; {advice}"
 
 
 def _from_a_call(match: re.Match[str]) -> str:
-    """What a class that a yaml names said of its arguments."""
+    """What a class that a yaml names reported about its arguments."""
     try:
         text = str(ast.literal_eval(match["text"]))
     except (SyntaxError, ValueError):  # an exception of several arguments, or of none

@@ -52,7 +52,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
             run(plain, run_dir, list(HydraConfig.get().overrides.task))
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what is not text
     try:
         with errors, stopping_on_signals():
             sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
@@ -87,7 +87,7 @@ def import_plugins(names: str | Sequence[str]) -> None:
     """Import modules of the user's own, one or several, which register parts.
 
     Raises:
-        ValueError: there is no such module, or this is no list of names.
+        ValueError: there is no such module, or this is not a list of names.
     """
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):

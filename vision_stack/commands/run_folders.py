@@ -1,4 +1,4 @@
-"""The folder a run writes into: made for it alone if it is the default, held by it as long as it lives."""
+"""The folder a run writes into: made only for it if it is the default, held by it as long as it lives."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _check(text: str, key: str, value: str) -> None:
     if not name:
         raise ValueError(f"{text}: there is no option before '='; write OPTION=VALUE")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key}: there is no such option; --help lists them")
+        raise ValueError(f"{key}: unknown option; --help lists them")
     if value.startswith("="):
         raise ValueError(f"{text}: one '=' too many; write {key}={value.lstrip('=')}")
     if not value and ("." not in name or name in PATH_KEYS):
@@ -261,7 +261,7 @@ def _looks_like_coco(folder: Path) -> bool:
 
 
 def _contents(folder: Path, limit: int = 20_000) -> str:
-    """What lies in a folder, by suffix: `120 .txt, 120 .jpg and 2 .yaml files`."""
+    """What is in a folder, by suffix: `120 .txt, 120 .jpg and 2 .yaml files`."""
     counts: dict[str, int] = {}
     for number, path in enumerate(folder.rglob("*")):
         if number == limit:

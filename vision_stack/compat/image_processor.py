@@ -19,7 +19,7 @@ class AutoImageProcessor:
     """Gives the image processor that a name means; never made itself."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoImageProcessor is no processor; call AutoImageProcessor.from_pretrained")
+        raise TypeError("AutoImageProcessor is not a processor; call AutoImageProcessor.from_pretrained")
 
     @staticmethod
     def from_pretrained(name: str | Path, **options: Any) -> ImageProcessor:
@@ -48,7 +48,7 @@ class AutoImageProcessor:
         except TypeError:
             known = [field.name for field in fields(processor)]
             unknown = sorted(options.keys() - set(known))
-            raise ConfigError(f"options: {unknown} is no option of an image processor; there are {known}") from None
+            raise ConfigError(f"options: {unknown} is not an option of an image processor; there are {known}") from None
 
 
 def _model_type(name: str | Path, raw: dict[str, Any]) -> Any:

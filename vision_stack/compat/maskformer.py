@@ -70,7 +70,7 @@ class MaskFormerConfig(Config):
     cross_entropy_weight: NonNegative = 1.0
     mask_weight: NonNegative = 20.0
     dice_weight: NonNegative = 1.0
-    use_auxiliary_loss: bool = False  # every decoder layer is trained; transformers' default is the last alone
+    use_auxiliary_loss: bool = False  # every decoder layer is trained; transformers' default is only the last
     output_auxiliary_logits: bool = False
 
     def __post_init__(self) -> None:

@@ -4,9 +4,9 @@ What is wrong beyond repair is a problem: no segmentation, one of the wrong size
 finite, a polygon without area, a box without area or wholly outside of the image, an unknown image or category; and
 polygons that cover no pixel, if most of them do not. What looks odd is noted (`annotation_consistency.py`).
 
-What has an obvious meaning is mended: a missing box or area is taken from the segmentation, a box that sticks out is
+What has an obvious meaning is fixed: a missing box or area is taken from the segmentation, a box that sticks out is
 clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
-missing or repeated annotation ids are numbered anew (noted; they carry no meaning, but pycocotools needs them unique
+missing or repeated annotation ids are renumbered (noted; they carry no meaning, but pycocotools needs them unique
 and not 0). A crowd may be a polygon.
 """
 
@@ -255,7 +255,7 @@ def _judge_polygons(
     usable = np.bincount(owner[shapes.fault == 0], minlength=rows)
     broken = np.bincount(owner[(shapes.fault > 0) & ~np.isin(shapes.fault, DEGENERATE)], minlength=rows)
     good = (polygon_count == 0) | ((usable > 0) & (broken == 0))
-    said: set[int] = set()
+    reported: set[int] = set()
     left_out: list[int] = []
     # What is beyond repair comes first, so that each annotation is reported for the worst of its polygons.
     faulty = np.flatnonzero(shapes.fault)
@@ -263,9 +263,9 @@ def _judge_polygons(
         row = int(owner[polygon])
         if good[row]:
             left_out.append(polygon)
-        elif row not in said:
+        elif row not in reported:
             findings.problem(where(row, "segmentation"), fault_of(shapes, polygon) + of(row), _REDO)
-        said.add(row)
+        reported.add(row)
     if left_out:
         first = int(owner[left_out[0]])
         more = f", and {len(left_out) - 1:,} more such" if len(left_out) > 1 else ""
@@ -333,10 +333,10 @@ def _unique_ids(ids: NDArray[np.int64], where: Any, findings: Findings) -> NDArr
     if len(again):
         more = f", and {len(again) - 1} more are repeated" if len(again) > 1 else ""
         message = f"id {ids[again[0]]} is used before{more}"
-        findings.note(where(int(again[0]), "id"), message, "numbered anew; results are not affected")
-    anew = repeated | (ids == 0)
+        findings.note(where(int(again[0]), "id"), message, "renumbered; results are not affected")
+    renumbered = repeated | (ids == 0)
     unique = ids.copy()
-    unique[anew] = ids.max(initial=0) + 1 + np.arange(np.count_nonzero(anew))
+    unique[renumbered] = ids.max(initial=0) + 1 + np.arange(np.count_nonzero(renumbered))
     return unique
 
 

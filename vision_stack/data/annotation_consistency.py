@@ -1,4 +1,4 @@
-"""What of a json's good annotations does not fit together: said in one line for each kind, with a count.
+"""What does not fit together in a json's good annotations: one line for each kind, with a count.
 
 All of it is cheap beside reading the json: arrays are compared, and only thin polygons are rasterised.
 """
@@ -156,7 +156,7 @@ def note_holes(masks: Masks, good: Bool, note: Notes) -> None:
 
 
 def _thin_rows(masks: Masks, of_polygons: Bool) -> list[int]:
-    """Annotations whose polygons may all fall between the middles of pixels, or lie beside the image."""
+    """Annotations whose polygons may all fall between the middles of pixels, or lie outside the image."""
     height, width = masks.size[masks.owner].T
     x0, y0, x1, y1 = masks.polygon_bounds.T
     w, h = np.minimum(x1, width) - np.maximum(x0, 0), np.minimum(y1, height) - np.maximum(y0, 0)

@@ -1,6 +1,6 @@
 """Reads a COCO instance json and its images into checked records.
 
-What each check refuses, mends or ignores is said where it is done: `annotation_checks.py`, `image_records.py`,
+What each check refuses, fixes or ignores is documented with the check: `annotation_checks.py`, `image_records.py`,
 `categories.py`. Everything broken is found before training starts. Masks stay polygons and RLEs here; they are
 rasterised last, after the transforms.
 """
@@ -67,7 +67,7 @@ class CocoSplit:
     categories: tuple[Category, ...]  # by label
     table: AnnotationTable
     problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
-    notes: tuple[Problem, ...]  # what was mended, and what looks odd
+    notes: tuple[Problem, ...]  # what was fixed, and what looks odd
 
     @property
     def num_crowds(self) -> int:
@@ -128,7 +128,7 @@ def read_coco(
         check_images: whether to open the image files: their presence, headers and ends.
 
     Raises:
-        DataError: the file is no such json at all; it has no images, annotations or categories (or none that is good);
+        DataError: the file is not such a json at all; it has no good images, annotations or categories;
             its categories are ambiguous; or, with "raise", any record is broken.
     """
     file = str(annotation_file)
@@ -156,7 +156,7 @@ def read_coco(
     if not images or not len(image_rows):
         what = "image" if not images else "annotation"
         first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
-        raise data_error(file, f"{what}s", f"no good {what} is left", f"mend the file{first}")
+        raise data_error(file, f"{what}s", f"no good {what} is left", f"fix the file{first}")
     return CocoSplit(
         file, _records(images, table, image_rows), classes, table, tuple(findings.problems), tuple(findings.notes)
     )

@@ -45,7 +45,7 @@ def read_coco_panoptic(
         categories: the classes to use (of the training split, or a checkpoint); by default those of the file.
 
     Raises:
-        DataError: the file is no such json at all; nothing good is left; its categories are ambiguous; or, with
+        DataError: the file is not such a json at all; nothing good is left; its categories are ambiguous; or, with
             "raise", any record is broken.
     """
     file = str(annotation_file)
@@ -76,7 +76,7 @@ def read_coco_panoptic(
         raise DataError(refusal(file, findings.problems))
     if not records:
         reason = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
-        raise data_error(file, "images", "no good image is left", f"mend the file{reason}")
+        raise data_error(file, "images", "no good image is left", f"fix the file{reason}")
     num_crowds = int(np.count_nonzero(table.crowd))
     return LabelMapSplit(file, records, classes, tuple(findings.problems), tuple(findings.notes), num_crowds)
 

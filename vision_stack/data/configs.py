@@ -39,7 +39,7 @@ class DataConfig(Config):
     cache: Literal["none", "decoded"] = "none"  # decoded: images stay in memory, for small data sets
     on_error: Literal["raise", "skip"] = "raise"  # what to do about broken records
     filter_empty: bool = True  # leave out training images without objects
-    max_train_images: Count | None = None  # the first so many only
+    max_train_images: Count | None = None  # use only the first ones
     max_val_images: Count | None = None
 
     def read(self, split: SplitName, task: Task, categories: Categories = None) -> Split:

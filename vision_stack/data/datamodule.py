@@ -38,7 +38,7 @@ def build_datamodule(
 class DataModule(pl.LightningDataModule):
     """Train and val split of a data set, and their loaders.
 
-    The next batch depends on (seed, epoch, batch) alone. `set_position` before `fit` makes training begin in the
+    The next batch depends only on (seed, epoch, batch). `set_position` before `fit` makes training begin in the
     middle: the position is that of batches trained, so how far workers have read ahead does not matter. One iteration
     over the train loader is one epoch. Sharding over ranks is done here: `Trainer(use_distributed_sampler=False)`.
     """
@@ -99,10 +99,10 @@ class DataModule(pl.LightningDataModule):
         return list(self.val_split.records)
 
     def notes(self) -> list[str]:
-        """What was skipped, mended or looks odd in either split and between them, a line each, for printing."""
+        """What was skipped, fixed or looks odd in either split and between them, a line each, for printing."""
         lines = [*self.train_split.report().splitlines(), *self.val_notes()]
         files = (self.train_split.annotation_file, self.val_split.annotation_file)
-        remedy = "validation measures what was learnt by heart; give images of their own"
+        remedy = "validation would measure memorisation; use separate images"
         if self.task != "semantic" and os.path.samefile(*files):  # of semantic data, it is the class table
             return [*lines, f"note: {files[1]}: the annotations of training and validation are one file; {remedy}"]
         if shared := shared_images(self.train_records, self.val_records):
@@ -112,7 +112,7 @@ class DataModule(pl.LightningDataModule):
         return lines
 
     def val_notes(self) -> list[str]:
-        """The same of the validation split alone."""
+        """The same for only the validation split."""
         lines = self.val_split.report().splitlines()
         if not self._has_objects(self.val_records):
             crowds = ", only crowd regions" if self.val_split.num_crowds else ""

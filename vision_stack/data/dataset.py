@@ -70,7 +70,7 @@ class SegmentationDataset(Dataset[Sample]):
         height, width = image.shape[:2]
         if (height, width) != (record.height, record.width):
             message = f"is {width} x {height} now, was {record.width} x {record.height} when training started"
-            raise data_error(record.path, "pixels", message, "leave the files alone while a run reads them")
+            raise data_error(record.path, "pixels", message, "do not change the files while a run reads them")
         if self._decoded is not None:
             self._decoded[index] = image
         return image

@@ -120,7 +120,7 @@ def read_listed(
         other = id_of_path[os.path.normpath(first.path)]
         more = f", and {len(again) - 1:,} more files have two ids" if len(again) > 1 else ""
         message = f"{show(first.file_name)} is image {other} and image {first.image_id}{more}"
-        done = "each is an image with its own annotations alone; give a file one id if they belong together"
+        done = "each is an image with only its own annotations; give a file one id if they belong together"
         findings.note(f"images[{first.position}].file_name", message, done)
     return list(good.values()), bad
 

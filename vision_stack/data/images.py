@@ -178,7 +178,7 @@ def _known_formats() -> list[str]:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF is no reason to refuse good pixels
+    except Exception:  # broken EXIF is not a reason to refuse good pixels
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 

@@ -40,7 +40,7 @@ def refusal(file: str, problems: Sequence[Problem]) -> str:
     """The text of the error that stops at broken records."""
     if len(problems) == 1:
         return f"{problems[0]} (or leave the record out with data.on_error=skip)"
-    head = f"{file}: {len(problems):,} problems; mend them, or leave the broken records out with data.on_error=skip"
+    head = f"{file}: {len(problems):,} problems; fix them, or skip the broken records with data.on_error=skip"
     return f"{head}\n{listing(problems)}"
 
 

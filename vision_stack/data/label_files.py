@@ -69,7 +69,7 @@ def oriented_as_map(image: ListedImage, map_path: str) -> ListedImage:
         return image
     try:
         size = read_sizes(map_path).stored
-    except DataError:  # said when the map is checked
+    except DataError:  # reported when the map is checked
         return image
     if size != image.stored:
         return image

@@ -10,8 +10,8 @@ Known layouts, for each split by its usual names (train; val, valid, validation)
 * semantic: `images/train/` or `images/training/` with `labels/` or `annotations/` of the same names, and
   `classes.json` or `classes.txt` in the root or in `labels/`.
 
-Anything else is named explicitly. What is found by itself must lie inside the root, symbolic links resolved (the root
-itself may be one); what is named explicitly may lie anywhere, since its user says so.
+Anything else is named explicitly. What is found automatically must be inside the root, with symbolic links resolved
+(the root itself may be one); what is named explicitly may be anywhere.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class ImageProcessor(Config):
     short_edge: Pixels | None = None
     long_edge: Pixels | None = None  # the most the longest edge may become
     fit_within: tuple[Pixels, Pixels] | None = None  # (height, width), one of which is met
-    keep_aspect_ratio: bool = False  # meets that side of `exact_size` alone which changes the image less
+    keep_aspect_ratio: bool = False  # meets only that side of `exact_size` which changes the image less
     nearest_multiple: Pixels = 1  # the sides of `exact_size` are rounded to multiples of it
     size_divisor: Pixels = 1  # height and width become multiples of it, the next larger ones
     crop_size: tuple[Pixels, Pixels] | None = None  # from the centre

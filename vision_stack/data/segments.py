@@ -180,7 +180,7 @@ class LabelMapSplit:
     records: list[Any]  # PanopticRecord or SemanticRecord
     categories: tuple[Category, ...]  # by label
     problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
-    notes: tuple[Problem, ...] = ()  # what was mended, and what looks odd
+    notes: tuple[Problem, ...] = ()  # what was fixed, and what looks odd
     num_crowds: int = 0
 
     def ground_truth(self) -> TruthByImage:

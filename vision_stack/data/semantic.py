@@ -2,8 +2,8 @@
 
 The label map of `city/a.jpg` is `city/a.png` in its own folder, or `city/a` with another suffix. The table is a json
 list of `{"id": value in the maps, "name": ...}`, or of names, whose values are 0, 1, ...; or a text file with one
-`id name` (or `name id`), or one name, a line. Hidden files and folders (`._a.jpg`, `.ipynb_checkpoints`) are no part of
-the data, and links that lead out of their folder are problems. Everything broken is found before training starts, as
+`id name` (or `name id`), or one name, a line. Hidden files and folders (`._a.jpg`, `.ipynb_checkpoints`) are not data,
+and links that lead out of their folder are problems. Everything broken is found before training starts, as
 far as `label_files.CHECKED_AT_START` goes; with "skip", images with anything broken are left out.
 """
 
@@ -98,7 +98,7 @@ def read_semantic(
         raise DataError(refusal(source, problems))
     if not records:
         raise data_error(
-            source, "images", "no good image is left", f"mend the files; the first problem is {problems[0]}"
+            source, "images", "no good image is left", f"fix the files; the first problem is {problems[0]}"
         )
     if training and census.missing and census.num_maps == len(records):
         message, remedy = census.finding()
@@ -145,13 +145,13 @@ def _entries(file: str, lines: dict[int, str]) -> list[dict[str, Any]]:
         wrong = [number for number, entry in zip(lines, entries, strict=True) if entry is None]
         number = next((n for n in wrong if n in odd), wrong[0])
         message = f"{show(lines[number])} is not `{form}`" + (f", as line {odd[0]} is" if number not in odd else "")
-        remedy = "write `id name` in all lines, ids from 0 on, no heading or comment; or names alone, of 0, 1, ..."
+        remedy = "write `id name` in all lines, ids from 0 on, no heading or comment; or only names, of 0, 1, ..."
         raise data_error(file, f"line {number}", message, remedy)
     return [{"id": index, "name": name} for index, name in enumerate(lines.values())]
 
 
 def _tells_ids(swapped: Sequence[re.Match[str] | None]) -> bool:
-    """Whether lines that end in numbers are `name id`, all of them or all below a heading, and not names alone.
+    """Whether lines that end in numbers are `name id`, all of them or all below a heading, and not only names.
 
     "lane 1" and "lane 2" are names: without its number, neither says which class it is.
     """
@@ -164,7 +164,7 @@ def _label_by_value(table: str, label_by_id: dict[int, int], ignore_labels: Sequ
     label_of = np.full(_VALUES, UNKNOWN, np.int16)
     for value, label in label_by_id.items():
         if not 0 <= value < _VALUES:
-            raise data_error(table, "id", f"{value} is no pixel's value", f"use ids from 0 to {_VALUES - 1}")
+            raise data_error(table, "id", f"{value} is not a pixel's value", f"use ids from 0 to {_VALUES - 1}")
         label_of[value] = label
     for value in ignore_labels:
         if label_of[value] >= 0:

@@ -54,7 +54,7 @@ def generate_shapes(
     several processes write it.
 
     Args:
-        seed: of the scenes; train and val draw from separate streams, and a scene depends on its index alone.
+        seed: of the scenes; train and val draw from separate streams, and a scene depends only on its index.
         image_size: height and width in pixels, at least 32.
         min_objects, max_objects: bounds of an image's number of objects. Every thirtieth or so has none; in a crowded
             image, fewer than drawn may fit.

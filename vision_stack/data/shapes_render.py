@@ -1,7 +1,7 @@
 """Draws one scene of the generated data set: where the shapes lie, and what the camera sees of them.
 
-A scene is a function of (seed, split, index, size) alone. Shapes are placed one after another, each on top of those
-before it; a placement that would hide too much of an earlier shape is drawn anew. Colour says nothing about the class;
+A scene is a function only of (seed, split, index, size). Shapes are placed one after another, each on top of those
+before it; a placement that would hide too much of an earlier shape is drawn again. Colour says nothing about the class;
 texture says something, as the materials of real things do. Shapes, clutter and background share one small palette, and
 shapes are often placed against a twin of their own class and colour.
 
@@ -78,7 +78,7 @@ def rasterize(loops: tuple[Outline, ...], height: int, width: int) -> NDArray[np
 
 
 def coverage(loops: tuple[Outline, ...], height: int, width: int) -> Image.Image:
-    """How much of each pixel lies inside of the first loop and outside of the second, 0 to 255."""
+    """How much of each pixel lies inside the first loop and outside the second, 0 to 255."""
     fine = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     pen = ImageDraw.Draw(fine)
     for fill, loop in zip((255, 0), loops, strict=False):

@@ -38,7 +38,7 @@ def _keys(key: Callable[[str], object], records: Sequence[ImageFile], pool: Thre
 def _size(path: str) -> object:
     try:
         return os.stat(path).st_size
-    except OSError:  # said when it is read
+    except OSError:  # reported when it is read
         return None
 
 

@@ -118,7 +118,9 @@ class TrainTransformConfig(Config):
         if self.mode == "large_scale_jitter" and self.crop_size is None:
             raise ConfigError("crop_size: large_scale_jitter needs one, the edge of its square in pixels")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ConfigError(f"scale_range: {list(self.scale_range)} is no range; give [low, high], 0 < low <= high")
+            raise ConfigError(
+                f"scale_range: {list(self.scale_range)} is not a range; give [low, high] with 0 < low <= high"
+            )
 
     def affine(self, height: int, width: int, rng: np.random.Generator) -> Affine:
         if self.mode == "resize":

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, said so that its owner can mend it: file, field, what is wrong, what to do."""
+"""What is wrong with a data set, so that its owner can fix it: file, field, what is wrong, what to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Findings:
     def __init__(self, file: str) -> None:
         self.file = file
         self.problems: list[Problem] = []  # broken: stops training, or is skipped
-        self.notes: list[Problem] = []  # one for each kind: mended, dropped or merely odd, and said
+        self.notes: list[Problem] = []  # one for each kind: fixed, dropped or merely odd
 
     def problem(self, field: str, message: str, remedy: str) -> None:
         self.problems.append(Problem(self.file, field, message, remedy))

@@ -70,7 +70,7 @@ class MaskHead(Head[AnyMaskOutputs]):
         self.mask_index = _find_mask_features(config.type, in_specs)
         self.mask_dim, self.mask_projection = _mask_projection(config, in_specs[self.mask_index])
         self.criterion = config.loss.build(num_classes)
-        # Of use in training alone.
+        # Only used in training.
         self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.semantic_weight else None
 
     def compute_loss(self, outputs: AnyMaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from vision_stack.structures import Features, FeatureSpec, MaskOutputs, Target
 class MaskFormerHeadConfig(MaskHeadConfig):
     """Queries read the coarsest map; each gives class logits and an embedding that pixels multiply to its mask."""
 
-    deep_supervision: bool = True  # every decoder layer predicts and is trained, not the last alone
+    deep_supervision: bool = True  # every decoder layer predicts and is trained, not only the last
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskFormerHead:
         """Raises ConfigError unless there is a map at stride 4, with `mask_dim` channels if it is `mask_features`."""

@@ -97,7 +97,7 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's, which besides takes no anchor in an ignored region for background."""
+    """torchvision's, but no anchor in an ignored region counts as background."""
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -111,7 +111,7 @@ class ProposalNetwork(RegionProposalNetwork):
 
 
 class RegionHeads(RoIHeads):
-    """torchvision's, which besides takes no proposal in an ignored region for background."""
+    """torchvision's, but no proposal in an ignored region counts as background."""
 
     _ignored: Sequence[Tensor | None] = ()
 

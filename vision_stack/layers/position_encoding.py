@@ -23,7 +23,7 @@ def sine_position_encoding(
         channels: a multiple of 4.
 
     Raises:
-        ValueError: `channels` is no multiple of 4.
+        ValueError: `channels` is not a multiple of 4.
     """
     if channels % 4:
         raise ValueError(f"sine position encoding needs channels that are a multiple of 4, got {channels}")

@@ -1,4 +1,4 @@
-"""DETR's transformer layers (Carion et al. 2020, Appendix A.3): post-norm, positions on queries and keys alone."""
+"""DETR's transformer layers (Carion et al. 2020, Appendix A.3): post-norm, positions only on queries and keys."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _objects(targets: Sequence[Target]) -> Objects:
 
 
 def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Tensor:
-    """Mask logits of the matched queries alone, in the order of `matches`: [M, h, w]."""
+    """Mask logits of only the matched queries, in the order of `matches`: [M, h, w]."""
     embed = mask_embed[matches.layers, matches.images, matches.queries].split(list(matches.counts))
     masks = [each @ maps for each, maps in zip(embed, features.flatten(2).unbind(0), strict=True)]
     return torch.cat(masks).unflatten(1, features.shape[-2:])

@@ -30,8 +30,8 @@ def uncertain_point_losses(
     whose logit is nearest to zero, the rest of its points is uniform.
 
     Differs from paper: the candidates, and the uniform points, are the same for all masks of a call, where the paper
-    draws both anew for each mask. For a single mask the points are distributed as in the paper, so that the expectation
-    of every loss and gradient is the paper's; only their errors are no longer independent. In return one sparse matrix
+    draws both for each mask. For a single mask the points are distributed as in the paper, so that the expectation
+    of every loss and gradient is the paper's, but their errors are no longer independent. In return one sparse matrix
     interpolates all masks, another takes the gradients back, and targets are sampled once for all layers.
 
     Args:
@@ -49,7 +49,7 @@ def uncertain_point_losses(
 
 
 class _PointLosses(torch.autograd.Function):
-    """Goes through the masks a few at a time, and keeps logits and places of their points alone for the backward."""
+    """Goes through the masks a few at a time, and keeps only logits and places of their points for the backward."""
 
     @staticmethod
     def forward(

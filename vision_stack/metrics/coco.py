@@ -71,7 +71,7 @@ class CocoEvaluator(Evaluator):
         categories: of the model, by label.
         iou_types: of "segm", "bbox" and "boundary"; the first one's AP is the score. Boxes of results with masks are
             those around them; boundary AP (Cheng et al. 2021) counts the lesser of mask and boundary IoU.
-        max_detections: at most so many of an image count, best first.
+        max_detections: the most of an image that count, best first.
 
     Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
     because pycocotools counts a detection that matches the annotation with id 0 as a false one.

@@ -39,7 +39,7 @@ def segment_counts(
     """True positives, false positives, false negatives and the true positives' summed IoU by class: [4, K].
 
     A found segment and one of the truth match if they are of one class and their IoU is above 0.5; pixels where the
-    truth says nothing are no part of the union. Unmatched crowds are not missed, and an unmatched find is not false if
+    truth says nothing are not part of the union. Unmatched crowds are not missed, and an unmatched find is not false if
     more than half of it lies on such pixels or on crowds of its class.
 
     Raises:

@@ -151,7 +151,7 @@ def _png_values(categories: Sequence[Category]) -> NDArray[np.int64]:
     ids = np.array([category.id for category in categories])
     if ids.min() < 0 or ids.max() > 65535:
         wrong = ids[(ids < 0) | (ids > 65535)][0]
-        raise ValueError(f"categories: id {wrong} is no value of a label map; use ids from 0 to 65535")
+        raise ValueError(f"categories: id {wrong} is not a value of a label map; use ids from 0 to 65535")
     return ids
 
 

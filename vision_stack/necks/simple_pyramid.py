@@ -13,7 +13,7 @@ from vision_stack.config import Count, register
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 STRIDES = (4, 8, 16, 32)
-RESAMPLED_STRIDE = 16  # of maps whose own stride is no power of two
+RESAMPLED_STRIDE = 16  # of maps whose own stride is not a power of two
 
 
 @register("neck", "simple_pyramid")

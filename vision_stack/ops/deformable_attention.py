@@ -29,7 +29,7 @@ def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weigh
         value: [B, S, H, D], the cells of all maps, map after map, row by row.
         shapes: (height, width) of each map; their products sum to S.
         locations: [B, Q, H, L, P, 2], (x, y) in [0, 1]; (0, 0) is the upper left corner of the upper left cell
-            (`align_corners=False`), and whatever lies outside of a map counts as zero. float32 or float64.
+            (`align_corners=False`), and whatever lies outside a map counts as zero. float32 or float64.
         weights: [B, Q, H, L, P].
 
     Returns:

@@ -20,7 +20,7 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> NDArra
 
     Args:
         polygons: each flat, (x0, y0, x1, y1, ...) in pixels, a list or an array with at least three points. Points may
-            lie outside of the image.
+            lie outside the image.
 
     Raises:
         ValueError: a polygon of fewer than three points, with half a point, or with a coordinate that is not finite or

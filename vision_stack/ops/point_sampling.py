@@ -1,7 +1,7 @@
 """Values of maps and masks at points, and the choice of points (PointRend; Mask2Former, Sec. 3.3).
 
 Points are (x, y) in [0, 1]; (0, 0) is the upper left corner of the upper left pixel (`align_corners=False`), and
-whatever lies outside of a map counts as zero.
+whatever lies outside a map counts as zero.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SparseMatrix(NamedTuple):
 def interpolation_matrix(points: Tensor, height: int, width: int) -> SparseMatrix:
     """Bilinear interpolation at points [P, 2] of maps that are flattened to [height * width]: [P, height * width].
 
-    It serves any number of maps, which `sample_maps` would each interpolate anew, and its transpose takes gradients
+    It serves any number of maps, which `sample_maps` would each interpolate again, and its transpose takes gradients
     back to the pixels.
     """
     column, row = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5

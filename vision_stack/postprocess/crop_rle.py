@@ -32,7 +32,7 @@ def encode_crop(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) ->
     starts = _frame_position(starts, h, top, left, height)
     stops = _frame_position(inside_last, h, top, left, height) + 1
     bounds = np.stack([starts, stops], axis=1).reshape(-1)
-    apart = bounds[1:] != bounds[:-1]  # where the crop is as high as the frame, a run goes on in the next column
+    apart = bounds[1:] != bounds[:-1]  # where the crop is as high as the frame, a run continues in the next column
     bounds = bounds[np.append(True, apart) & np.append(apart, True)] if len(bounds) else bounds
     counts = np.diff(bounds, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:

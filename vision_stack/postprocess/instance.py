@@ -44,7 +44,7 @@ def predict_instances(
     Args:
         outputs: of a batch of B images.
         infos: B of them.
-        top_k: at most so many detections an image.
+        top_k: the most detections per image.
         score_threshold: detections with a lower score are left out, before their masks are resized where possible.
 
     Differs from the papers: detections without a single pixel are left out (they would score 0).

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` every so many steps, at the end of each epoch, around validation, and whenever training ends or stops
+    """`last.ckpt` every few steps, at the end of each epoch, around validation, and whenever training ends or stops
     between two steps: at its end, for a signal, for data that cannot be read; `best.ckpt`, with `metrics.json` and
     `predictions.json`, whenever validation gives the best score so far (mask AP, PQ or mIoU, by the task); of equal
     ones, such as those of images without objects, the last counts.

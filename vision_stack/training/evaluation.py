@@ -1,4 +1,4 @@
-"""Evaluating a model: a training checkpoint says what to rebuild, of a published one the data are said."""
+"""Evaluating a model: a training checkpoint says what to rebuild; for a published one the data is given."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
         what was found; in all but the first of several processes nothing.
 
     Raises:
-        ValueError: checkpoint or data that the user has to mend; one line.
+        ValueError: checkpoint or data that the user has to fix; one line.
     """
     quiet_lightning()
     return_freed_memory()
@@ -91,8 +91,8 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
 def data_of(checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> DataConfig:
     """The data that a checkpoint was trained on, with options replaced.
 
-    A checkpoint that lies in its own run's folder may say what to read. One from anywhere else may be a stranger's, and
-    its paths are not touched: generated data goes to the cache, for other data `data.root` must be said. Of data of
+    A checkpoint in its own run's folder may say what to read. One from anywhere else may be a stranger's, and
+    its paths are not touched: generated data goes to the cache, for other data `data.root` must be given. Of data of
     another type nothing is known but how large the model's input is.
 
     Raises:

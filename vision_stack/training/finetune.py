@@ -15,14 +15,14 @@ from vision_stack.config import Config, ConfigError, Range
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Config):
-    """Options of the backbone's training that are no part of its architecture, so that no model's config holds them.
+    """Options of the backbone's training that are not part of its architecture, so that no model's config holds them.
 
-    What is frozen is a function of the epoch alone: a resumed run needs nothing but the epoch to go on as it was.
+    What is frozen is a function of the epoch only: a resumed run needs only the epoch to continue as it was.
     """
 
     kind: ClassVar[str] = ""
-    freeze_stages: Annotated[int, Range(0, 1000)] | Literal["all"] = 0  # so many of stem, stage 1, stage 2, ...
-    unfreeze_epochs: tuple[Annotated[int, Range(1)], ...] = ()  # at each an equal part thaws, the deepest first
+    freeze_stages: Annotated[int, Range(0, 1000)] | Literal["all"] = 0  # how many of stem, stage 1, stage 2, ...
+    unfreeze_epochs: tuple[Annotated[int, Range(1)], ...] = ()  # at each an equal share is unfrozen, deepest first
     gradient_checkpointing: bool = False  # less memory, about a third more time
 
     def check(self) -> None:
@@ -38,11 +38,11 @@ class FinetuneConfig(Config):
         frozen = len(backbone.stage_groups()) if self.freeze_stages == "all" else self.freeze_stages
         if not self.unfreeze_epochs:
             return frozen
-        parts_left = sum(epoch < thaw for thaw in self.unfreeze_epochs)
+        parts_left = sum(epoch < due for due in self.unfreeze_epochs)
         return math.ceil(frozen * parts_left / len(self.unfreeze_epochs))
 
     def apply(self, backbone: Backbone, epoch: int) -> None:
-        """Freeze what is frozen in `epoch` (Howard & Ruder 2018, Sec. 3.3: gradual unfreezing), thaw the rest.
+        """Freeze what is frozen in `epoch` (Howard & Ruder 2018, Sec. 3.3: gradual unfreezing), unfreeze the rest.
 
         Raises:
             ValueError: there are fewer stages than are to be frozen; the line names them.
@@ -51,7 +51,7 @@ class FinetuneConfig(Config):
         if frozen != getattr(backbone, "frozen_stages", 0):  # a module that is no `Backbone` of ours has none frozen
             backbone.freeze_stages(frozen)
 
-    def thaw_for_setup(self, backbone: Backbone) -> None:
+    def unfreeze_for_setup(self, backbone: Backbone) -> None:
         """Thaw what will be trained at some time, since the optimizer and DDP have to know it from the beginning."""
         if self.unfreeze_epochs:
             backbone.freeze_stages(0)

@@ -1,4 +1,4 @@
-"""What predict has done so far, kept on disk, so that a stopped run goes on where it was and memory holds one image."""
+"""What predict has done so far, kept on disk, so that a stopped run resumes where it was and memory holds one image."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Journal:
             if (before := entry.get(name)) != now:
                 raise ValueError(
                     f"run_dir: {self.path.parent} holds predictions with another {name} ({before}, now {now}); give "
-                    f"another run_dir, or delete {self.path.name} in it to predict anew"
+                    f"another run_dir, or delete {self.path.name} in it to start over"
                 )
 
 

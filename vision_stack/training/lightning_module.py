@@ -80,7 +80,7 @@ class SegmentationModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.finetune.thaw_for_setup(self.model.backbone)
+            self.finetune.unfreeze_for_setup(self.model.backbone)
 
     def on_train_start(self) -> None:
         steps = self.trainer.estimated_stepping_batches

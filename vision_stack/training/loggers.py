@@ -19,7 +19,7 @@ KEYS = ["step", "epoch"]
 
 
 class MetricsFile(Logger):
-    """A `metrics.csv` with a row per logged step, that a resumed run goes on with."""
+    """A `metrics.csv` with a row per logged step, that a resumed run continues."""
 
     def __init__(self, run_dir: str | Path) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class MetricsFile(Logger):
             return
         rows, num_broken = self._read()
         if num_broken:
-            print(f"note: {self.path}: {num_broken} lines that are no rows of metrics were removed", flush=True)
+            print(f"note: {self.path}: {num_broken} lines that are not rows of metrics were removed", flush=True)
 
         def stays(row: dict[str, Any]) -> bool:
             repeated = not validated and int(row["step"]) == step - 1 and any(row[c] for c in row if c[:4] == "val/")

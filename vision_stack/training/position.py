@@ -1,6 +1,6 @@
 """Where in a run training stands, and how to put a fresh trainer there.
 
-A run goes on at the very next batch. Its batches, their augmentation and its dropout are functions of (seed, epoch,
+A run resumes at the very next batch. Its batches, their augmentation and its dropout are functions of (seed, epoch,
 batch), so these few numbers are all the random state there is.
 """
 
@@ -38,7 +38,7 @@ class Position(NamedTuple):
         """Set the counters of a trainer whose `fit` has not been called yet.
 
         Lightning's own restart restores its counters as they were at the moment of saving, and tells from their
-        differences what was going on. Here saving happens between steps alone, so that two states do: at an epoch's
+        differences what was going on. Here saving only happens between steps, so that two states suffice: at an epoch's
         start, and in its middle.
         """
         fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop

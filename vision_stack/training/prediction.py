@@ -43,7 +43,7 @@ from vision_stack.training.sources import SourceImage, find_images, named
 from vision_stack.visualization.overlay import draw_segmentation
 
 JOURNAL_FILE = "predictions.jsonl"
-LINE_EVERY_S = 15.0  # of progress, where the output is no terminal
+LINE_EVERY_S = 15.0  # of progress, where the output is not a terminal
 
 
 class Found(NamedTuple):
@@ -92,7 +92,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
             summary = _finish(model, images, journal, options, run_dir) if len(journal) else ""
         except Stopped as stop:
             done = f"{len(journal):,} of {len(images):,} images are done"
-            advice = f"{done}; go on with the same options and run_dir={shlex.quote(str(run_dir))}"
+            advice = f"{done}; continue with the same options and run_dir={shlex.quote(str(run_dir))}"
             raise Stopped(stop.signum, advice) from None
         if not len(journal):
             raise ValueError(f"source: {options.source}: no image could be read ({len(images):,} tried); {skipped[0]}")

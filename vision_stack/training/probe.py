@@ -116,7 +116,7 @@ class Probe:
         """
         model = self.model
         batch = make_batch(shape, len(model.categories), self.device)
-        self.finetune.thaw_for_setup(model.backbone)  # what is trained later takes memory later
+        self.finetune.unfreeze_for_setup(model.backbone)  # what is trained later takes memory later
         optimizer = build_optimizer(model, self.optim)
         start = time.perf_counter()
         try:

@@ -21,7 +21,7 @@ class TrainingProgress(pl.Callback):
     """Steps of the whole run, time left, losses, and the last validation's score.
 
     Args:
-        line_every_s: seconds between two lines where the output is no terminal.
+        line_every_s: seconds between two lines where the output is not a terminal.
     """
 
     def __init__(self, line_every_s: float = 15.0) -> None:

@@ -24,7 +24,7 @@ KEPT_WITH_BEST = ("checkpoints/best.ckpt", "metrics.json", "predictions.json", "
 
 
 def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Raises:
         ValueError: not a checkpoint of ours, one without the optimizer's state, or one with values that are not finite.
@@ -38,7 +38,7 @@ def read_last_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _check_resumable(checkpoint: Mapping[str, Any]) -> None:
-    """ConfigError unless all that a run goes on from is of the right type, and finite where it is weights."""
+    """ConfigError unless everything a run resumes from is of the right type, and finite where it is weights."""
     _expect(isinstance(checkpoint.get("best_score"), float | int | None), "best_score", "a number")
     for name in ("position", "callbacks", "precision", "optimizer"):
         _expect(isinstance(checkpoint.get(name), Mapping), name, "a mapping")
@@ -104,10 +104,10 @@ def restore(
     """Before `fit`: weights to validate, counters, state of the callbacks. What is trained follows (`RestoreTraining`).
 
     Returns:
-        where the run goes on; the caller tells the data, and validates if the position says that it is due.
+        where the run continues; the caller tells the data, and validates if the position says that it is due.
 
     Raises:
-        ValueError: the run averaged its weights, and is to go on without.
+        ValueError: the run averaged its weights, and is to continue without.
     """
     if RAW_WEIGHTS in checkpoint and average_of(trainer) is None:
         raise ValueError("resume: the interrupted run averaged its weights; give callbacks=ema, or what it was given")
@@ -134,7 +134,7 @@ def restore(
 
 
 def _adopt(checkpoint: Path, run_dir: Path, *, has_best: bool) -> None:
-    """A run that goes on in another folder takes its curves and the best checkpoint so far along."""
+    """A run that continues in another folder takes its curves and the best checkpoint so far along."""
     folder = checkpoint.absolute().parent
     old_run = folder.parent
     if folder.name != "checkpoints" or old_run.resolve() == run_dir.resolve():
@@ -149,7 +149,7 @@ def _adopt(checkpoint: Path, run_dir: Path, *, has_best: bool) -> None:
 class RestoreTraining(pl.Callback):
     """Gives back at the first moment at which they exist: the optimizer's state; the average, and what it is one of.
 
-    Rates, decay and their schedule are those of the present options; they depend on the step alone.
+    Rates, decay and their schedule are those of the present options; they depend only on the step.
     """
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def train(
         overrides: what was typed on the command line, which goes before what `weights` says of the model.
 
     Raises:
-        ValueError: options, data or checkpoint that the user has to mend; one line.
+        ValueError: options, data or checkpoint that the user has to fix; one line.
     """
     quiet_lightning()
     keep_freed_memory()

@@ -50,7 +50,7 @@ def settle_options(
         overrides: the command line's.
 
     Raises:
-        ValueError: an `auto` that nothing can be said of, or not one image fits into memory; one line.
+        ValueError: an `auto` that cannot be derived, or not even one image fits into memory; one line.
     """
     early = without_autos(config)
     parts = start.parts if start else decode_parts(early)

@@ -1,6 +1,6 @@
-"""`weights=`: a run that starts from a trained model, ours or published, instead of from the options alone.
+"""`weights=`: a run that starts from a trained model, ours or published, instead of only from the options.
 
-The model's own parts are used, whatever the yaml files say. What the command line says of a part goes on top:
+The model's own parts are used, whatever the yaml files say. What the command line says about a part overrides it:
 `head.num_queries=50` changes that value, `backbone=swin_tiny` takes another backbone. Weights are taken over as far as
 they then fit, and the class head's rows by the names of the classes.
 """

@@ -1,4 +1,4 @@
-"""What a run is made of, said before it starts."""
+"""What a run consists of, printed before it starts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def describe_training(model: VisionModel, optim: OptimConfig, finetune: Finetune
     rows = []
     if finetune.freeze_stages:
         names = ", ".join(group.name for group in backbone.stage_groups()[: backbone.frozen_stages])
-        thawing = f", thawing at epoch {', '.join(map(str, finetune.unfreeze_epochs))}"
-        rows.append(_row("frozen", f"{names}{thawing if finetune.unfreeze_epochs else ''}"))
+        unfreezing = f", unfrozen at epoch {', '.join(map(str, finetune.unfreeze_epochs))}"
+        rows.append(_row("frozen", f"{names}{unfreezing if finetune.unfreeze_epochs else ''}"))
     by_part: dict[str, list[dict[str, Any]]] = {}
-    finetune.thaw_for_setup(backbone)
+    finetune.unfreeze_for_setup(backbone)
     for group in parameter_groups(model, optim):
         by_part.setdefault(group["name"].partition("_")[0], []).append(group)
     finetune.apply(backbone, epoch=0)
@@ -67,7 +67,7 @@ def describe_data(categories: Sequence[Category], num_train: int, num_val: int, 
 
 
 def describe_run(run_dir: Path, resumed_from: str) -> list[str]:
-    """Where results go, and where the run goes on if it is a resumed one."""
+    """Where results go, and where a resumed run continues."""
     rows = [_row("resumed", resumed_from)] if resumed_from else []
     return [*rows, _row("results in", str(run_dir))]
 

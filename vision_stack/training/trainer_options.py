@@ -62,7 +62,7 @@ def check_trainer_options(options: Mapping[str, Any], verb: Literal["train", "ev
 
 
 def check_loggers(trainer: pl.Trainer) -> None:
-    """Raise ValueError for a logger that is asked to upload checkpoints, which those of `ModelCheckpoint` alone are."""
+    """Raise ValueError for a logger that is asked to upload checkpoints, which only those of `ModelCheckpoint` are."""
     for logger in trainer.loggers:
         if getattr(logger, "_log_model", False):
             name = type(logger).__name__

@@ -27,7 +27,7 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
         ValueError: the file has no column `step`, or nothing to draw.
     """
     series = _read(Path(csv_file))
-    # Of the losses the last layer's alone: loss_mask, not loss_mask_0.
+    # Only the last layer's losses: loss_mask, not loss_mask_0.
     losses = {name: points for name, points in series.items() if "loss" in name.lower() and not name[-1].isdigit()}
     panels = [("loss", losses)] if losses else []
     for score in SCORES:

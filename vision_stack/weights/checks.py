@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 
-COPIES, SPARE_BYTES = 8, 2**30  # the most memory that weights may take: so many times their file, and so much besides
+COPIES, SPARE_BYTES = 8, 2**30  # the most memory that weights may take: so many times their file, plus a constant
 _DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}

@@ -69,7 +69,7 @@ def _backbone(
     if "patch_embed.proj.weight" in inner and any(k.endswith("relative_position_bias_table") for k in inner):
         return _swin(options, backbone, net, state, inner, stages, maskformer=raw["model_type"] == "maskformer")
     if len(inner) < len(state):
-        raise ConfigError("backbone.out_norms: transformers has norms on the maps of Swin alone")
+        raise ConfigError("backbone.out_norms: only Swin has norms on its maps in transformers")
     if options["type"] == "resnet":
         fields = ("embedding_size", "hidden_sizes", "depths", "layer_type", "downsample_in_bottleneck")
         return {

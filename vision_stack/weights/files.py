@@ -125,7 +125,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; give a directory that save_pretrained wrote")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are no config; at most {MAX_JSON_BYTES:,} are read")
+        size = path.stat().st_size
+        raise ConfigError(f"{path}: {size:,} bytes are not a config; at most {MAX_JSON_BYTES:,} are read")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -144,7 +145,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
     except (SafetensorError, OSError) as error:
         reason = str(error).split("\n")[0][:80]
         raise ConfigError(f"{path}: cannot be read as weights ({reason}); give a whole safetensors file") from None
@@ -195,7 +196,8 @@ def _check_archive(path: Path) -> None:
             plain = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
             if plain > MAX_PLAIN_BYTES:
                 raise ConfigError(
-                    f"{path}: {plain:,} bytes of plain values are no checkpoint's; at most {MAX_PLAIN_BYTES:,} are read"
+                    f"{path}: {plain:,} bytes of plain values are not a checkpoint's; "
+                    f"at most {MAX_PLAIN_BYTES:,} are read"
                 )
             for entry in entries:
                 if entry.CRC:  # 0 where torch was told to write none

@@ -25,7 +25,7 @@ def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     for key, value in state.items():
         found = next(((m, new) for pattern, new in rules if (m := re.fullmatch(pattern, key))), None)
         if found is None:
-            raise ValueError(f"weights: {key!r} is no key of this architecture")
+            raise ValueError(f"weights: {key!r} is not a key of this architecture")
         match, replacement = found
         if replacement is None:
             continue

@@ -173,7 +173,7 @@ def class_names(raw: Mapping[str, Any]) -> list[str]:
 
 def guess_task(source: str, architecture: str) -> Literal["instance", "panoptic", "semantic"]:
     """Published configs do not say for which task they were trained; the names of published checkpoints do."""
-    name = source.lower().rstrip("/").rpartition("/")[2]  # not the folders that it lies in
+    name = source.lower().rstrip("/").rpartition("/")[2]  # not the folders that it is in
     tasks: tuple[Literal["instance", "panoptic", "semantic"], ...] = ("instance", "panoptic", "semantic")
     for task in tasks:
         if task in name:

@@ -36,7 +36,7 @@ _SQUARES = ("image_size", "patch_size", "window_size")  # transformers also take
 class FamilyConfig(BackboneConfigMixin):
     """Base of the families' configs; stages are named "stem", "stage1", ..., and index 0 is the stem.
 
-    Dropout inside of layers, which none of the published models uses, is no option here.
+    Dropout inside layers, which none of the published models uses, is not an option here.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"num_channels": 3}  # what transformers' config has to say, if it does
@@ -48,7 +48,7 @@ class FamilyConfig(BackboneConfigMixin):
 
     @classmethod
     def from_transformers(cls, raw: Mapping[str, Any]) -> Self:
-        """The config that a parsed `config.json` of transformers describes; fields of no concern here are left alone.
+        """The config that a parsed `config.json` of transformers describes; other fields are ignored.
 
         Raises:
             ConfigError: one line with the field: wrong type, out of range, or an architecture that is not built here.
@@ -60,7 +60,7 @@ class FamilyConfig(BackboneConfigMixin):
         return from_dict({name: _plain(name, value) for name, value in raw.items() if name in fields}, cls=cls)
 
     def to_config_json(self) -> dict[str, Any]:
-        """As transformers writes it, but for output norms that its models do not have: those are ours alone to read."""
+        """As transformers writes it, but for output norms that its models do not have: only we read those."""
         plain = self.to_dict()
         if not self.is_default("out_norms"):
             return plain
@@ -77,8 +77,8 @@ class FamilyConfig(BackboneConfigMixin):
     def fit_lengths(self, **growth: int) -> None:
         """Let lists of one entry per stage that are at their defaults have as many entries as those that were given.
 
-        Longer ones go on from the last entry, times what is said here. transformers, too, reads no more entries of a
-        list than there are stages.
+        Longer ones continue from the last entry, times what is given here. Like transformers, it reads no more entries
+        of a list than there are stages.
         """
         counts = {len(getattr(self, name)) for name in growth if not self.is_default(name)}
         if len(counts) != 1:

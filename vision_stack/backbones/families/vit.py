@@ -162,7 +162,7 @@ def exact_ratio(hidden: int, width: int) -> float:
 
 
 class PlainBackbone(FamilyBackbone):
-    """timm's transformer, layer by layer; class and register tokens are computed with, but are no part of the maps."""
+    """timm's transformer, layer by layer; class and register tokens are computed with, but are not part of the maps."""
 
     config: PlainConfig
     landmark = "patch_embed.proj.weight"
