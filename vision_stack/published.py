@@ -81,7 +81,7 @@ def read_published(directory: Path, source: str | Path) -> PublishedModel:
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     task = guess_task(str(source), raw["model_type"])
-    num_things = COCO_PANOPTIC[1] if task == "panoptic" and len(names) == COCO_PANOPTIC[0] else len(names)
+    num_things = COCO_PANOPTIC[1] if len(names) == COCO_PANOPTIC[0] else len(names)
     config = {
         "backbone": backbone,
         "neck": neck,

@@ -16,7 +16,6 @@ from torch import Tensor
 from vision_stack.config import Config, ConfigError, Fraction, registered
 
 Task = Literal["detection", "instance", "semantic", "panoptic"]
-OBJECT_TASKS: tuple[Task, ...] = ("detection", "instance")  # whose predictions are `Instances`
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
 
 

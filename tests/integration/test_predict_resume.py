@@ -20,11 +20,12 @@ from vision_stack.commands import predict as command
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.model import InputSize, VisionModel, VisionModelConfig
 from vision_stack.necks import FPNConfig
-from vision_stack.structures import Category, Instances
+from vision_stack.structures import Category
 from vision_stack.training import prediction
 from vision_stack.training.interrupts import Stopped
-from vision_stack.training.prediction import JOURNAL_FILE, Found, predict
+from vision_stack.training.prediction import JOURNAL_FILE, predict
 from vision_stack.training.sources import find_images
+from vision_stack.training.tasks import Written
 
 NAMES = ("a.png", "b.png", "c.png", "more/a.png")
 
@@ -73,7 +74,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     find = prediction.find
 
-    def watched(model: VisionModel, image: np.ndarray, number: int, *rest: Any) -> Found:
+    def watched(model: VisionModel, image: np.ndarray, number: int, *rest: Any) -> Any:
         numbers.append(number)
         return find(model, image, number, *rest)
 
@@ -198,10 +199,10 @@ def test_memory_does_not_grow_with_the_images(
     """A megabyte of records for each of forty images."""
     for number in range(36):
         shutil.copy(photos / "a.png", photos / f"{number}.png")
-    nothing = Instances(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 40, 60).bool())
 
-    def find(_: Any, image: np.ndarray, number: int, *rest: Any) -> Found:
-        return Found([{"image_id": number, "score": 0.0, "segmentation": "x" * 10**6}], None, nothing)
+    def find(_: Any, image: np.ndarray, number: int, *rest: Any) -> tuple[Written, Image.Image]:
+        record = {"image_id": number, "score": 0.0, "segmentation": "x" * 10**6}
+        return Written([record]), Image.new("RGB", (60, 40))
 
     monkeypatch.setattr(prediction, "find", find)
     tracemalloc.start()

@@ -88,14 +88,16 @@ def test_cache_is_looked_into_without_the_network(monkeypatch: pytest.MonkeyPatc
     assert pretrained.can_be_had(weights._replace(repo_id=None))
 
 
-@pytest.mark.parametrize("task", ["instance", "panoptic", "semantic"])
-def test_facts_of_generated_scenes(task: Any) -> None:
+@pytest.mark.parametrize(
+    ("task", "finds"), [("instance", "objects"), ("panoptic", "segments"), ("semantic", "classes")]
+)
+def test_facts_of_generated_scenes(task: Any, finds: str) -> None:
     options = {"type": "shapes", "image_size": 64, "num_train": 8, "num_val": 2, "max_objects": 3}
     config: DataConfig = from_dict(options, kind="data")
     device = Device(torch.device("cpu"), 2)
     found = gather({"backbone": {"type": "swin"}}, build_datamodule(config, task=task), device, fine_tunes=False)
     assert (found.num_train, found.num_val, found.short_edge, found.aspect) == (8, 2, 64, 1.0)
-    assert (found.device, found.world_size, found.task, found.pretrained) == ("cpu", 2, task, False)
+    assert (found.device, found.world_size, found.finds, found.pretrained) == ("cpu", 2, finds, False)
     assert 1 <= found.max_objects <= 5
     assert (found.object_size is None) == (task != "instance")
     assert found.object_size is None or 0.05 < found.object_size < 1

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFont
 
 from vision_stack.structures import Category, Instances
-from vision_stack.visualization import draw_instances, side_by_side
+from vision_stack.visualization import draw_image, draw_instances, side_by_side
 from vision_stack.visualization.colors import PALETTE, instance_color, luminance, text_color
 from vision_stack.visualization.curves import plot_curves
 from vision_stack.visualization.overlay import _overlap, _place, _write_names
@@ -136,7 +136,8 @@ def test_text_on_any_color_has_contrast_for_reading():
 @pytest.mark.parametrize(("size", "expected"), [((600, 800), (3 * 800 + 16, 600)), ((300, 900), (900, 3 * 300))])
 def test_side_by_side_puts_three_panels_across_or_below(size, expected):
     image, instances = scene(*size, boxes=((20, 60, 100, 200),), scores=(0.9,))
-    grid = side_by_side(image, instances, instances, CATEGORIES)
+    pictures = [draw_image(image), *(draw_instances(image, instances, CATEGORIES) for _ in range(2))]
+    grid = side_by_side(dict(zip(("image", "ground truth", "prediction"), pictures, strict=True)))
     assert grid.width == expected[0]
     assert expected[1] < grid.height < expected[1] + 3 * 60
 

@@ -20,7 +20,7 @@ from vision_stack.training.start import PARTS, without_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PEDESTRIANS = Facts(
-    task="instance",
+    finds="objects",
     num_train=110,
     num_val=30,
     num_classes=1,

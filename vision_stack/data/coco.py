@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class CocoSplit:
     table: AnnotationTable
     problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
     notes: tuple[Problem, ...]  # what was fixed, and what looks odd
+    lists_objects: ClassVar[bool] = True  # as opposed to label maps, which would have to be read
 
     @property
     def num_crowds(self) -> int:

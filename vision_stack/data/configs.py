@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from vision_stack.config import Config, ConfigError, Count, Range, register, registered
 from vision_stack.data.coco import CocoSplit, read_coco
@@ -16,18 +16,22 @@ from vision_stack.data.segments import LabelMapSplit
 from vision_stack.data.semantic import SemanticFolders, read_semantic
 from vision_stack.data.shapes import generate_shapes
 from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
-from vision_stack.structures import OBJECT_TASKS, Category, Task
+from vision_stack.structures import Category, Task
 
 Split = CocoSplit | LabelMapSplit
 Categories = Sequence[Category] | None
+Reader = Callable[[Any, SplitName, Categories], Split]  # config, split, the classes to use if known already
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What all data sets share. A subclass says where its files are, and reads them."""
+    """What all data sets share. A subclass says where its files are, and reads them.
+
+    `readers` has an entry for each task that there are annotations for.
+    """
 
     kind: ClassVar[str] = "data"
-    tasks: ClassVar[tuple[Task, ...]] = OBJECT_TASKS  # that there are annotations for
+    readers: ClassVar[Mapping[Task, Reader]] = {}
     root: str | None = None  # folder of the data set
     batch_size: Count = 4  # images of one training step on one device
     eval_batch_size: Count = 1
@@ -51,25 +55,19 @@ class DataConfig(Config):
         """
         if task not in get_args(Task):
             raise ConfigError(f"task: expected {', '.join(get_args(Task))}, got {task!r}")
-        if task not in self.tasks:
-            fitting = ", ".join(f"data={name}" for name, tasks in _tasks_by_type().items() if task in tasks)
+        if task not in self.readers:
+            others = registered("data").items()
+            fitting = ", ".join(f"data={name}" for name, cls in others if task in getattr(cls, "readers", ()))
             raise ConfigError(
                 f"task: data={self.type} has no annotations for {task}; "
-                f"say task={' or task='.join(self.tasks)}, or use {fitting}"
+                f"say task={' or task='.join(self.readers)}, or use {fitting}"
             )
-        return self._read(split, task, categories)
-
-    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
-        raise NotImplementedError
+        return self.readers[task](self, split, categories)
 
     def _existing_root(self) -> str:
         if self.root is None:
             raise ConfigError("data.root: missing; give the folder of the data set, data.root=DIR")
         return self.root
-
-
-def _tasks_by_type() -> dict[str, tuple[Task, ...]]:
-    return {name: cls.tasks for name, cls in registered("data").items() if issubclass(cls, DataConfig)}
 
 
 @register("data", "coco")
@@ -99,8 +97,10 @@ class CocoDataConfig(DataConfig):
         assert paths is not None  # required
         return paths
 
-    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+    def _objects(self, split: SplitName, categories: Categories) -> Split:
         return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
+
+    readers: ClassVar[Mapping[Task, Reader]] = {"detection": _objects, "instance": _objects}
 
 
 @register("data", "coco_panoptic")
@@ -108,16 +108,17 @@ class CocoDataConfig(DataConfig):
 class CocoPanopticDataConfig(CocoDataConfig):
     """COCO panoptic json files, folders of PNGs with segment ids, and folders of images."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ("panoptic",)
     annotation_kind: ClassVar[Literal["instances", "panoptic"]] = "panoptic"
     train_labels: str | None = None
     val_labels: str | None = None
 
-    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+    def _panoptic(self, split: SplitName, categories: Categories) -> Split:
         paths = self.split_paths(split)
         labels = self.train_labels if split == "train" else self.val_labels
         label_dir = find_label_dir(self._existing_root(), split, paths.annotation_file, labels)
         return read_coco_panoptic(*paths, label_dir, on_error=self.on_error, categories=categories)
+
+    readers: ClassVar[Mapping[Task, Reader]] = {"panoptic": _panoptic}
 
 
 @register("data", "semantic")
@@ -125,7 +126,6 @@ class CocoPanopticDataConfig(CocoDataConfig):
 class SemanticDataConfig(DataConfig):
     """Folders of images, folders of label maps with the same names, and a table of classes."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ("semantic",)
     train_images: str | None = None
     train_labels: str | None = None
     val_images: str | None = None
@@ -135,7 +135,7 @@ class SemanticDataConfig(DataConfig):
     image_suffix: str | None = None  # "_leftImg8bit.png": what image names end in; null: any image
     label_suffix: str = ".png"  # what takes its place in the names of label maps
 
-    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
+    def _semantic(self, split: SplitName, categories: Categories) -> Split:
         given = (self.train_images, self.train_labels) if split == "train" else (self.val_images, self.val_labels)
         paths = find_semantic(self._existing_root(), split, *given, self.classes)
         folders = SemanticFolders(
@@ -147,13 +147,14 @@ class SemanticDataConfig(DataConfig):
         training = split == "train"
         return read_semantic(folders, on_error=self.on_error, categories=categories, training=training)
 
+    readers: ClassVar[Mapping[Task, Reader]] = {"semantic": _semantic}
+
 
 @register("data", "shapes")
 @dataclass(frozen=True, kw_only=True)
 class ShapesDataConfig(DataConfig):
     """Generated scenes, written as a COCO folder below `root` (the cache folder by default) when first asked for."""
 
-    tasks: ClassVar[tuple[Task, ...]] = (*OBJECT_TASKS, "semantic", "panoptic")
     batch_size: Count = 16
     eval_batch_size: Count = 16
     num_workers: Annotated[int, Range(0, 256)] = 0  # images of this size are decoded faster than they are passed on
@@ -204,17 +205,28 @@ class ShapesDataConfig(DataConfig):
         folder = self.folder()
         return SplitPaths(folder / "annotations" / f"instances_{split}.json", folder / split)
 
-    def _read(self, split: SplitName, task: Task, categories: Categories) -> Split:
-        folder, images = self.folder(), self.folder() / split
-        if task in OBJECT_TASKS:
-            return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
-        if task == "panoptic":
-            file = folder / "annotations" / f"panoptic_{split}.json"
-            return read_coco_panoptic(file, images, file.with_suffix(""), on_error=self.on_error, categories=categories)
+    def _objects(self, split: SplitName, categories: Categories) -> Split:
+        return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
+
+    def _panoptic(self, split: SplitName, categories: Categories) -> Split:
+        folder = self.folder()
+        file = folder / "annotations" / f"panoptic_{split}.json"
+        label_dir = file.with_suffix("")
+        return read_coco_panoptic(file, folder / split, label_dir, on_error=self.on_error, categories=categories)
+
+    def _semantic(self, split: SplitName, categories: Categories) -> Split:
+        labels = self.folder() / "labels"
         folders = SemanticFolders(
-            image_dir=images, label_dir=folder / "labels" / split, classes=folder / "labels" / "classes.json"
+            image_dir=self.folder() / split, label_dir=labels / split, classes=labels / "classes.json"
         )
         return read_semantic(folders, on_error=self.on_error, categories=categories)
+
+    readers: ClassVar[Mapping[Task, Reader]] = {
+        "detection": _objects,
+        "instance": _objects,
+        "semantic": _semantic,
+        "panoptic": _panoptic,
+    }
 
 
 def cache_folder() -> Path:

@@ -82,10 +82,10 @@ class DataModule(pl.LightningDataModule):
             DataError: there are none.
         """
         records: list[Any] = self.train_split.records
-        if self.config.filter_empty and self.task != "semantic":  # of these, every label map would have to be read
+        if self.config.filter_empty and self.train_split.lists_objects:  # else every label map would have to be read
             records = [record for record in records if record.num_objects]
         records = records[: self.config.max_train_images]
-        if not self._has_objects(records):
+        if not _has_objects(self.train_split, records):
             file, crowds = self.train_split.annotation_file, self.train_split.num_crowds
             message, remedy = "no training image has an object", "annotate some, or give another file"
             if crowds:
@@ -103,7 +103,7 @@ class DataModule(pl.LightningDataModule):
         lines = [*self.train_split.report().splitlines(), *self.val_notes()]
         files = (self.train_split.annotation_file, self.val_split.annotation_file)
         remedy = "validation would measure memorisation; use separate images"
-        if self.task != "semantic" and os.path.samefile(*files):  # of semantic data, it is the class table
+        if self.train_split.lists_objects and os.path.samefile(*files):
             return [*lines, f"note: {files[1]}: the annotations of training and validation are one file; {remedy}"]
         if shared := shared_images(self.train_records, self.val_records):
             val, train = shared[0]
@@ -114,15 +114,11 @@ class DataModule(pl.LightningDataModule):
     def val_notes(self) -> list[str]:
         """The same for only the validation split."""
         lines = self.val_split.report().splitlines()
-        if not self._has_objects(self.val_records):
+        if not _has_objects(self.val_split, self.val_records):
             crowds = ", only crowd regions" if self.val_split.num_crowds else ""
             message = f"no validation image has an object{crowds}; there will be no score"
             lines.append(f"warning: {self.val_split.annotation_file}: {message}")
         return lines
-
-    def _has_objects(self, records: Sequence[ImageFile]) -> bool:
-        """Whether there are images, and objects in any; classes of semantic data are looked for when files are read."""
-        return bool(records) and (self.task == "semantic" or any(record.num_objects for record in records))
 
     def val_ground_truth(self) -> Any:
         """What the task's evaluator takes, of just the images that `val_dataloader` gives, crowds included.
@@ -133,7 +129,7 @@ class DataModule(pl.LightningDataModule):
 
     def num_train_images_with_more_objects_than(self, limit: int) -> int:
         """How many training images have more objects (segments, classes) than a head with `limit` queries can find."""
-        if self.task == "semantic" and len(self.categories) <= limit:
+        if not self.train_split.lists_objects and len(self.categories) <= limit:
             return 0  # without reading the label maps
         return sum(record.num_objects > limit for record in self.train_records)
 
@@ -162,3 +158,8 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.config.num_workers,
             timeout=self.config.loader_timeout,
         )
+
+
+def _has_objects(split: Split, records: Sequence[ImageFile]) -> bool:
+    """Whether there are images, and objects in any; what is in label maps was looked at when they were checked."""
+    return bool(records) and (not split.lists_objects or any(record.num_objects for record in records))

@@ -182,6 +182,7 @@ class LabelMapSplit:
     problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
     notes: tuple[Problem, ...] = ()  # what was fixed, and what looks odd
     num_crowds: int = 0
+    lists_objects: bool = True  # the file says what is in each image; of a class table only label maps do
 
     def ground_truth(self) -> TruthByImage:
         """The annotations of the records by image id, read when they are asked for."""

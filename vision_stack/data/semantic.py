@@ -105,7 +105,8 @@ def read_semantic(
         if census.is_suspicious() and on_error == "raise":
             raise data_error(table, "classes", message, f"{remedy} (data.on_error=skip trains without it)")
         findings.note("classes", message, remedy)
-    return LabelMapSplit(table, records, classes, tuple(problems), tuple([*findings.notes, *files.notes]))
+    notes = tuple([*findings.notes, *files.notes])
+    return LabelMapSplit(table, records, classes, tuple(problems), notes, lists_objects=False)
 
 
 def read_class_table(file: str) -> list[dict[str, Any]]:

@@ -74,6 +74,10 @@ class FasterRCNNHeadConfig(HeadConfig):
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
         return FasterRCNNHead(self, in_specs, num_classes)
 
+    def mask_branch(self, channels: int, pooled: list[str], num_classes: int) -> dict[str, nn.Module]:
+        """Arguments of torchvision's `RoIHeads`; `num_classes` with the background."""
+        return {}
+
 
 register("head", "faster_rcnn")(FasterRCNNHeadConfig)
 
@@ -94,6 +98,14 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskRCNNHead:
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
         return MaskRCNNHead(self, in_specs, num_classes)
+
+    def mask_branch(self, channels: int, pooled: list[str], num_classes: int) -> dict[str, nn.Module]:
+        norm = nn.BatchNorm2d if self.version == "v2" else None
+        return {
+            "mask_roi_pool": MultiScaleRoIAlign(pooled, self.mask_pool_size, sampling_ratio=2),
+            "mask_head": MaskRCNNHeads(channels, (self.mask_channels,) * 4, 1, norm),
+            "mask_predictor": MaskRCNNPredictor(self.mask_channels, self.mask_channels, num_classes),
+        }
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -153,14 +165,6 @@ class FasterRCNNHead(Head[RegionOutputs]):
         box_head: nn.Module = TwoMLPHead(channels * size**2, width)
         if second:
             box_head = FastRCNNConvFCHead((channels, size, size), [256] * 4, [width], norm_layer=nn.BatchNorm2d)
-        masks: dict[str, Any] = {}
-        if isinstance(config, MaskRCNNHeadConfig):
-            wide = config.mask_channels
-            masks = {
-                "mask_roi_pool": MultiScaleRoIAlign(pooled, config.mask_pool_size, sampling_ratio=2),
-                "mask_head": MaskRCNNHeads(channels, (wide,) * 4, 1, nn.BatchNorm2d if second else None),
-                "mask_predictor": MaskRCNNPredictor(wide, wide, num_classes + 1),
-            }
         self.roi_heads = RegionHeads(
             MultiScaleRoIAlign(pooled, size, sampling_ratio=2),
             box_head,
@@ -173,7 +177,7 @@ class FasterRCNNHead(Head[RegionOutputs]):
             score_thresh=config.box_score_thresh,
             nms_thresh=config.box_nms_thresh,
             detections_per_img=config.box_detections_per_img,
-            **masks,
+            **config.mask_branch(channels, pooled, num_classes + 1),
         )
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> RegionOutputs:

@@ -40,9 +40,11 @@ class Evaluator(ABC):
 
     Attributes:
         score_name: the metric by which the best checkpoint is chosen.
+        max_detections: of an image, the most objects that count, best first.
     """
 
     score_name: str
+    max_detections: int = 100
     categories: tuple[Category, ...]
 
     def __init__(self) -> None:

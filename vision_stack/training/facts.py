@@ -17,6 +17,7 @@ from vision_stack.config import from_dict
 from vision_stack.data.datamodule import DataModule
 from vision_stack.training.recipe import AUTO, Facts, quantile
 from vision_stack.training.start import without_pretrained
+from vision_stack.training.tasks import TASKS
 
 # Judged by accuracy for what a step costs there, best first. The first is fetched, of the others what is cached counts.
 BACKBONES = {
@@ -92,7 +93,7 @@ def gather(
     relative = np.concatenate([e / min(r.height, r.width) for e, r in zip(edges, looked_at, strict=True)])
     gpu = torch.cuda.get_device_properties(device.device) if kind == "cuda" else None
     return Facts(
-        task=data.task,
+        finds=TASKS[data.task].finds,
         num_train=len(records),
         num_val=len(data.val_records),
         num_classes=len(data.categories),
@@ -114,7 +115,7 @@ def gather(
 def object_counts(data: DataModule) -> list[int]:
     """Objects (segments, classes) of each training image; of label maps of classes some are looked at."""
     records = data.train_records
-    if data.task == "semantic":
+    if not data.train_split.lists_objects:
         records = records[:: -(-len(records) // MAPS_READ)]
     return [record.num_objects for record in records]
 

@@ -9,55 +9,37 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from vision_stack.config import to_dict
 from vision_stack.data.images import read_image
 from vision_stack.data.validation import DataError, data_error
-from vision_stack.metrics.coco import coco_results
-from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
-from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.model import VisionModel
 from vision_stack.ops.files import write_file
-from vision_stack.structures import (
-    OBJECT_TASKS,
-    Category,
-    Instances,
-    PanopticSegmentation,
-    Prediction,
-    SemanticSegmentation,
-    Task,
-)
+from vision_stack.structures import SHOWN_FROM_SCORE
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.journal import Entry, Journal
 from vision_stack.training.options import PredictOptions, decode_options
-from vision_stack.training.pictures import SHOWN_FROM_SCORE, decoded, jpeg
+from vision_stack.training.pictures import jpeg
 from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config, write_predictions
 from vision_stack.training.sources import SourceImage, find_images, named
-from vision_stack.visualization.overlay import draw_segmentation
+from vision_stack.training.tasks import TASKS, Written
 
 JOURNAL_FILE = "predictions.jsonl"
 LINE_EVERY_S = 15.0  # of progress, where the output is not a terminal
 
 
-class Found(NamedTuple):
-    """What is written and drawn of one image."""
-
-    records: list[dict[str, Any]]  # for predictions.json
-    label_map: bytes | None  # PNG, of segment ids (panoptic) or category ids (semantic)
-    shown: Prediction
-
-
 def predict(config: Mapping[str, Any], run_dir: Path) -> None:
     """Go through the images of `config["source"]`, and write what is found in each as soon as it is.
 
-    Instances: overlays show what scores at least `threshold`; `predictions.json` keeps the `top_k` of every image.
+    Objects: overlays show what scores at least `threshold`; `predictions.json` keeps the `top_k` of every image.
     Panoptic and semantic: `predictions.json` has a record for each image, whose label map, named `file_name`, is in the
     folder `predictions`. An image that cannot be read is reported and left out. Images that an earlier run into the
     same folder was done with, by `predictions.jsonl`, are taken over.
@@ -96,7 +78,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
             raise Stopped(stop.signum, advice) from None
         if not len(journal):
             raise ValueError(f"source: {options.source}: no image could be read ({len(images):,} tried); {skipped[0]}")
-    task = model.config.task
+    folders = f", {run_dir / PREDICTIONS_DIR}" if TASKS[model.config.task].has_label_maps else ""
     counts = [_counted(len(journal), "image")]
     counts += [
         f"{_counted(len(left_out), what)} skipped"
@@ -106,7 +88,7 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
     print(
         f"{', '.join(counts)}; {summary}",
         f"pictures: {run_dir / 'pictures'}",
-        f"results:  {run_dir / PREDICTIONS_FILE}" + ("" if task in OBJECT_TASKS else f", {run_dir / PREDICTIONS_DIR}"),
+        f"results:  {run_dir / PREDICTIONS_FILE}{folders}",
         sep="\n",
     )
 
@@ -135,17 +117,17 @@ def _write(model: VisionModel, image: SourceImage, options: PredictOptions, run_
     state = _state(image.path)  # before it is read: a file that is replaced meanwhile is another one
     pixels = read_image(image.path)
     try:
-        found = find(model, pixels, image.number, options.threshold, options.top_k)
-        files = {f"pictures/{image.stem}.jpg": jpeg(draw_segmentation(pixels, found.shown, model.categories))}
+        written, picture = find(model, pixels, image.number, options.threshold, options.top_k)
+        files = {f"pictures/{image.stem}.jpg": jpeg(picture)}
     except (MemoryError, torch.OutOfMemoryError):
         message = f"its {pixels.shape[1]} x {pixels.shape[0]} pixels do not fit in memory"
         raise data_error(image.path, "pixels", message, "make it smaller, or try device=cpu") from None
-    if found.label_map is not None:
-        files[f"{PREDICTIONS_DIR}/{image.stem}.png"] = found.label_map
+    if written.label_map is not None:
+        files[f"{PREDICTIONS_DIR}/{image.stem}.png"] = written.label_map
     for name, content in files.items():
         write_file(run_dir / name, content, durable=False)
     sizes = {name: len(content) for name, content in files.items()}
-    return {"state": state, "stem": image.stem, "files": sizes, "records": found.records}
+    return {"state": state, "stem": image.stem, "files": sizes, "records": written.records}
 
 
 def _is_current(entry: Entry, images: Mapping[str, SourceImage], run_dir: Path) -> bool:
@@ -173,26 +155,21 @@ def _finish(
     model: VisionModel, images: Mapping[str, SourceImage], journal: Journal, options: PredictOptions, run_dir: Path
 ) -> str:
     """Write `predictions.json` out of the journal; what is in it, in words."""
-    task = model.config.task
+    spec = TASKS[model.config.task]
     threshold = SHOWN_FROM_SCORE if options.threshold is None else options.threshold
     count = 0
 
     def records() -> Iterator[dict[str, Any]]:
         nonlocal count
         for name, entry in journal.entries(images):
-            of_file = {"file_name": name}
-            if task not in OBJECT_TASKS:
-                of_file = {"image": name, "file_name": f"{images[name].stem}.png"}
+            image = images[name]
+            files = {"image": name, "file_name": f"{image.stem}.png"} if spec.has_label_maps else {"file_name": name}
             for record in entry["records"]:
-                count += record["score"] >= threshold if task in OBJECT_TASKS else len(record.get("segments_info", ()))
-                yield {**record, "image_id": images[name].number, **of_file}
+                count += spec.count(record, threshold)
+                yield {**record, "image_id": image.number, **files}
 
-    write_predictions(run_dir, records(), _header(task, model.categories))
-    if task == "semantic":
-        return "every pixel has a class"
-    if task == "panoptic":
-        return f"{count:,} segments"
-    return f"{count:,} objects with a score of at least {threshold:g}"
+    write_predictions(run_dir, records(), spec.header(model.categories))
+    return spec.summary(count, threshold)
 
 
 def fingerprint(model: VisionModel) -> str:
@@ -225,31 +202,19 @@ def _with_progress(todo: Sequence[SourceImage], total: int) -> Iterator[SourceIm
 
 
 @torch.inference_mode()
-def find(model: VisionModel, image: np.ndarray, image_id: int, threshold: float | None, top_k: int) -> Found:
-    """What the model finds in an RGB uint8 image [height, width, 3], in its own pixels.
+def find(
+    model: VisionModel, image: np.ndarray, image_id: int, threshold: float | None, top_k: int
+) -> tuple[Written, Image.Image]:
+    """What the model finds in an RGB uint8 image [height, width, 3], in its own pixels: to be written, and a picture.
 
     Args:
         threshold, top_k: as in configs/predict.yaml.
     """
+    spec = TASKS[model.config.task]
     outputs, (info,) = model.infer([image])
-    if model.config.task in OBJECT_TASKS:
-        (found,) = model.decode(outputs, [info], threshold=0.0, top_k=top_k, masks="rle")
-        assert isinstance(found, Instances)
-        records = coco_results(image_id, found, model.categories, boxes=True)
-        shown: Prediction = decoded(found, info.size, SHOWN_FROM_SCORE if threshold is None else threshold)
-        return Found(records, None, shown)
-    (shown,) = model.decode(outputs, [info], threshold=threshold)
-    if isinstance(shown, PanopticSegmentation):
-        label_map, segments = encode_panoptic(shown, model.categories)
-        return Found([{"image_id": image_id, "segments_info": segments}], label_map, shown)
-    assert isinstance(shown, SemanticSegmentation)
-    return Found([{"image_id": image_id}], encode_semantic(shown, model.categories), shown)
-
-
-def _header(task: Task, categories: Sequence[Category]) -> dict[str, Any]:
-    if task in OBJECT_TASKS:
-        return {}
-    return {"categories": panoptic_categories(categories) if task == "panoptic" else semantic_categories(categories)}
+    (found,) = model.decode(outputs, [info], **spec.kept(threshold, top_k))
+    shown = spec.shown(found, SHOWN_FROM_SCORE if threshold is None else threshold, info.size)
+    return spec.written(image_id, found, model.categories), spec.draw(image, shown, model.categories)
 
 
 def _device(name: str) -> torch.device:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from vision_stack.structures import Task
-
 AUTO = "auto"
 COMPACT = {"hidden_dim": 96, "num_decoder_layers": 6, "ffn_dim": 384}  # of heads that CPUs train
 COMPACT_CHANNELS = 96  # of their necks
@@ -28,7 +26,7 @@ GIB_PER_MEGAPIXEL = 4.0  # of one image in training with the full head in bf16, 
 class Facts:
     """What the rules go by. Equal facts give equal values, on every rank."""
 
-    task: Task
+    finds: str  # objects, segments or classes, by the task
     num_train: int
     num_val: int
     num_classes: int
@@ -151,10 +149,9 @@ def _full(recipe: Recipe, path: str) -> tuple[Any, str]:
 @rule("head.num_queries")
 def _num_queries(recipe: Recipe, _: str) -> tuple[int, str]:
     facts = recipe.facts
-    what = {"panoptic": "segments", "semantic": "classes"}.get(facts.task, "objects")
     most = min(300, round_up(1.5 * facts.max_objects, 10))
     fewest = 30 if facts.compact else 100
-    return max(fewest, most), f"at most {facts.max_objects} {what} in an image"
+    return max(fewest, most), f"at most {facts.max_objects} {facts.finds} in an image"
 
 
 @rule("head.mask_positions")

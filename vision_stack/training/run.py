@@ -45,7 +45,7 @@ from vision_stack.training.settling import RECIPE, decode_parts, model_config, s
 from vision_stack.training.start import Start, backbone_warnings, describe_start, read_start, transfer
 from vision_stack.training.strategy import prepare_strategy
 from vision_stack.training.summary import describe_data, describe_model, describe_run, describe_training
-from vision_stack.training.tasks import build_evaluator
+from vision_stack.training.tasks import TASKS, build_evaluator
 from vision_stack.training.trainer_options import check_loggers, profiles, write_profile
 from vision_stack.visualization.curves import plot_curves
 
@@ -206,13 +206,10 @@ def _say_notes(data: DataModule) -> None:
     say(*data.notes())
 
 
-_WHAT_QUERIES_FIND = {"detection": "objects", "instance": "objects", "panoptic": "segments", "semantic": "classes"}
-
-
 def _warn_about_limit(data: DataModule, limit: int | None) -> None:
     if limit and (crowded := data.num_train_images_with_more_objects_than(limit)):
         say(
-            f"warning: {crowded:,} training images have more than {limit} {_WHAT_QUERIES_FIND[data.task]}, the "
+            f"warning: {crowded:,} training images have more than {limit} {TASKS[data.task].finds}, the "
             "most that can be found in one; raise head.num_queries"
         )
 

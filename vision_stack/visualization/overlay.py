@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vision_stack.ops.text import shorten
-from vision_stack.structures import Category, Instances, PanopticSegmentation, Prediction, SemanticSegmentation
+from vision_stack.structures import Category, Instances, PanopticSegmentation, SemanticSegmentation
 from vision_stack.visualization.colors import Color, instance_color, text_color
 
 MASK_OPACITY = 0.5
@@ -64,45 +64,22 @@ def draw_semantic(image: np.ndarray, found: SemanticSegmentation, categories: Se
     return _draw(image, [label_map == label for label in labels], _colors(labels), texts)
 
 
-def draw_segmentation(
-    image: np.ndarray, found: Prediction, categories: Sequence[Category], *, threshold: float = 0.0
-) -> Image.Image:
-    """Whichever of the three it is. `threshold` is for scores, which semantic segmentations have none of."""
-    if isinstance(found, SemanticSegmentation):
-        return draw_semantic(image, found, categories)
-    if isinstance(found, PanopticSegmentation):
-        return draw_panoptic(image, found, categories, threshold=threshold)
-    return draw_instances(image, found, categories, threshold=threshold)
+def draw_image(image: np.ndarray) -> Image.Image:
+    """Nothing but the image, as large as the other pictures of it."""
+    return _draw(image, [], [], [])
 
 
-def side_by_side(
-    image: np.ndarray,
-    ground_truth: Prediction,
-    prediction: Prediction,
-    categories: Sequence[Category],
-    *,
-    threshold: float = 0.5,
-) -> Image.Image:
-    """The image, its ground truth and what was predicted, next to each other (below each other if it is wide).
-
-    `threshold` is for instances, of which all are predicted; segments without overlap have been chosen already.
-    """
-    chosen = threshold if isinstance(prediction, Instances) else 0.0
-    caption = f"prediction (score >= {threshold:.2g}, best F1)" if isinstance(prediction, Instances) else "prediction"
-    panels = [
-        ("image", _draw(image, [], [], [])),
-        ("ground truth", draw_segmentation(image, ground_truth, categories)),
-        (caption, draw_segmentation(image, prediction, categories, threshold=chosen)),
-    ]
-    width, height = panels[0][1].size
+def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
+    """Pictures of one size with their captions, next to each other (below each other if they are wide)."""
+    width, height = next(iter(panels.values())).size
     font, gap = _font(max(14, min(width, height) // 28)), 8
     title = round(1.6 * _height(font))
     across = width < 2 * height
-    columns, rows = (3, 1) if across else (1, 3)
+    columns, rows = (len(panels), 1) if across else (1, len(panels))
     size = (columns * (width + gap) - gap, rows * (height + title + gap) - gap)
     grid = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(grid)
-    for n, (name, panel) in enumerate(panels):
+    for n, (name, panel) in enumerate(panels.items()):
         x, y = (n * (width + gap), 0) if across else (0, n * (height + title + gap))
         draw.text((x + 4, y + title / 2), name, fill=(0, 0, 0), font=font, anchor="lm")
         grid.paste(panel, (x, y + title))

@@ -1,0 +1,95 @@
+"""Objects with boxes, and with masks or without: detection, instance segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from vision_stack.data.coco import ImageRecord
+from vision_stack.metrics import CocoEvaluator, coco_results
+from vision_stack.metrics.coco import IouType
+from vision_stack.structures import Category, Instances
+from vision_stack.training.tasks.base import Records, TaskSpec, Written
+from vision_stack.visualization.overlay import draw_instances
+
+
+class ObjectTask(TaskSpec[Instances]):
+    """Evaluated by COCO's AP, the first of `iou_types` being the score; without "segm" masks are left aside."""
+
+    finds = "objects"
+
+    def __init__(self, iou_types: tuple[IouType, ...]) -> None:
+        self.iou_types = iou_types
+        self.has_masks = "segm" in iou_types
+
+    def evaluator(
+        self, truth: Any, categories: Sequence[Category], *, top_k: int, boundary_ap: bool = False
+    ) -> CocoEvaluator:
+        more: tuple[IouType, ...] = ("boundary",) if boundary_ap and self.has_masks else ()
+        return CocoEvaluator(truth, categories, (*self.iou_types, *more), max_detections=top_k)
+
+    def kept(self, threshold: float | None, top_k: int) -> dict[str, Any]:
+        """The best `top_k`, whatever their score; masks as run-length codes."""
+        return {"threshold": 0.0, "top_k": top_k, "masks": "rle"}
+
+    def written(self, image_id: int, found: Instances, categories: Sequence[Category]) -> Written:
+        return Written(coco_results(image_id, found, categories, boxes=True))
+
+    def read(self, records: Records, folder: Path, categories: Sequence[Category], size: tuple[int, int]) -> Instances:
+        """Boxes are those of the masks where there are masks."""
+        label_of = {category.id: label for label, category in enumerate(categories)}
+        rles = [record["segmentation"] for record in records] if self.has_masks else None
+        boxes = coco_mask.toBbox(rles) if rles else np.array([record["bbox"] for record in records], float)
+        boxes = boxes.reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return Instances(
+            torch.from_numpy(boxes).float(),
+            torch.tensor([label_of[record["category_id"]] for record in records], dtype=torch.int64),
+            torch.tensor([record["score"] for record in records], dtype=torch.float32),
+            rles,
+        )
+
+    def truth(self, record: ImageRecord) -> Instances:
+        """Crowds are left out."""
+        objects = [annotation for annotation in record.annotations if not annotation.is_crowd]
+        size = (record.height, record.width)
+        boxes = torch.tensor([annotation.box for annotation in objects], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([annotation.label for annotation in objects], dtype=torch.int64)
+        rles = [_rle(annotation.segmentation, *size) for annotation in objects] if self.has_masks else None
+        return self.shown(Instances(boxes, labels, torch.ones(len(objects)), rles), 0.0, size)
+
+    def shown(self, found: Instances, threshold: float, size: tuple[int, int]) -> Instances:
+        """Those that score at least `threshold`, decoded."""
+        found = found[found.scores >= threshold]
+        return replace(found, masks=_decoded(found.masks, size)) if isinstance(found.masks, list) else found
+
+    def caption(self, threshold: float) -> str:
+        return f"prediction (score >= {threshold:.2g}, best F1)"
+
+    def draw(self, image: np.ndarray, found: Instances, categories: Sequence[Category]) -> Image.Image:
+        return draw_instances(image, found, categories)
+
+    def count(self, record: Mapping[str, Any], threshold: float) -> int:
+        return int(record["score"] >= threshold)
+
+    def summary(self, count: int, threshold: float) -> str:
+        return f"{count:,} objects with a score of at least {threshold:g}"
+
+
+def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, list):
+        polygons = [polygon.tolist() for polygon in segmentation]
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return dict(segmentation)
+
+
+def _decoded(rles: list[Any], size: tuple[int, int]) -> torch.Tensor:
+    masks = coco_mask.decode(rles).transpose(2, 0, 1) if rles else np.zeros((0, *size), np.uint8)
+    return torch.from_numpy(masks).bool()
