@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from vision_stack.commands import arguments
 from vision_stack.commands.launch import import_plugins
+from vision_stack.training.run_files import mark_finished
 
 PATHS = [
     "/photos/set one",
@@ -101,9 +102,60 @@ def test_continue_in_run_dir_auto_takes_the_newest_run(tmp_path: Path) -> None:
     assert argv == [f"resume={newest / 'checkpoints' / 'last.ckpt'}", f"run_dir={newest}"]
 
 
+def test_continue_in_run_dir_folder_of_a_run_is_its_last_checkpoint(tmp_path: Path) -> None:
+    run_dir = finished_run(tmp_path / "run")
+    argv = arguments.continue_in_run_dir([f"resume='{run_dir}'"])
+    assert argv == [f"resume={run_dir}/checkpoints/last.ckpt", f"run_dir={run_dir}"]
+
+
 def test_continue_in_run_dir_auto_without_a_run_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give resume=PATH"):
+    with pytest.raises(ValueError, match=r"there is no .*none/checkpoints/last\.ckpt; leave resume out"):
         arguments.continue_in_run_dir(["resume=auto", f"run_dir={tmp_path / 'none'}"])
+    with pytest.raises(ValueError, match="give resume=PATH"):
+        arguments.continue_in_run_dir(["resume=true"], outputs=tmp_path)
+
+
+def test_continue_in_run_dir_auto_passes_over_finished_runs_and_says_how_to_extend_them(tmp_path: Path) -> None:
+    for age, name in enumerate(["interrupted", "a b"]):
+        last = finished_run(tmp_path / name) / "checkpoints" / "last.ckpt"
+        os.utime(last, (1000 + age, 1000 + age))
+    mark_finished(tmp_path / "a b", epochs=3, steps=1200)
+    assert arguments.continue_in_run_dir(["resume=auto"], outputs=tmp_path)[1] == f"run_dir={tmp_path / 'interrupted'}"
+    mark_finished(tmp_path / "interrupted", epochs=1, steps=4)
+    how = rf"give resume='{tmp_path}/a b/checkpoints/last\.ckpt' with epochs=N or max_steps=N"
+    with pytest.raises(ValueError, match=f"^resume=auto: no run .*/a b, has done 3 epochs, 1,200 steps; .*{how}$"):
+        arguments.continue_in_run_dir(["resume=auto"], outputs=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "longer"),
+    [
+        ([], False),
+        (["trainer.max_epochs=3"], False),
+        (["trainer.max_epochs=3", "trainer.max_steps=1200"], False),
+        (["trainer.max_epochs=4"], True),
+        (["trainer.max_steps=1201"], True),
+        (["trainer.max_steps=-1"], True),
+        (["trainer.max_time=00:01:00:00"], True),
+    ],
+)
+def test_continue_in_run_dir_finished_run_is_resumed_only_to_train_longer(
+    typed: list[str], longer: bool, tmp_path: Path
+) -> None:
+    mark_finished(finished_run(tmp_path / "run"), epochs=3, steps=1200)
+    for resume in (f"resume={tmp_path}/run/checkpoints/last.ckpt", "resume=auto"):
+        argv = [resume, f"run_dir={tmp_path}/run", *typed]
+        if longer:
+            assert arguments.continue_in_run_dir(argv)[-len(typed) :] == typed
+        else:
+            with pytest.raises(ValueError, match=r"is finished \(3 epochs, 1,200 steps\); to train it longer give"):
+                arguments.continue_in_run_dir(argv)
+
+
+def test_train_arguments_resumed_into_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    old, other = finished_run(tmp_path / "old"), finished_run(tmp_path / "other")
+    with pytest.raises(ValueError, match="other already contains a run"):
+        arguments.train_arguments([f"resume={old}", f"run_dir={other}"])
 
 
 def finished_run(run_dir: Path) -> Path:
@@ -115,7 +167,9 @@ def finished_run(run_dir: Path) -> Path:
 @pytest.mark.parametrize("more", [[], ["resume=null"], ["resume="]])
 def test_train_arguments_run_dir_of_a_finished_run_is_refused(more: list[str], tmp_path: Path) -> None:
     run_dir = finished_run(tmp_path / "a, b")
-    with pytest.raises(ValueError, match=r"run_dir: .*a, b already contains a run.* resume=auto, or give"):
+    with pytest.raises(
+        ValueError, match=r"run_dir: .*a, b already contains a run.* resume=auto; .* give another run_dir"
+    ):
         arguments.train_arguments([f"run_dir={run_dir}", *more])
 
 

@@ -20,6 +20,7 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["=5"], "write OPTION=VALUE"),
     (["--foo"], "--foo VALUE"),
     (["--epochs", "--lr"], "--epochs VALUE"),
+    (["--resume"], "--resume auto"),
     (["--help=x"], "--help takes no value"),
     (["héad=x"], "unknown option; --help lists them"),
     (["head.ñ=1"], "unknown option; --help lists them"),

@@ -1,14 +1,17 @@
 """What was typed, before Hydra parses it: paths work as typed, `resume=` finds its run.
 
-Pure Python, so that it can run before anything heavy is imported.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from vision_stack.training.run_files import LAST_CHECKPOINT, Finished, read_finished
 
 PATH_KEYS = frozenset(
     {
@@ -32,7 +35,6 @@ PATH_KEYS = frozenset(
 STAGE_KEYS = frozenset({"backbone.out_features", "backbone.out_indices", "backbone.out_strides"})
 PLAIN_WORDS = frozenset({"", "null", "true", "false", "auto"})  # options that take a path take these, too
 WEIGHTS_RECIPE = "from_weights"
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 _OVERRIDE = re.compile(r"(?P<key>\+{0,2}[\w.@/]+)=(?P<value>.*)", re.DOTALL)
 
@@ -61,14 +63,17 @@ def _quote(argument: str) -> str:
 def quote(value: str) -> str:
     """A Hydra string that stands for exactly these characters: no interpolation, no escapes.
 
-    Two grammars read it. OmegaConf's, second, takes `${` for an interpolation unless a backslash stands before it, and
-    halves the backslashes in front of one. Hydra's, first, ends the string at a quote, and halves the backslashes in
-    front of one.
+    Two grammars read it. OmegaConf's is the second (`literal`). Hydra's, the first, ends the string at a quote, and
+    halves the backslashes in front of one.
     """
-    if "${" in value:
-        value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
-    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)
+    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", literal(value))
     return "'" + re.sub(r"\\+$", lambda m: m[0] * 2, value) + "'"
+
+
+def literal(value: str) -> str:
+    """A string that OmegaConf takes as it is: it takes `${` for an interpolation unless a backslash stands before it,
+    and halves the backslashes in front of one."""
+    return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
 
 
 def open_group(argv: Sequence[str], group: str) -> list[str]:
@@ -85,43 +90,97 @@ def choose_stages_anew(argv: Sequence[str]) -> list[str]:
 
     Two selections on the command line stay, and must mean the same stages, as in Python.
     """
-    keys = {_key(argument) for argument in argv}
+    keys = {option_key(argument) for argument in argv}
     if not keys & STAGE_KEYS:
         return list(argv)
     return [*argv, *(f"{key}=null" for key in sorted(STAGE_KEYS - keys))]
 
 
 def continue_in_run_dir(argv: Sequence[str], outputs: str | Path = "outputs") -> list[str]:
-    """`resume=` without `run_dir=` continues in the folder of the run it resumes; `resume=auto` finds its checkpoint.
+    """`resume=` without `run_dir=` continues in the folder of the run it resumes.
+
+    `resume=auto` finds the newest interrupted run; a run's folder stands for its `last.ckpt`.
 
     Raises:
-        ValueError: `resume=auto` and there is no run to resume.
+        ValueError: there is nothing to resume, or the run is complete and nothing asks for a longer one; one line.
     """
     values = _values(argv)
     resume = _resume(values)
     if resume is None:
         return list(argv)
     run_dir = Path(values["run_dir"]).expanduser() if "run_dir" in values else None
-    if resume == "auto":
-        checkpoint = run_dir / LAST_CHECKPOINT if run_dir else newest_checkpoint(outputs)
-        if checkpoint is None or not checkpoint.is_file():
-            where = run_dir / LAST_CHECKPOINT if run_dir else f"{outputs}/**/{LAST_CHECKPOINT}"
-            raise ValueError(f"resume=auto: there is no {where}; give resume=PATH, or leave it out to start a new run")
-        argv = [f"resume={checkpoint}" if _key(a) == "resume" else a for a in argv]
-    else:
-        checkpoint = Path(resume).expanduser()
-    checkpoint = checkpoint.absolute()  # its parent may not be named
-    if run_dir is None and checkpoint.parent.name == LAST_CHECKPOINT.parent.name:
-        argv = [*argv, f"run_dir={checkpoint.parent.parent}"]
+    checkpoint = _interrupted(run_dir, Path(outputs)) if resume == "auto" else Path(resume).expanduser()
+    if checkpoint.is_dir():
+        checkpoint /= LAST_CHECKPOINT
+    argv = [f"resume={checkpoint}" if option_key(a) == "resume" else a for a in argv]
+    run = run_of(checkpoint)
+    if run is not None:
+        finished = read_finished(run)
+        if finished and not _is_longer(values, finished):
+            raise ValueError(f"resume: {run} is finished ({finished}); {_how_to_extend(run)}")
+        if run_dir is None:
+            argv = [*argv, f"run_dir={run}"]
     return list(argv)
 
 
-def refuse_finished_run(run_dir: Path, resume: str | None) -> None:
-    """Raise ValueError if a new run would replace the checkpoints of another one."""
-    if resume is None and (run_dir / LAST_CHECKPOINT).exists():
+def _interrupted(run_dir: Path | None, outputs: Path) -> Path:
+    """The `last.ckpt` of the newest run that is not complete; with `run_dir`, of that one."""
+    if run_dir:
+        if not (run_dir / LAST_CHECKPOINT).is_file():
+            raise ValueError(
+                f"resume=auto: there is no {run_dir / LAST_CHECKPOINT}; leave resume out to start a new run there"
+            )
+        return run_dir / LAST_CHECKPOINT
+    found = sorted(outputs.glob(f"**/{LAST_CHECKPOINT.as_posix()}"), key=lambda path: path.stat().st_mtime)
+    if not found:
         raise ValueError(
-            f"run_dir: {run_dir} already contains a run that would be overwritten; resume it with run_dir={run_dir} "
-            "resume=auto, or give another run_dir"
+            f"resume=auto: there is no {outputs}/**/{LAST_CHECKPOINT}; give resume=PATH, or leave it out to start a "
+            "new run"
+        )
+    interrupted = [path for path in found if read_finished(path.parents[1]) is None]
+    if not interrupted:
+        newest = found[-1].parents[1]
+        raise ValueError(
+            f"resume=auto: no run in {outputs} is unfinished; the newest, {newest}, has done "
+            f"{read_finished(newest)}; {_how_to_extend(newest)}"
+        )
+    return interrupted[-1]
+
+
+def _how_to_extend(run: Path) -> str:
+    return f"to train it longer give resume={shlex.quote(str(run / LAST_CHECKPOINT))} with epochs=N or max_steps=N"
+
+
+def _is_longer(values: Mapping[str, str], finished: Finished) -> bool:
+    """Whether more is asked for than a complete run has done."""
+    done = {"trainer.max_epochs": finished.epochs, "trainer.max_steps": finished.steps}
+    wanted = [(values[key], count) for key, count in done.items() if key in values]
+    return "trainer.max_time" in values or any(not text.isdecimal() or int(text) > count for text, count in wanted)
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is in; None for one that was taken out."""
+    folder = checkpoint.absolute().parent  # its name may not be in the path
+    return folder.parent if folder.name == LAST_CHECKPOINT.parent.name else None
+
+
+def resumed_checkpoint(argv: Sequence[str]) -> Path | None:
+    """The file that is resumed, of options in which `continue_in_run_dir` has found it; None for a new run."""
+    resume = _resume(_values(argv))
+    return Path(resume).expanduser() if resume else None
+
+
+def refuse_finished_run(run_dir: Path, resume: str | None) -> None:
+    """Raise ValueError if a run would replace the checkpoints of another one."""
+    if not (run_dir / LAST_CHECKPOINT).exists():
+        return
+    run = run_of(Path(resume).expanduser()) if resume else None
+    if run is None or run.resolve() != run_dir.resolve():
+        finished = read_finished(run_dir)
+        extend = _how_to_extend(run_dir) if finished else f"to resume it give run_dir={run_dir} resume=auto"
+        raise ValueError(
+            f"run_dir: {run_dir} already contains a run that would be overwritten; {extend}; for a new run, give "
+            "another run_dir"
         )
 
 
@@ -151,10 +210,11 @@ def train_arguments(argv: Sequence[str], *, one_run: bool = True) -> list[str]:
     Raises:
         ValueError: what `resume` or `run_dir` says does not fit what is there.
     """
-    values = _values(argv)
-    if "run_dir" in values and one_run:  # before Hydra writes into it
-        refuse_finished_run(Path(values["run_dir"]).expanduser(), _resume(values))
-    return backbone_for_own_data(recipe_for_weights(choose_stages_anew(continue_in_run_dir(argv))))
+    argv = continue_in_run_dir(argv)
+    run_dir = typed_run_dir(argv)
+    if run_dir and one_run:  # before Hydra writes into it
+        refuse_finished_run(run_dir, _resume(_values(argv)))
+    return backbone_for_own_data(recipe_for_weights(choose_stages_anew(argv)))
 
 
 def recipe_for_weights(argv: Sequence[str]) -> list[str]:
@@ -175,13 +235,8 @@ def backbone_for_own_data(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def newest_checkpoint(outputs: str | Path) -> Path | None:
-    """The `last.ckpt` written last among all runs below a folder."""
-    found = list(Path(outputs).glob(f"**/{LAST_CHECKPOINT.as_posix()}"))
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _key(argument: str) -> str:
+def option_key(argument: str) -> str:
+    """What `option=value` sets, without `+`; empty for other words."""
     match = _OVERRIDE.fullmatch(argument)
     return match["key"].lstrip("+") if match else ""
 
@@ -193,7 +248,9 @@ def _values(argv: Sequence[str]) -> dict[str, str]:
 def _resume(values: Mapping[str, str]) -> str | None:
     """What to resume; None for a new run."""
     resume = values.get("resume", "")
-    return None if resume.lower() in PLAIN_WORDS - {"auto"} else resume
+    if resume.lower() in ("auto", "true"):
+        return "auto"
+    return None if resume.lower() in PLAIN_WORDS else resume
 
 
 def _unquoted(value: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
@@ -15,21 +15,56 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from vision_stack.commands import run_folders  # noqa: F401  registers the resolver that the yaml files use
 from vision_stack.config import config_dir, suggest
 
+CHOICES = "choices"  # in the plain options: which yaml each group came from
 
-def compose_options(verb: str, options: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
-    """The plain options of `configs/{verb}.yaml` with `options` on top, and Hydra's own config.
+
+class Composition(NamedTuple):
+    """What is to be composed."""
+
+    name: str  # of the config: `configs/{name}.yaml`, or one that was made up
+    options: list[str]  # on top of it
+
+
+def compose_options(composition: Composition) -> tuple[dict[str, Any], DictConfig]:
+    """Plain options, and Hydra's own config.
 
     Raises:
         ValueError: the experiment that was named does not exist.
     """
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose(verb, list(options), return_hydra_config=True)
+        config = compose(composition.name, composition.options, return_hydra_config=True)
         check_experiment(config.hydra)
     hydra = config.hydra
     with open_dict(config):
         del config["hydra"]
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return plain, hydra
+    return plain_options(config, hydra), hydra
+
+
+def plain_options(config: DictConfig, hydra: HydraConf | DictConfig, *, complete: bool = False) -> dict[str, Any]:
+    """Options without interpolations, as a run stores them in its config.yaml; with the names of the yaml files that
+    were chosen, as `choices`.
+
+    Args:
+        complete: refuse options that were to be given and were not.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
+    plain.setdefault(CHOICES, chosen(hydra))
+    return plain
+
+
+def chosen(hydra: HydraConf | DictConfig) -> dict[str, Any]:
+    """The choice in each group, a list where there are several."""
+    groups = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
+    for text in hydra.overrides.task:  # Hydra does not record lists
+        group, _, names = text.partition("=")
+        if names.startswith("[") and (config_dir() / group).is_dir():
+            groups[group] = choice_names(names)
+    return groups
+
+
+def choice_names(choice: str) -> list[str]:
+    """Of one choice as it is typed, or of several: `[csv,wandb]`."""
+    return [name.strip(" '\"") for name in choice.strip("[]").split(",")]
 
 
 def check_experiment(config: HydraConf | DictConfig) -> None:

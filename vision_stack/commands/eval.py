@@ -9,12 +9,13 @@ from typing import Any
 from hydra.utils import instantiate
 
 from vision_stack.commands.arguments import open_group, refuse_training_run
+from vision_stack.commands.composing import Composition
 from vision_stack.commands.launch import instantiate_all, launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Rebuild model and data from the checkpoint, evaluate; the exit code."""
-    return launch("eval", lambda words: open_group(words.options, "data"), run, argv)
+    return launch("eval", lambda words: Composition("eval", open_group(words.options, "data")), run, argv)
 
 
 def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_stack.commands.composing import compose_options
+from vision_stack.commands.composing import Composition, chosen, compose_options
 from vision_stack.commands.words import ALIASES
 from vision_stack.config import config_dir
 
@@ -42,11 +42,11 @@ class Documented(NamedTuple):
 
 def help_text(verb: str, typed: Sequence[str]) -> str:
     """All options of a verb; with groups named (`--help head=mask2former`), those of these groups."""
-    values, hydra = compose_options(verb, ["run_dir='outputs/<date>/<time>'", *typed])
-    chosen = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
-    named = [group for group in chosen if any(text.startswith(f"{group}=") for text in typed)]
-    sections = [_section(group, chosen[group], values) for group in named if group != "experiment"]
-    return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, chosen, values)]))
+    values, hydra = compose_options(Composition(verb, ["run_dir='outputs/<date>/<time>'", *typed]))
+    choices = chosen(hydra)
+    named = [group for group in choices if any(text.startswith(f"{group}=") for text in typed)]
+    sections = [_section(group, choices[group], values) for group in named if group != "experiment"]
+    return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, choices, values)]))
 
 
 def _introduction(verb: str) -> str:

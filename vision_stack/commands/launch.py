@@ -13,10 +13,10 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vision_stack.commands.arguments import quote_paths, refuse_training_run, typed_run_dir
-from vision_stack.commands.composing import check_experiment
+from vision_stack.commands.composing import Composition, check_experiment, plain_options
 from vision_stack.commands.errors import OneLineErrors
 from vision_stack.commands.run_folders import hold
 from vision_stack.commands.words import Words, understand
@@ -27,12 +27,12 @@ from vision_stack.training.interrupts import Stopped, stopping_on_signals
 Run = Callable[[dict[str, Any], Path, list[str]], object]
 
 
-def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Sequence[str]) -> int:
-    """Compose `configs/{verb}.yaml` with what was typed, and run; a sweep (-m) runs several times.
+def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: Sequence[str]) -> int:
+    """Compose what was typed, and run; a sweep (-m) runs several times.
 
     Args:
-        verb: name of the yaml file.
-        prepare: what was typed -> options, with all that follows from them.
+        verb: train, eval or predict.
+        prepare: what was typed -> the config and the options on top, with all that follows from them.
         run: takes the plain options, the folder to write into, and the options as typed.
         argv: what was typed after the verb.
 
@@ -44,7 +44,7 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
     def job(config: DictConfig) -> None:
         with errors, stopping_on_signals():
             config.run_dir = HydraConfig.get().runtime.output_dir  # a sweep's job has a folder of its own
-            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            plain = plain_options(config, HydraConfig.get(), complete=True)
             check_experiment(HydraConfig.get())
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             hold(run_dir)
@@ -62,15 +62,16 @@ def launch(verb: str, prepare: Callable[[Words], list[str]], run: Run, argv: Seq
 
                 print(help_text(verb, words.options))
                 return 0
-            typed = prepare(words)
-            run_dir = typed_run_dir(typed)
+            composition = prepare(words)
+            run_dir = typed_run_dir(composition.options)
             if words.one_run and run_dir:
                 if verb != "train":
                     refuse_training_run(run_dir)
                 hold(run_dir)  # before Hydra writes into it
-            sys.argv[1:] = [*words.flags, *quote_paths(typed)]
+            sys.argv[1:] = [*words.flags, *quote_paths(composition.options)]
             with naming(run_dir or "outputs"):  # Hydra writes into it, and does not say where the disk is full
-                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+                main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=composition.name)
+                main(job)()
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vision_stack.commands.arguments import refuse_training_run
+from vision_stack.commands.composing import Composition
 from vision_stack.commands.launch import launch
 
 
 def main(argv: Sequence[str]) -> int:
     """Load the checkpoint's model, go through the images; the exit code."""
-    return launch("predict", lambda words: words.options, run, argv)
+    return launch("predict", lambda words: Composition("predict", words.options), run, argv)
 
 
 def run(config: dict[str, Any], run_dir: Path, _: Sequence[str] = ()) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vision_stack.commands import eval as eval_command
 from vision_stack.commands import train as train_command
-from vision_stack.commands.arguments import open_group, quote_paths, train_arguments, typed_run_dir
-from vision_stack.commands.composing import compose_options
+from vision_stack.commands.arguments import open_group, quote_paths, typed_run_dir
+from vision_stack.commands.composing import Composition, compose_options
 from vision_stack.commands.launch import import_plugins
 from vision_stack.commands.run_folders import hold, new_run_dir
+from vision_stack.commands.stored_options import train_composition
 from vision_stack.commands.words import understand
 from vision_stack.training.interrupts import Stopped
 
@@ -69,8 +70,7 @@ def train(
     """
     named = {"data": data, "task": task, "backbone": backbone, "neck": neck, "head": head}
     named |= {"data.root": root, "weights": weights, "run_dir": run_dir}
-    options = train_arguments(understand("train", [*_typed(named), *overrides]).options)
-    return _run("train", options)
+    return _run("train", train_composition(understand("train", [*_typed(named), *overrides]).options))
 
 
 def evaluate(
@@ -87,20 +87,22 @@ def evaluate(
         ValueError: no such checkpoint, or options or data that have to be fixed; one line.
     """
     named = {"checkpoint": checkpoint, "data": data, "data.root": root, "run_dir": run_dir}
-    return _run("eval", open_group(understand("eval", [*_typed(named), *overrides]).options, "data"))
+    options = open_group(understand("eval", [*_typed(named), *overrides]).options, "data")
+    return _run("eval", Composition("eval", options))
 
 
 def _typed(named: dict[str, str | Path | None]) -> list[str]:
     return [f"{name}={value}" for name, value in named.items() if value is not None]
 
 
-def _run(verb: str, options: list[str]) -> Run:
+def _run(verb: str, composition: Composition) -> Run:
+    options = composition.options
     run_dir = typed_run_dir(options)
     if run_dir is None:
         run_dir = Path(new_run_dir(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
         options = [*options, f"run_dir={run_dir}"]
     hold(run_dir)
-    config, _ = compose_options(verb, quote_paths(options))
+    config, _ = compose_options(Composition(composition.name, quote_paths(options)))
     import_plugins(config["plugins"])
     try:
         (train_command if verb == "train" else eval_command).run(config, run_dir, options)

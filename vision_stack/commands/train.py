@@ -8,13 +8,14 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from vision_stack.commands.arguments import refuse_finished_run, train_arguments
+from vision_stack.commands.arguments import refuse_finished_run
 from vision_stack.commands.launch import instantiate_all, launch
+from vision_stack.commands.stored_options import train_composition
 
 
 def main(argv: Sequence[str]) -> int:
     """Compose the options, import the user's plugins, build, fit; the exit code."""
-    return launch("train", lambda words: train_arguments(words.options, one_run=words.one_run), run, argv)
+    return launch("train", lambda words: train_composition(words.options, one_run=words.one_run), run, argv)
 
 
 def run(config: dict[str, Any], run_dir: Path, overrides: Sequence[str]) -> None:

@@ -128,6 +128,9 @@ _SAME = {
 }
 
 
+_EXAMPLE_VALUES = {"resume": "auto", "data": "DIR", "source": "FOLDER", "checkpoint": "best.ckpt"}
+
+
 class Words(NamedTuple):
     """What was typed after a verb."""
 
@@ -184,7 +187,8 @@ def _assignments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             if not equals:
                 value = next(words, "")
                 if not value or (value.startswith("-") and not _NUMBER.match(value)):
-                    raise ValueError(f"{word}: needs a value, as in {word} VALUE; --help lists the options")
+                    example = f"{word} {_EXAMPLE_VALUES.get(key, 'VALUE')}"
+                    raise ValueError(f"{word}: needs a value, as in {example}; --help lists the options")
             typed.append(f"{key}={value}")
         else:
             typed.append(word)

@@ -21,7 +21,8 @@ from vision_stack.training.optim import OptimConfig
 from vision_stack.training.options import EvalOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.results import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, Results, write_config
+from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
+from vision_stack.training.run_files import CONFIG_FILE
 from vision_stack.training.tasks import build_evaluator
 from vision_stack.training.trainer_options import profiles, write_profile
 from vision_stack.weights.checkpoint import read_checkpoint

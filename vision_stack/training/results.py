@@ -15,9 +15,9 @@ import yaml
 from vision_stack.metrics import Evaluator
 from vision_stack.metrics.base import Report
 from vision_stack.ops.files import naming, remove, replacing, scratch_beside, write_file
+from vision_stack.training.run_files import CONFIG_FILE
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,25 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         raise
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes a list that stands in two places twice, instead of a reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def absolute(folder: str) -> str:
+    """With its parents, from the home directory for `~`."""
+    return os.path.abspath(os.path.expanduser(folder))
+
+
 def write_config(config: Mapping[str, Any], run_dir: Path) -> None:
-    """`config.yaml`: all options of the run, resolved."""
-    text = yaml.safe_dump({**config, "run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
+    """`config.yaml`: all options of the run, resolved; the data's folder as an absolute path, since the run may be
+    resumed from elsewhere."""
+    data = config.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("root"), str):
+        config = {**config, "data": {**data, "root": absolute(data["root"])}}
+    text = yaml.dump({**config, "run_dir": str(run_dir)}, Dumper=_Plain, sort_keys=False, allow_unicode=True)
     write_file(run_dir / CONFIG_FILE, text.encode())
 
 

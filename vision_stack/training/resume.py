@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,12 @@ def check_same_model(checkpoint: Mapping[str, Any], model_config: dict[str, Any]
             f"resume: the model differs from the checkpoint's: {', '.join(differing[:4])}; "
             "give the options that the interrupted run was started with"
         )
+
+
+def with_pixel_statistics(config: VisionModelConfig, checkpoint: Mapping[str, Any]) -> VisionModelConfig:
+    """Mean and std are the checkpoint's, perhaps those of the weights that the run started from."""
+    stored = from_dict(checkpoint["model_config"], cls=VisionModelConfig)
+    return dataclasses.replace(config, image_mean=stored.image_mean, image_std=stored.image_std)
 
 
 def changed_options(checkpoint: Mapping[str, Any], run_config: dict[str, Any]) -> list[str]:

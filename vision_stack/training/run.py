@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +39,8 @@ from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
-from vision_stack.training.results import METRICS_FILE, write_config
+from vision_stack.training.results import METRICS_FILE, absolute, write_config
+from vision_stack.training.run_files import mark_finished, mark_unfinished
 from vision_stack.training.settling import RECIPE, decode_parts, model_config, settle_options
 from vision_stack.training.start import Start, backbone_warnings, describe_start, read_start, transfer
 from vision_stack.training.strategy import prepare_strategy
@@ -75,20 +75,19 @@ def train(
     seed = options.seed
     pl.seed_everything(seed, verbose=False)
     data = build_datamodule(from_dict(early["data"], kind="data"), seed, task=options.task)
-    start = read_start(options.weights, early, overrides) if options.weights else None
+    anew = not options.resume or any(text.startswith("weights=") for text in overrides)
+    start = read_start(options.weights, early, overrides) if options.weights and anew else None
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
-    rank_zero_only(write_config)(config, run_dir)
 
     config, settled = settle_options(config, data, start, checkpoint, overrides)
-    if settled:
-        rank_zero_only(write_config)(config, run_dir)
     options = decode_options(config, TrainOptions)
     optim, finetune = options.optim, options.finetune
     data.config = from_dict(config["data"], kind="data")
     description = model_config(config, data.config, data, start)
     if checkpoint is not None:
+        description = resume.with_pixel_statistics(description, checkpoint)
         resume.check_same_model(checkpoint, to_dict(description))
 
     model = VisionModel(description)
@@ -134,6 +133,8 @@ def train(
         say(*measure(trainer, module, data, done))
     say(*describe_run(run_dir, str(options.resume) if checkpoint else ""))
 
+    rank_zero_only(write_config)(config, run_dir)  # what was refused up to here leaves those of the interrupted run
+    rank_zero_only(mark_unfinished)(run_dir)
     with _saying_how_to_resume(trainer, run_dir):
         if checkpoint is not None:
             for change in resume.changed_options(checkpoint, {k: v for k, v in run_config.items() if k != RECIPE}):
@@ -142,6 +143,9 @@ def train(
             del checkpoint
         trainer.fit(module, datamodule=data)
     _finish(trainer, data, evaluator, run_dir, options.num_pictures)
+    position = checkpoints_of(trainer).position
+    if position.step:
+        rank_zero_only(mark_finished)(run_dir, position.epoch, position.step)
 
 
 def _go_on(
@@ -159,7 +163,7 @@ def _go_on(
 def _saying_how_to_resume(trainer: pl.Trainer, run_dir: Path) -> Iterator[None]:
     """Whatever stops the block."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    advice = f"resume with the same options and resume={shlex.quote(str(last))}"
+    advice = f"resume with resume={shlex.quote(str(last))}"
     try:
         with checkpoints_of(trainer).stopping_on_signals():
             yield
@@ -192,7 +196,7 @@ def _initial_weights(model: VisionModel, config: Mapping[str, Any], start: Start
 def stored_data(config: DataConfig) -> dict[str, Any]:
     """What a checkpoint says of its data; the root as an absolute path, since evaluation may start elsewhere."""
     plain = to_dict(config)
-    return {**plain, "root": os.path.abspath(os.path.expanduser(config.root)) if config.root else None}
+    return {**plain, "root": absolute(config.root) if config.root else None}
 
 
 @rank_zero_only
