@@ -40,7 +40,7 @@ def test_run_leaves_label_maps_metrics_pictures_and_the_task_in_its_checkpoint(r
     assert len(metrics["per_class"]) == len(metrics["categories"]) == 7
     results = json.loads((run_dir / "predictions.json").read_text())
     assert len(results["annotations"]) == len(list((run_dir / "predictions").iterdir())) == 2
-    assert {path.suffix for path in (run_dir / "pictures").iterdir()} == {".jpg", ".png"}  # and the curves
+    assert {path.suffix for path in (run_dir / "pictures").iterdir()} == {".jpg", ".png"}  # and the plots
     for record in results["annotations"]:
         pixels = np.asarray(Image.open(run_dir / "predictions" / record["file_name"]))
         if task == "semantic":
@@ -64,7 +64,8 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: tuple[
     for path in (run_dir / "predictions").iterdir():
         assert path.read_bytes() == (tmp_path / "predictions" / path.name).read_bytes()
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
-    assert (tmp_path / "pictures" / "confusion.png").is_file() == (run[0] == "semantic")
+    for name in ("pictures/confusion.png", "pictures/classes.png", "confusion.csv"):
+        assert (tmp_path / name).is_file()
 
 
 def test_limit_of_one_batch_scores_its_images_and_a_limit_of_one_whole_all(

@@ -42,6 +42,11 @@ def test_run_metrics_file_has_a_row_for_each_step_and_the_validations(run: Path)
         rows = list(csv.DictReader(file))
     assert [int(r["step"]) for r in rows if r["train/loss"]] == list(range(8))
     assert [int(r["step"]) for r in rows if r["val/segm_AP"]] == [3, 7]
+    parts = [name for name in rows[0] if name.startswith("train/loss_")]
+    assert parts == ["train/loss_class", "train/loss_mask", "train/loss_dice", "train/loss_semantic"]  # of all layers
+    for row in rows:
+        if row["train/loss"]:
+            assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["train/loss"]), rel=1e-5)
 
 
 def test_run_tensorboard_has_scalars_and_pictures(run: Path) -> None:

@@ -294,27 +294,57 @@ def test_files_hold_metrics_with_the_category_map_and_all_detections(tmp_path):
     assert point["f1"] == pytest.approx(
         2 * point["precision"] * point["recall"] / (point["precision"] + point["recall"])
     )
-    for name in ("precision_recall.png", "confusion.png"):
+    for name in ("precision_recall.png", "confusion.png", "classes.png"):
         assert (tmp_path / "pictures" / name).is_file()
     del read["categories"], read["num_images"], read["operating_point"]
     assert read == evaluator.compute()
     assert json.loads((tmp_path / "predictions.json").read_text()) == evaluator.results()
 
 
-def test_report_counts_every_object_and_every_detection_of_the_operating_point_once():
+def test_report_counts_every_object_and_every_detection_of_the_operating_point_once(tmp_path):
     ground_truth, objects = random_data()
     evaluator = filled(ground_truth, noisy_detections(objects))
-    evaluator.compute()
-    report = evaluator.report()
+    results = Results.of(evaluator)
+    report = results.report
     assert report.point is not None
     assert report.confusion is not None
+    true, found, counts = report.confusion
+    nothing = len(CATEGORIES)
     real = [a for a in ground_truth["annotations"] if not a.get("iscrowd")]
-    assert report.confusion[:-1].sum() == len(real)
+    assert counts[true != nothing].sum() == len(real)
     kept = [r for r in evaluator.results() if r["score"] >= report.point["threshold"]]
-    assert 0 < report.confusion[:, :-1].sum() <= len(kept)  # less those in crowds
-    for recall, precision in report.curves.values():
-        assert (np.diff(recall) >= 0).all()
-        assert ((precision >= 0) & (precision <= 1)).all()
+    assert 0 < counts[found != nothing].sum() <= len(kept)  # less those in crowds
+    results.write(tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "confusion.csv").read_text().splitlines()[1:]]
+    ids = {str(category["id"]): category["name"] for category in ground_truth["categories"]} | {"": ""}
+    assert all(row[1] == ids[row[0]] and row[3] == ids[row[2]] for row in rows)
+    assert sum(int(row[4]) for row in rows) == counts.sum()
+
+
+def test_report_curves_have_cocos_ap50_for_a_mean():
+    ground_truth, objects = random_data()
+    metrics = Results.of(filled(ground_truth, noisy_detections(objects)))
+    curves = metrics.report.curves
+    assert np.mean([*curves.values()]) == pytest.approx(metrics.metrics["segm"]["AP50"], abs=1e-12)
+    recall, precision = metrics.report.all_classes
+    assert (np.diff(recall) >= 0).all()
+    assert ((precision >= 0) & (precision <= 1)).all()
+    assert metrics.report.class_scores == {
+        name: values["segm"] for name, values in metrics.metrics["per_class"].items() if values["segm"] is not None
+    }
+
+
+@pytest.mark.parametrize("anything", [False, True])
+def test_report_of_a_model_that_finds_nothing_has_flat_curves_and_all_objects_as_missed(anything, tmp_path):
+    ground_truth, objects = random_data()
+    corner = instances_of([ellipse(0, 0, 3, 3)], [0], [0.04])
+    results = Results.of(filled(ground_truth, {image_id: corner for image_id in objects if anything}))
+    results.write(tmp_path)
+    assert all(not precision.any() for precision in results.report.curves.values())
+    true, found, counts = results.report.confusion
+    assert counts[found == len(CATEGORIES)].sum() == counts[true != len(CATEGORIES)].sum() > 0
+    assert (results.report.point or {"f1": 0})["f1"] == 0
+    assert (tmp_path / "pictures" / "precision_recall.png").is_file()
 
 
 def test_same_class_names_are_told_apart():

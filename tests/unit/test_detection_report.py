@@ -9,7 +9,8 @@ from vision_stack.metrics.detection_report import (
     Matches,
     best_f1,
     class_matches,
-    confusion_matrix,
+    interpolated,
+    object_confusion,
     precision_recall,
     together,
 )
@@ -71,15 +72,36 @@ def test_class_matches_are_those_of_pycocotools_without_crowds() -> None:
     assert sorted(zip(result.scores.tolist(), result.correct.tolist(), strict=True)) == [(0.8, False), (0.9, True)]
 
 
-def test_confusion_matrix_rows_are_true_classes_and_the_last_is_nothing() -> None:
+def test_interpolated_is_what_coco_averages() -> None:
+    """Three of four objects, with false ones between: the best precision at a recall or a higher one."""
+    precision = interpolated(matches([0.9, 0.8, 0.7, 0.6, 0.5], [True, False, True, True, False], 4))
+    assert precision[:26].tolist() == [1.0] * 26  # up to a recall of 1/4
+    assert precision[26:76].tolist() == [0.75] * 50  # three of the first four
+    assert precision[76:].tolist() == [0.0] * 25
+    assert interpolated(matches([], [], 3)).tolist() == [0.0] * 101
+
+
+def test_object_confusion_by_true_and_found_class_where_two_is_nothing() -> None:
     truth = {1: [box(0, 1), box(30, 2), box(60, 1, iscrowd=1)], 2: [box(0, 2)]}
     found = {
         1: [box(0, 2, score=0.9), box(30, 2, score=0.8), box(61, 1, score=0.7), box(85, 1, score=0.6)],
         3: [box(0, 1, score=0.9), box(0, 1, score=0.1)],
     }
-    counts = confusion_matrix(truth, found, {1: 0, 2: 1}, 0.5, boxes=True)
-    assert counts.tolist() == [
-        [0, 1, 0],  # the first object of class 1 is taken for class 2
-        [0, 1, 1],  # one of class 2 is found, the one in image 2 is missed
-        [2, 0, 0],  # false detections, of image 1 and 3; the one in the crowd does not count
+    confusion = object_confusion(truth, found, {1: 0, 2: 1}, 0.5, boxes=True)
+    assert list(zip(*(column.tolist() for column in confusion), strict=True)) == [
+        (0, 1, 1),  # the first object of class 1 is taken for class 2
+        (1, 1, 1),  # one of class 2 is found, the one in image 2 is missed
+        (1, 2, 1),
+        (2, 0, 2),  # false detections, of image 1 and 3; the one in the crowd does not count
     ]
+    assert confusion.to_csv(["a cat", "b, or c"], [7, 9]).splitlines() == [
+        "true_id,true,found_id,found,count",
+        '7,a cat,9,"b, or c",1',
+        '9,"b, or c",9,"b, or c",1',
+        '9,"b, or c",,,1',
+        ",,7,a cat,2",
+    ]
+
+
+def test_object_confusion_of_nothing_has_no_cells() -> None:
+    assert [len(column) for column in object_confusion({}, {}, {1: 0}, 0.5)] == [0, 0, 0]

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import ImageFont
 
-from vision_stack.structures import Category, Instances
-from vision_stack.visualization import draw_image, draw_instances, side_by_side
+from vision_stack.structures import Category, Instances, PanopticSegmentation, SemanticSegmentation
+from vision_stack.visualization import draw_image, draw_instances, draw_panoptic, draw_semantic, side_by_side
 from vision_stack.visualization.colors import PALETTE, instance_color, luminance, text_color
-from vision_stack.visualization.curves import plot_curves
-from vision_stack.visualization.overlay import _overlap, _place, _write_names
 
 CATEGORIES = (Category(id=1, name="cat"), Category(id=9, name="a very long name of a class, with an é"))
 
@@ -62,27 +60,6 @@ def test_small_image_is_enlarged_and_its_masks_with_it():
 def test_no_instances_gives_the_image():
     image, instances = scene()
     assert np.array_equal(np.array(draw_instances(image, instances[:0], CATEGORIES)), image)
-
-
-@pytest.mark.parametrize("box", [(0, 0, 20, 20), (780, 0, 800, 15), (790, 590, 800, 600), (0, 0, 800, 600)])
-def test_label_of_a_box_at_the_border_stays_on_the_canvas(box):
-    for placed in ([], [(0, 0, 200, 30)]):
-        x0, y0, x1, y1 = _place(box, 150, 20, (800, 600), placed)
-        assert (x0 >= 0, y0 >= 0, x1 <= 799, y1 <= 599) == (True,) * 4
-
-
-def test_labels_of_coinciding_boxes_do_not_hide_each_other():
-    placed = []
-    for _ in range(8):
-        placed.append(_place((300, 300, 340, 340), 120, 20, (800, 600), placed))
-    assert sum(_overlap(a, b) for i, a in enumerate(placed) for b in placed[:i]) == 0
-
-
-def test_name_wider_than_the_image_is_cut_not_drawn_beyond_it():
-    canvas = Image.new("RGB", (90, 60), (10, 10, 10))
-    _write_names(canvas, [(5, 30, 80, 50)], ["a name that is far too long to fit"], [PALETTE[2]])
-    label = np.array(canvas)[:28]
-    assert (label == PALETTE[2]).all(-1).any()  # drawn above the box, from the left edge on, within 90 pixels
 
 
 @pytest.mark.parametrize("name", ["person\n", "traffic\r\nlight", "a\u2028b", "\n"])
@@ -150,29 +127,26 @@ def test_image_of_another_kind_is_an_error():
         draw_instances(image[:100], instances, CATEGORIES)
 
 
-def test_curves_sparse_csv_writes_a_picture(tmp_path):
-    rows = ["epoch,step,train/loss,train/loss_mask,val/segm_AP,lr"]
-    rows += [f"0,{step},{3 - step / 50},{2 - step / 50},,0.1" for step in range(0, 100, 10)]
-    rows += ["0,49,,,0.1,", "1,99,,,0.3,", "1,100,nan,,,"]
-    (tmp_path / "metrics.csv").write_text("\n".join(rows))
-    plot_curves(tmp_path / "metrics.csv", tmp_path / "pictures" / "curves.png")
-    with Image.open(tmp_path / "pictures" / "curves.png") as picture:
-        assert picture.width > 1.5 * picture.height  # two panels
-        assert np.array(picture.convert("L")).std() > 5
+def test_captions_stand_over_the_panels():
+    image, instances = scene()
+    panel = draw_instances(image, instances, CATEGORIES)
+    short, long = (
+        np.array(side_by_side({"image": panel, "a": panel, caption: panel})) for caption in ("b", "nothing " * 11)
+    )
+    assert np.array_equal(short[-600:], long[-600:])
+    dark = np.argwhere(long[: len(long) - 600].sum(-1) < 100)
+    assert 2 * 808 + 700 < dark[:, 1].max() < 3 * 808 - 8  # a long caption has smaller letters
 
 
-def test_curves_of_a_short_run_have_the_learning_rate_in_a_panel_of_its_own(tmp_path):
-    rows = ["epoch,step,train/loss,train/lr", *(f"0,{step},{3 - step / 10},{step / 1000}" for step in range(10))]
-    (tmp_path / "metrics.csv").write_text("\n".join(rows))
-    plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.width > 2.5 * picture.height  # loss and learning rate
-
-
-def test_curves_without_columns_to_draw_say_so(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,step,lr\n0,1,0.1\n")
-    with pytest.raises(ValueError, match="no column with values is named after a loss, AP, PQ, mIoU; found: lr"):
-        plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    (tmp_path / "metrics.csv").write_text("a,b\n0,1\n")
-    with pytest.raises(ValueError, match="no column 'step'"):
-        plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+def test_names_of_segments_and_classes_are_written_inside_of_their_masks():
+    image = np.full((600, 800, 3), 100, np.uint8)
+    segment_map = torch.zeros(600, 800, dtype=torch.int32)
+    segment_map[:, 400:] = 1  # the left half is nothing, or class 1
+    panoptic = PanopticSegmentation(segment_map, torch.tensor([0]), torch.ones(1))
+    drawn = np.array(draw_panoptic(image, panoptic, CATEGORIES))
+    assert (drawn[:, :400] == 100).all()
+    solid = (drawn[3:597, 403:797] == PALETTE[0]).all(-1)
+    assert solid.any()
+    semantic = np.array(draw_semantic(image, SemanticSegmentation(1 - segment_map), CATEGORIES))
+    assert (semantic[3:597, 403:797] == PALETTE[0]).all(-1).any()
+    assert (semantic[3:597, 3:397] == PALETTE[1]).all(-1).any()

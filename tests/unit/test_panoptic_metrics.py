@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from vision_stack.metrics import PanopticEvaluator
-from vision_stack.metrics.panoptic import segment_counts
+from vision_stack.metrics.panoptic import segment_counts, shared_pixels
 from vision_stack.ops.label_maps import rgb_to_ids
 from vision_stack.structures import Category, PanopticSegmentation
 
@@ -42,7 +42,8 @@ def evaluate(*pairs):
 
 def counts(true, found):
     """{class: (TP, FP, FN, summed IoU)} of the classes that occur."""
-    table = segment_counts(true.segmentation, true.is_crowd, found, 3)
+    shared = shared_pixels(true.segmentation, found)
+    table = segment_counts(shared, true.segmentation, true.is_crowd, found, 3)
     return {label: tuple(table[:, label]) for label in range(3) if table[:, label].any()}
 
 
@@ -161,9 +162,29 @@ def test_random_maps_equal_the_plain_rules(seed):
     labels = np.resize(true.labels.numpy(), f.max())
     found = PanopticSegmentation(torch.from_numpy(f), torch.from_numpy(labels), torch.ones(len(labels)))
     crowd = rng.random(num_true) < 0.2
-    table = segment_counts(true, crowd, found, 3)
+    table = segment_counts(shared_pixels(true, found), true, crowd, found, 3)
     np.testing.assert_allclose(table, plain_counts(true, crowd, found), rtol=0, atol=1e-12)
     assert table.any()
+
+
+def test_report_has_pixels_by_class_without_void_and_crowds_and_what_no_segment_covers():
+    true = truth(["11112233.."] * 2, [CAT, DOG, SKY], crowd=[DOG])
+    found = segmentation(["1122221133"] * 2, [CAT, CAT, SKY])  # half of the cat by each segment; sky taken for a cat
+    evaluator = PanopticEvaluator({0: true, 1: true}, CATEGORIES)
+    evaluator.update(0, found)
+    evaluator.update(1, segmentation(["1122......"] * 2, [CAT, SKY]))
+    metrics = evaluator.compute()
+    report = evaluator.report(metrics)
+    assert list(zip(*(column.tolist() for column in report.confusion), strict=True)) == [
+        (CAT, CAT, 8 + 4),
+        (CAT, SKY, 4),
+        (SKY, CAT, 4),
+        (SKY, 3, 4),  # nothing
+    ]
+    assert (report.unit, report.score_name) == ("pixels", "PQ")
+    assert report.class_scores == {
+        name: values["PQ"] for name, values in metrics["per_class"].items() if values["PQ"] is not None
+    }
 
 
 def test_results_carry_original_ids_and_decode_to_the_same_map():

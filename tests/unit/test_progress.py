@@ -9,8 +9,7 @@ from vision_stack.training.progress import Pace
 
 def test_printed_losses_add_up_to_the_total() -> None:
     losses = {"loss_ce": 1.0, "loss_mask": 2.0, "loss_ce_0": 0.5, "loss_mask_0": 0.25, "loss_ce_1": 0.125}
-    total = sum(losses.values())
-    tensors = {"loss": torch.tensor(total), **{name: torch.tensor(value) for name, value in losses.items()}}
+    tensors = {name: torch.tensor(value) for name, value in losses.items()}
     assert progress._read(tensors) == "loss 3.875 = ce 1.625 + mask 2.250"
 
 
@@ -38,3 +37,9 @@ def test_memory_of_this_process_is_shown_in_gib() -> None:
     value, unit = progress._memory(torch.device("cpu")).split()
     assert unit == "GiB"
     assert 0.05 < float(value) < 100
+
+
+def test_logged_losses_are_the_printed_ones() -> None:
+    losses = {"loss_mask": torch.tensor(2.0), "loss_mask_0": torch.tensor(0.25), "loss_rpn_box": torch.tensor(1.0)}
+    summed = {name: value.item() for name, value in progress.summed_over_layers(losses).items()}
+    assert summed == {"loss_mask": 2.25, "loss_rpn_box": 1.0}

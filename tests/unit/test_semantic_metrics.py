@@ -77,6 +77,20 @@ def test_confusion_of_random_maps_equals_counting_pixels(num_classes):
         confusion(true, found[:5], num_classes)
 
 
+def test_report_has_the_pixels_of_all_images_and_iou_by_class():
+    pairs = (([[0, 0, 0, -1]], [[0, 1, 1, 1]]), ([[0, 1]], [[0, 1]]))
+    evaluator = evaluate(*pairs)
+    metrics = evaluator.compute()
+    report = evaluator.report(metrics)
+    assert list(zip(*(column.tolist() for column in report.confusion), strict=True)) == [
+        (0, 0, 2),
+        (0, 1, 2),
+        (1, 1, 1),
+    ]
+    assert (report.unit, report.score_name) == ("pixels", "IoU")
+    assert report.class_scores == {"road": 2 / 4, "sky": 1 / 3}
+
+
 def test_label_maps_carry_original_ids_beyond_eight_bits():
     evaluator = evaluate(([[0, 1, 2]], [[2, 1, 0]]))
     (record,) = evaluator.results()["annotations"]

@@ -6,30 +6,37 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import RenderableType
 
+from vision_stack.metrics.confusion import Confusion
 from vision_stack.structures import Category
-
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # recall and precision, by falling score
-MOST_CLASSES = 200  # of a confusion matrix; more cannot be read, and take memory by their square
 
 
 class Report(NamedTuple):
     """Where a model errs, for pictures; empty where a task has no such thing.
 
     Attributes:
-        point: {"threshold", "precision", "recall", "f1"}: the score from which on detections have the best F1.
-        curves: by class, all classes together first.
-        confusion: [R, R] counts, true class by found class; of detections the last is "nothing".
+        class_scores: by class, of those that have one.
+        score_name: what these are.
+        point: {"threshold", "precision", "recall", "f1"}: the score from which on detections have the best F1. An F1 of
+            0 says that none matches an object; as many are kept as there are objects.
+        curves: precision [101] at recalls of 0, 0.01, ..., 1, by class, as COCO averages them.
+        all_classes: recall and precision, by falling score, of the detections of all classes as if of one.
+        confusion: true class by found class.
+        unit: what it counts.
     """
 
+    class_scores: Mapping[str, float]
+    score_name: str
     point: dict[str, float] | None = None
-    curves: Mapping[str, Curve] = MappingProxyType({})
-    confusion: NDArray[np.int64] | None = None
+    curves: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
+    all_classes: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    confusion: Confusion | None = None
+    unit: Literal["objects", "pixels"] = "pixels"
 
 
 State = list[tuple[int, Any]]  # per image: its id and what is kept of it
@@ -40,10 +47,12 @@ class Evaluator(ABC):
 
     Attributes:
         score_name: the metric by which the best checkpoint is chosen.
+        class_key: the name that it has among those of a class, in the metrics' `per_class`.
         max_detections: of an image, the most objects that count, best first.
     """
 
     score_name: str
+    class_key: str
     max_detections: int = 100
     categories: tuple[Category, ...]
 
@@ -78,9 +87,10 @@ class Evaluator(ABC):
     def one_line(self, metrics: Mapping[str, Any]) -> str:
         """The most important metrics in words."""
 
-    def report(self) -> Report:
-        """Where the model errs, as of the last `compute`."""
-        return Report()
+    def report(self, metrics: Mapping[str, Any]) -> Report:
+        """Where the model errs; the metrics are those of the last `compute`."""
+        scores = {name: values[self.class_key] for name, values in metrics["per_class"].items()}
+        return Report({name: score for name, score in scores.items() if score is not None}, self.score_name)
 
     @abstractmethod
     def table(self, metrics: Mapping[str, Any]) -> RenderableType:

@@ -15,13 +15,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import MOST_CLASSES, Evaluator, Report, class_names, three_digits
+from vision_stack.metrics.base import Evaluator, Report, class_names, three_digits
 from vision_stack.metrics.boundary import BoundaryEval
+from vision_stack.metrics.confusion import Confusion
 from vision_stack.metrics.detection_report import (
     Matches,
     best_f1,
     class_matches,
-    confusion_matrix,
+    interpolated,
+    object_confusion,
     precision_recall,
     together,
 )
@@ -87,11 +89,13 @@ class CocoEvaluator(Evaluator):
         super().__init__()
         self.categories = tuple(categories)
         self.iou_types = tuple(iou_types)
+        self.class_key = self.iou_types[0]
         self.score_name = f"{_TITLES[self.iou_types[0]]} AP"
         self.max_detections = max_detections
         self._max_dets = [1, 10, max(100, max_detections)]
         self._ground_truth = _index(_complete(ground_truth))
         self._matches: dict[str, Matches] = {}  # of the first kind, by class
+        self._measured_images: frozenset[int] = frozenset()
 
     def update(self, image_id: int, instances: Instances) -> None:
         """Add the detections of an image.
@@ -117,6 +121,7 @@ class CocoEvaluator(Evaluator):
             only_updated: leave out images that have not been fed. Otherwise their objects count as missed.
         """
         chosen = self._kept if only_updated and self._kept else self._ground_truth.imgs
+        self._measured_images = frozenset(chosen)
         truth = _by_class(a for a in self._ground_truth.dataset["annotations"] if a["image_id"] in chosen)
         found = _by_class(_measured(record, number) for number, record in enumerate(self.results(), start=1))
         listed = {c["id"]: str(c["name"]) for c in self._ground_truth.dataset["categories"]}
@@ -137,27 +142,30 @@ class CocoEvaluator(Evaluator):
                 per_class[name][iou_type] = None if score is None else _mean(score.precision[:, 0])
         return {**metrics, "per_class": per_class}
 
-    def report(self) -> Report:
-        everything = together(self._matches.values())
+    def report(self, metrics: Mapping[str, Any]) -> Report:
+        report, everything = super().report(metrics), together(self._matches.values())
+        if not everything.num_objects:
+            return report
         point = best_f1(everything)
-        if point is None:
-            return Report()
-        by_class = {"all classes": everything, **(self._matches if len(self._matches) > 1 else {})}
-        curves = {name: precision_recall(matches)[:0:-1] for name, matches in by_class.items() if len(matches.scores)}
-        return Report(point._asdict(), curves, self._confusion(point.threshold))
+        _, precision, recall = precision_recall(everything)
+        return report._replace(
+            point=point and point._asdict(),
+            curves={name: interpolated(matches) for name, matches in self._matches.items() if matches.num_objects},
+            all_classes=(recall, precision),
+            confusion=self._confusion(point.threshold if point else 1.0),
+            unit="objects",
+        )
 
-    def _confusion(self, threshold: float) -> NDArray[np.int64] | None:
-        if len(self.categories) > MOST_CLASSES:
-            return None
+    def _confusion(self, threshold: float) -> Confusion:
         truth: dict[int, list[dict[str, Any]]] = {}
         boxes = "segm" not in self.iou_types
         for annotation in self._ground_truth.dataset["annotations"]:
-            if annotation["image_id"] in self._kept:
+            if annotation["image_id"] in self._measured_images:
                 size = [self._ground_truth.imgs[annotation["image_id"]][side] for side in ("height", "width")]
                 shape = {} if boxes else {"segmentation": _rle(annotation["segmentation"], *size)}
                 truth.setdefault(annotation["image_id"], []).append({**annotation, **shape})
         label_of = {category.id: label for label, category in enumerate(self.categories)}
-        return confusion_matrix(truth, self._kept, label_of, threshold, boxes=boxes)
+        return object_confusion(truth, self._kept, label_of, threshold, boxes=boxes)
 
     def scalars(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         return {f"{kind}_{name}": value for kind in self.iou_types for name, value in metrics[kind].items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from vision_stack.metrics.confusion import Confusion
 
 MATCH_IOU = 0.5
 
@@ -62,6 +65,17 @@ def precision_recall(matches: Matches) -> tuple[NDArray[np.float64], NDArray[np.
     return scores[last], correct[last] / count, correct[last] / max(matches.num_objects, 1)
 
 
+def interpolated(matches: Matches) -> NDArray[np.float64]:
+    """Precision at recalls of 0, 0.01, ..., 1 [101], each the best at that recall or a higher one; 0 beyond the last.
+
+    Their mean is COCO's AP at one IoU threshold.
+    """
+    correct = np.cumsum(matches.correct[np.argsort(-matches.scores, kind="mergesort")])
+    precision = correct / np.arange(1, len(correct) + 1)
+    precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return precision[np.searchsorted(correct / max(matches.num_objects, 1), np.linspace(0.0, 1.0, 101))]
+
+
 def best_f1(matches: Matches) -> OperatingPoint | None:
     """The threshold with the best F1; of a model that finds nothing, one that keeps as many detections as objects.
 
@@ -78,15 +92,15 @@ def best_f1(matches: Matches) -> OperatingPoint | None:
     return OperatingPoint(*(float(values[best]) for values in (thresholds, precision, recall, f1)))
 
 
-def confusion_matrix(
+def object_confusion(
     truth: Mapping[int, Sequence[Mapping[str, Any]]],
     found: Mapping[int, Sequence[Mapping[str, Any]]],
     label_of: Mapping[int, int],
     threshold: float,
     *,
     boxes: bool = False,
-) -> NDArray[np.int64]:
-    """Objects by true class (rows) and found class (columns); the last row and column are "nothing".
+) -> Confusion:
+    """Objects by true and found class: false detections have the true class "nothing", missed objects the found one.
 
     In each image the detections of at least `threshold` take, best first, the object that they overlap most, of
     whatever class, with an IoU of at least 0.5. Detections in crowd regions do not count.
@@ -94,13 +108,10 @@ def confusion_matrix(
     Args:
         truth: annotations by image id, with RLE `segmentation` or, for `boxes`, `bbox` (x, y, width, height).
         found: results by image id.
-        label_of: category id -> row.
-
-    Returns:
-        [K + 1, K + 1] counts.
+        label_of: category id -> label.
     """
     nothing = len(label_of)
-    counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+    counts: Counter[tuple[int, int]] = Counter()
     key = "bbox" if boxes else "segmentation"
     for image_id in truth.keys() | found.keys():
         objects = list(truth.get(image_id, ()))
@@ -120,4 +131,5 @@ def confusion_matrix(
                 counts[nothing, label_of[result["category_id"]]] += 1
         for missed in np.flatnonzero(free):
             counts[label_of[objects[missed]["category_id"]], nothing] += 1
-    return counts
+    true, found_as = np.array(list(counts), np.int64).reshape(-1, 2).T
+    return Confusion.sum([Confusion(true, found_as, np.array(list(counts.values()), np.int64))], nothing)

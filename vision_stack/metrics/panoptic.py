@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import Evaluator, class_names, three_digits
+from vision_stack.metrics.base import Evaluator, Report, class_names, three_digits
+from vision_stack.metrics.confusion import Confusion
 from vision_stack.metrics.table import score_table
 from vision_stack.ops.label_maps import segment_png
 from vision_stack.structures import Category, PanopticSegmentation
@@ -29,18 +30,13 @@ class _Image(NamedTuple):
 
     labels: NDArray[np.int64]  # [N], the classes that occur
     counts: NDArray[np.float64]  # [4, N] of these, see `segment_counts`
+    confusion: Confusion  # of pixels
     png: bytes  # of segment ids
     segments: list[dict[str, Any]]  # COCO's segments_info
 
 
-def segment_counts(
-    truth: PanopticSegmentation, is_crowd: NDArray[np.bool_], found: PanopticSegmentation, num_classes: int
-) -> NDArray[np.float64]:
-    """True positives, false positives, false negatives and the true positives' summed IoU by class: [4, K].
-
-    A found segment and one of the truth match if they are of one class and their IoU is above 0.5; pixels where the
-    truth says nothing are not part of the union. Unmatched crowds are not missed, and an unmatched find is not false if
-    more than half of it lies on such pixels or on crowds of its class.
+def shared_pixels(truth: PanopticSegmentation, found: PanopticSegmentation) -> NDArray[np.int64]:
+    """Pixels by segment of the truth and found segment: [T + 1, F + 1], where row and column 0 are no segment.
 
     Raises:
         ValueError: the two maps differ in size.
@@ -48,11 +44,46 @@ def segment_counts(
     if truth.segment_map.shape != found.segment_map.shape:
         sizes = tuple(truth.segment_map.shape), tuple(found.segment_map.shape)
         raise ValueError(f"the segment map's size is {sizes[1]}, the truth's is {sizes[0]}")
+    size = len(truth.labels) + 1, len(found.labels) + 1
+    pairs = truth.segment_map.cpu().numpy().astype(np.int64) * size[1] + found.segment_map.cpu().numpy()
+    return np.bincount(pairs.ravel(), minlength=size[0] * size[1]).reshape(size)
+
+
+def pixel_confusion(
+    shared: NDArray[np.int64],
+    truth: PanopticSegmentation,
+    is_crowd: NDArray[np.bool_],
+    found: PanopticSegmentation,
+    num_classes: int,
+) -> Confusion:
+    """Pixels by true and found class; those of crowds, and those of which the truth says nothing, do not count.
+
+    Args:
+        shared: from `shared_pixels`.
+    """
+    rows, columns = np.nonzero(shared[1:][~is_crowd])
+    found_labels = np.append(num_classes, found.labels.cpu().numpy())  # column 0 is "nothing"
+    cells = truth.labels.cpu().numpy()[~is_crowd][rows], found_labels[columns], shared[1:][~is_crowd][rows, columns]
+    return Confusion.sum([Confusion(*cells)], num_classes)
+
+
+def segment_counts(
+    shared: NDArray[np.int64],
+    truth: PanopticSegmentation,
+    is_crowd: NDArray[np.bool_],
+    found: PanopticSegmentation,
+    num_classes: int,
+) -> NDArray[np.float64]:
+    """True positives, false positives, false negatives and the true positives' summed IoU by class: [4, K].
+
+    A found segment and one of the truth match if they are of one class and their IoU is above 0.5; pixels where the
+    truth says nothing are not part of the union. Unmatched crowds are not missed, and an unmatched find is not false if
+    more than half of it lies on such pixels or on crowds of its class.
+
+    Args:
+        shared: from `shared_pixels`.
+    """
     true_labels, found_labels = truth.labels.cpu().numpy(), found.labels.cpu().numpy()
-    num_true, num_found = len(true_labels), len(found_labels)
-    pairs = truth.segment_map.cpu().numpy().astype(np.int64) * (num_found + 1) + found.segment_map.cpu().numpy()
-    shared = np.bincount(pairs.ravel(), minlength=(num_true + 1) * (num_found + 1))
-    shared = shared.reshape(num_true + 1, num_found + 1)  # pixels; row and column 0: no segment
     area_true, area_found = shared.sum(1)[1:, None], shared.sum(0)[None, 1:]
     void, overlap = shared[0, 1:], shared[1:, 1:]
     union = area_true + area_found - overlap - void
@@ -88,6 +119,7 @@ class PanopticEvaluator(Evaluator):
     """
 
     score_name = "PQ"
+    class_key = "PQ"
 
     def __init__(self, ground_truth: Mapping[int, Truth], categories: Sequence[Category]) -> None:
         super().__init__()
@@ -103,9 +135,12 @@ class PanopticEvaluator(Evaluator):
         if image_id not in self.ground_truth:
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
         truth = self.ground_truth[image_id]
-        counts = segment_counts(truth.segmentation, truth.is_crowd, prediction, len(self.categories))
+        shared = shared_pixels(truth.segmentation, prediction)
+        pair = shared, truth.segmentation, truth.is_crowd, prediction, len(self.categories)
+        counts = segment_counts(*pair)
         labels = np.flatnonzero(counts.any(0))
-        self._kept[image_id] = _Image(labels, counts[:, labels], *encode_panoptic(prediction, self.categories))
+        png, segments = encode_panoptic(prediction, self.categories)
+        self._kept[image_id] = _Image(labels, counts[:, labels], pixel_confusion(*pair), png, segments)
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """{"all", "things", "stuff": {"PQ", "SQ", "RQ", "classes"}, "per_class": {name: {"PQ", ..., "TP", ...}}}.
@@ -139,6 +174,10 @@ class PanopticEvaluator(Evaluator):
             for k, name in enumerate(names)
         }
         return metrics
+
+    def report(self, metrics: Mapping[str, Any]) -> Report:
+        pixels = Confusion.sum((kept.confusion for kept in self._kept.values()), len(self.categories))
+        return super().report(metrics)._replace(confusion=pixels)
 
     def results(self) -> dict[str, Any]:
         """What panopticapi takes: {"annotations": [{image_id, file_name of the PNG, segments_info}], "categories"}."""

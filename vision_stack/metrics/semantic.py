@@ -9,19 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import RenderableType
 
-from vision_stack.metrics.base import MOST_CLASSES, Evaluator, Report, class_names, three_digits
+from vision_stack.metrics.base import Evaluator, Report, class_names, three_digits
+from vision_stack.metrics.confusion import Confusion
 from vision_stack.metrics.panoptic import png_name
 from vision_stack.metrics.table import score_table
 from vision_stack.ops.label_maps import class_png
 from vision_stack.structures import Category, SemanticSegmentation
-
-
-class Confusion(NamedTuple):
-    """Pixels by true and found class: the nonzero cells of the matrix [K, K], which fit in memory for any K."""
-
-    true: NDArray[np.int64]
-    found: NDArray[np.int64]
-    pixels: NDArray[np.int64]
 
 
 class _Image(NamedTuple):
@@ -59,6 +52,7 @@ class SemanticEvaluator(Evaluator):
     """
 
     score_name = "mIoU"
+    class_key = "IoU"
 
     def __init__(self, ground_truth: Mapping[int, SemanticSegmentation], categories: Sequence[Category]) -> None:
         super().__init__()
@@ -89,9 +83,9 @@ class SemanticEvaluator(Evaluator):
         for kept in self._kept.values():
             cells = kept.confusion
             hit = cells.true == cells.found
-            np.add.at(true, cells.true, cells.pixels)
-            np.add.at(found, cells.found, cells.pixels)
-            np.add.at(hits, cells.true[hit], cells.pixels[hit])
+            np.add.at(true, cells.true, cells.counts)
+            np.add.at(found, cells.found, cells.counts)
+            np.add.at(hits, cells.true[hit], cells.counts[hit])
         union = true + found - hits
         iou = [h / u if t else None for h, u, t in zip(*(x.tolist() for x in (hits, union, true)), strict=True)]
         accuracy = [h / t if t else None for h, t in zip(hits.tolist(), true.tolist(), strict=True)]
@@ -103,14 +97,9 @@ class SemanticEvaluator(Evaluator):
             "per_class": {name: {"IoU": i, "accuracy": a} for name, i, a in zip(names, iou, accuracy, strict=True)},
         }
 
-    def report(self) -> Report:
-        count = len(self.categories)
-        if count > MOST_CLASSES:
-            return Report()
-        pixels = np.zeros((count, count), np.int64)
-        for kept in self._kept.values():
-            pixels[kept.confusion.true, kept.confusion.found] += kept.confusion.pixels
-        return Report(confusion=pixels)
+    def report(self, metrics: Mapping[str, Any]) -> Report:
+        pixels = Confusion.sum((kept.confusion for kept in self._kept.values()), len(self.categories))
+        return super().report(metrics)._replace(score_name=self.class_key, confusion=pixels)
 
     def results(self) -> dict[str, Any]:
         """{"annotations": [{image_id, file_name of the PNG}], "categories": [{id, name}]}."""

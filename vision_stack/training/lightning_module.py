@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -71,7 +72,7 @@ class SegmentationModule(pl.LightningModule):
         self.evaluator = evaluator
         self.seed = seed
         self.run_config = run_config or {}
-        self.losses: dict[str, Tensor] = {}  # of the last step, for display
+        self.losses: dict[str, Tensor] = {}  # of the last step, by part and decoder layer
         self._total_steps: int | None = None  # of the run, where it is known
         self.results: Results | None = None  # of the last validation, on rank 0
         self._unchecked: deque[LateLoss] = deque()
@@ -102,9 +103,11 @@ class SegmentationModule(pl.LightningModule):
         """Total loss of a batch, a scalar."""
         losses = training_losses(self.model, batch)
         total = torch.stack(list(losses.values())).sum()
-        self.losses = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        self.losses = {name: value.detach() for name, value in losses.items()}
         self._watch(total.detach(), batch.infos)
-        self._log({f"train/{name}": value for name, value in self.losses.items()})
+        if self._is_logged():
+            shown = {"loss": total.detach(), **summed_over_layers(self.losses)}
+            self.log_dict({f"train/{name}": value for name, value in shown.items()}, batch_size=1)
         return total
 
     def _watch(self, loss: Tensor, infos: Sequence[ImageInfo]) -> None:
@@ -136,16 +139,16 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip the norm of the whole model's gradient (both recipes' "full model" clipping)."""
+        values = {"train/lr": optimizer.param_groups[-1]["lr"]}
         if self.optim.clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
-            self._log({"train/grad_norm": norm})
-        self._log({"train/lr": optimizer.param_groups[-1]["lr"]})
-
-    def _log(self, values: dict[str, Any]) -> None:
-        """Log values of a step that Lightning writes down: it takes a while for each, also for those that it drops."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a helper of the trainer
-        if every and (self.global_step + 1) % every == 0:
+            values["train/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        if self._is_logged():
             self.log_dict(values, batch_size=1)
+
+    def _is_logged(self) -> bool:
+        """Whether Lightning writes this step down. It takes a while for each value, also for those that it drops."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a helper of the trainer
+        return bool(every) and (self.global_step + 1) % every == 0
 
     # Validation
 
@@ -181,6 +184,15 @@ def training_losses(model: VisionModel, batch: Batch) -> dict[str, Tensor]:
     outputs = model(images, image_sizes=batch.image_sizes, targets=batch.targets)
     losses: dict[str, Tensor] = model.head.compute_loss(outputs, batch.targets)
     return losses
+
+
+def summed_over_layers(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`loss_mask`, `loss_mask_0`, `loss_mask_1`, ... of a head's decoder layers as one `loss_mask`. These parts add up
+    to the total."""
+    layers: dict[str, list[Tensor]] = {}
+    for name, value in losses.items():
+        layers.setdefault(re.sub(r"_\d+$", "", name), []).append(value.float())
+    return {name: torch.stack(values).sum() for name, values in layers.items()}
 
 
 def step_seed(seed: int, epoch: int, batch_idx: int, rank: int) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vision_stack.data.images import read_image
 from vision_stack.ops.files import write_file
-from vision_stack.structures import SHOWN_FROM_SCORE, Category, Task
+from vision_stack.structures import Category, Task
 from vision_stack.training.results import METRICS_FILE, PREDICTIONS_DIR, PREDICTIONS_FILE
 from vision_stack.training.tasks import TASKS
 from vision_stack.visualization.overlay import draw_image, side_by_side
@@ -23,12 +23,10 @@ def draw_validation(
 ) -> list[Path]:
     """The first `count` validation images, with ground truth and what the run wrote, in `run_dir/pictures`.
 
-    Objects are shown from the score on that has the best F1. Images beyond those that validation was limited to are
-    left out.
+    Captions say which predictions are shown. Images beyond those that validation was limited to are left out.
     """
     spec = TASKS[task]
     metrics = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8"))
-    threshold = metrics.get("operating_point", {}).get("threshold", SHOWN_FROM_SCORE)
     chosen = records[: min(count, metrics.get("num_images", count))]
     results: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in chosen}
     content = json.loads((run_dir / PREDICTIONS_FILE).read_text(encoding="utf-8"))
@@ -41,11 +39,12 @@ def draw_validation(
         found = spec.read(results[record.image_id], run_dir / PREDICTIONS_DIR, categories, size)
         if found is None:
             continue  # not among the images that validation was limited to
-        image = read_image(record.path, apply_exif=record.apply_exif)
+        image, truth = read_image(record.path, apply_exif=record.apply_exif), spec.truth(record)
+        chosen_part, caption = spec.chosen(found, truth, metrics.get("operating_point"))
         panels = {
             "image": draw_image(image),
-            "ground truth": spec.draw(image, spec.truth(record), categories),
-            spec.caption(threshold): spec.draw(image, spec.shown(found, threshold, size), categories),
+            "ground truth": spec.draw(image, truth, categories),
+            caption: spec.draw(image, spec.shown(chosen_part, 0.0, size), categories),
         }
         path = (run_dir / "pictures" / f"{record.image_id}_{Path(record.path).name}").with_suffix(".jpg")
         write_file(path, jpeg(side_by_side(panels)), durable=False)

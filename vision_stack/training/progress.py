@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vision_stack.training.checkpoints import callbacks_of
+from vision_stack.training.lightning_module import summed_over_layers
 
 SHOWN_EVERY_S = 0.5  # of a bar; reading the losses waits for the accelerator, so that it is not done at every step
 
@@ -172,16 +173,11 @@ def _total_steps(trainer: pl.Trainer) -> int | None:
     return int(steps) if 0 < steps < float("inf") else None
 
 
-def _read(losses: dict[str, torch.Tensor]) -> str:
-    """All losses in one transfer: the total, then its parts in brackets, each summed over the decoder's layers."""
+def _read(losses: Mapping[str, torch.Tensor]) -> str:
+    """All losses in one transfer: the total, then its parts, each summed over the decoder's layers."""
     if not losses:
         return ""
-    values = torch.stack([value.float() for value in losses.values()]).tolist()
-    named = dict(zip(losses, values, strict=True))
-    total = named.pop("loss", sum(values))
-    parts: dict[str, float] = {}
-    for name, value in named.items():
-        part = re.sub(r"^loss_|_\d+$", "", name)  # loss_mask and loss_mask_0 are the same part
-        parts[part] = parts.get(part, 0.0) + value
-    shown = " + ".join(f"{part} {value:.3f}" for part, value in parts.items())
-    return f"loss {total:.3f} = {shown}" if shown else f"loss {total:.3f}"
+    parts = summed_over_layers(losses)
+    values = torch.stack(list(parts.values())).tolist()
+    shown = " + ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in zip(parts, values, strict=True))
+    return f"loss {sum(values):.3f} = {shown}"

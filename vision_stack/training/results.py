@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from vision_stack.metrics import Evaluator
-from vision_stack.metrics.base import Report
+from vision_stack.metrics.base import Report, class_names
 from vision_stack.ops.files import naming, remove, replacing, scratch_beside, write_file
 from vision_stack.training.run_files import CONFIG_FILE
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
+CONFUSION_TABLE = "confusion.csv"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Results:
             panoptic `{"all": {"PQ", "SQ", "RQ", "classes"}, "things", "stuff", "per_class", "categories"}`;
             semantic `{"mIoU", "pixel_accuracy", "mean_accuracy", "per_class", "categories"}`;
             always `"num_images"`, how many were validated, the first ones of the set; of instances `"operating_point"`,
-            the score with the best F1 at an IoU of 0.5.
+            the score with the best F1 at an IoU of 0.5 (an F1 of 0: no detection matches an object).
         predictions: what `predictions.json` gets, with the data set's own image and category ids: COCO results,
             COCO panoptic annotations, or the names of the semantic label maps.
         files: label maps by name, for the folder `predictions`; none for instances.
@@ -52,7 +53,7 @@ class Results:
     def of(cls, evaluator: Evaluator, *, only_updated: bool = False) -> Results:
         """What an evaluator has been fed, scored; `only_updated` leaves out images that it has not been fed."""
         metrics = evaluator.compute(only_updated=only_updated)
-        report = evaluator.report()
+        report = evaluator.report(metrics)
         if report.point is not None:
             metrics = {**metrics, "operating_point": report.point}
         classes = [{"index": i, "id": c.id, "name": c.name} for i, c in enumerate(evaluator.categories)]
@@ -74,31 +75,41 @@ class Results:
         return self.line
 
     def write(self, run_dir: Path) -> None:
-        """Write `metrics.json`, `predictions.json` and the folder `predictions`; each is replaced as a whole."""
+        """Write `metrics.json`, `predictions.json`, the folder `predictions`, `confusion.csv`, pictures of errors; each
+        is replaced as a whole."""
         if self.files:
             write_files(run_dir / PREDICTIONS_DIR, self.files)
         found = {"annotations": self.predictions} if isinstance(self.predictions, list) else dict(self.predictions)
         write_predictions(run_dir, found.pop("annotations"), found)
-        draw_report(self.report, [c["name"] for c in self.metrics["categories"]], run_dir / "pictures")
+        classes = self.metrics["categories"]
+        ids = [c["id"] for c in classes]
+        names = class_names([c["name"] for c in classes], ids)
+        if self.report.confusion:
+            table = self.report.confusion.to_csv(names, ids)
+            write_file(run_dir / CONFUSION_TABLE, table.encode(errors="backslashreplace"))
+        draw_report(self.report, names, run_dir / "pictures")
         write_file(run_dir / METRICS_FILE, f"{json.dumps(self.metrics, indent=2)}\n".encode())
 
 
 def draw_report(report: Report, names: Sequence[str], folder: Path) -> None:
-    """`precision_recall.png` and `confusion.png`, of what the report has."""
-    from vision_stack.visualization.plots import plot_confusion, plot_precision_recall  # matplotlib takes a while
+    """`classes.png`, `precision_recall.png` and `confusion.png`, of what the report has."""
+    from vision_stack.visualization import plots  # matplotlib takes a while
 
+    if len(report.class_scores) > 1:
+        plots.plot_class_scores(report.class_scores, folder / "classes.png", score_name=report.score_name)
+    point = report.point
     if report.curves:
-        point = report.point
-        mark = point and (
-            point["recall"],
-            point["precision"],
-            f"best F1 {point['f1']:.2f}, score {point['threshold']:.2f}",
-        )
-        plot_precision_recall(report.curves, folder / "precision_recall.png", mark=mark or None)
-    if report.confusion is not None:
-        nothing = ["(nothing)"] if len(report.confusion) > len(names) else []
-        title = f"IoU 0.5, score >= {report.point['threshold']:.2g}" if report.point else "pixels"
-        plot_confusion(report.confusion, [*names, *nothing], folder / "confusion.png", title=title)
+        mark = None
+        if point and point["f1"]:
+            mark = point["recall"], point["precision"], f"best F1 {point['f1']:.2f}, score >= {point['threshold']:.2g}"
+        curves = folder / "precision_recall.png"
+        plots.plot_precision_recall(report.curves, curves, all_classes=report.all_classes, mark=mark)
+    if report.confusion:
+        title = f"{report.unit.capitalize()} by class"
+        if point:
+            why = "best F1" if point["f1"] else "as many as there are objects: none matches one of its class"
+            title += f", IoU 0.5, score >= {point['threshold']:.2g} ({why})"
+        plots.plot_confusion(report.confusion, names, folder / "confusion.png", title=title, unit=report.unit)
 
 
 def write_predictions(run_dir: Path, records: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> None:

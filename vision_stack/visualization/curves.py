@@ -9,10 +9,12 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from vision_stack.ops.files import write_file
 
 SCORES = ("AP", "PQ", "mIoU")
+PANELS_ACROSS = 3
 Series = dict[str, list[tuple[float, float]]]
 
 
@@ -27,8 +29,7 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
         ValueError: the file has no column `step`, or nothing to draw.
     """
     series = _read(Path(csv_file))
-    # Only the last layer's losses: loss_mask, not loss_mask_0.
-    losses = {name: points for name, points in series.items() if "loss" in name.lower() and not name[-1].isdigit()}
+    losses = {name: points for name, points in series.items() if "loss" in name.lower()}
     panels = [("loss", losses)] if losses else []
     for score in SCORES:
         lines = {name: points for name, points in series.items() if score in name.replace("/", "_").split("_")}
@@ -39,9 +40,15 @@ def plot_curves(csv_file: str | Path, png_file: str | Path) -> None:
             f"{csv_file}: no column with values is named after a loss, {', '.join(SCORES)}; found: {', '.join(series)}"
         )
     panels += [("learning rate", rates)] if rates else []
-    figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, title, lines)
+    across = min(PANELS_ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(5.5 * across, 4.8 * down), layout="constrained")
+    every = figure.subplots(down, across, squeeze=False).ravel()
+    last = max(step for _, lines in panels for points in lines.values() for step, _ in points)
+    for axes, (title, lines) in zip(every, panels, strict=False):
+        _draw(axes, title, lines, last)
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format="png")
     write_file(png_file, png.getvalue(), durable=False)
@@ -60,15 +67,40 @@ def _read(csv_file: Path) -> Series:
     return series
 
 
-def _draw(axes: Axes, title: str, lines: Series) -> None:
+def _draw(axes: Axes, title: str, lines: Series, last_step: float) -> None:
     for name, points in lines.items():
         steps, values = zip(*sorted(points), strict=True)
-        axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(steps) < 20 else None, markersize=3)
-    if title == "loss" and all(value > 0 for points in lines.values() for _, value in points):
-        axes.set_yscale("log")
+        style = {"color": "black", "linewidth": 2.0, "zorder": 3} if name == "train/loss" else {"linewidth": 1.2}
+        label = name if title in ("loss", "learning rate") else f"{name}, best {max(values):.3f}"
+        axes.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None, markersize=3, **style)
+    everything = [value for points in lines.values() for _, value in points]
+    if title == "loss" and min(everything) > 0 and max(everything) > 3 * min(everything):
+        _set_log(axes, math.log10(max(everything) / min(everything)))
     else:
-        axes.set_ylim(bottom=0)
+        top = max(everything) if max(everything) > 0 else 1.0
+        axes.set_ylim(min(0.0, *everything) - 0.02 * top, 1.05 * top)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axes.set_xlim(-0.02 * max(last_step, 1.0), 1.02 * max(last_step, 1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("step")
-    axes.set_ylabel(title)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+
+
+def _plain(value: float) -> str:
+    """0, 0.02, 35, and as learning rates are written: 2.5e-4."""
+    if 0 < abs(value) < 1e-2:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
+def _set_log(axes: Axes, decades: float) -> None:
+    """Few ticks, written as plain numbers, at least two of them however narrow the range is."""
+    axes.set_yscale("log")
+    subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())

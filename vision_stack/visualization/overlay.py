@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vision_stack.ops.text import shorten
 from vision_stack.structures import Category, Instances, PanopticSegmentation, SemanticSegmentation
-from vision_stack.visualization.colors import Color, instance_color, text_color
+from vision_stack.visualization.colors import Color, instance_color
+from vision_stack.visualization.labels import fitting_font, line_height, write_names
 
 MASK_OPACITY = 0.5
+_PARTS = (0.5, 0.25, 0.75, 0.1, 0.9, 0.35, 0.65)  # of a mask that are above the rows in which its name may be
 MIN_SIDE = 512  # smaller images are enlarged by a whole number, so that names can be read
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Rectangle = tuple[float, float, float, float]
 
 
 def draw_instances(
@@ -40,7 +37,7 @@ def draw_instances(
     shown = instances[instances.scores >= threshold]
     texts = [_caption(categories[n].name, score) for n, score in zip(shown.labels, shown.scores.tolist(), strict=True)]
     masks = list(shown.masks.cpu().numpy()) if isinstance(shown.masks, Tensor) else []
-    return _draw(image, masks, _colors(shown.labels.tolist()), texts, shown.boxes.tolist())
+    return _draw(image, masks, _colors(shown.labels.tolist()), texts, shown.boxes.cpu().numpy(), shown.scores.tolist())
 
 
 def draw_panoptic(
@@ -70,18 +67,25 @@ def draw_image(image: np.ndarray) -> Image.Image:
 
 
 def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
-    """Pictures of one size with their captions, next to each other (below each other if they are wide)."""
+    """Pictures of one size with their captions, next to each other (below each other if they are wide).
+
+    Captions may have several lines; where one is too long, all have smaller letters.
+    """
     width, height = next(iter(panels.values())).size
-    font, gap = _font(max(14, min(width, height) // 28)), 8
-    title = round(1.6 * _height(font))
+    captions, gap = [caption.split("\n") for caption in panels], 8
+    font = fitting_font([line for lines in captions for line in lines], max(14, min(width, height) // 28), width - 8)
+    line_step = 1.2 * line_height(font)
+    title = round(line_step * max(map(len, captions)) + 0.4 * line_height(font))
     across = width < 2 * height
     columns, rows = (len(panels), 1) if across else (1, len(panels))
     size = (columns * (width + gap) - gap, rows * (height + title + gap) - gap)
     grid = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(grid)
-    for n, (name, panel) in enumerate(panels.items()):
+    for n, (lines, panel) in enumerate(zip(captions, panels.values(), strict=True)):
         x, y = (n * (width + gap), 0) if across else (0, n * (height + title + gap))
-        draw.text((x + 4, y + title / 2), name, fill=(0, 0, 0), font=font, anchor="lm")
+        for above, line in enumerate(reversed(lines)):
+            bottom = y + title - 0.2 * line_height(font) - above * line_step
+            draw.text((x + 4, bottom - line_step / 2), line, fill=(0, 0, 0), font=font, anchor="lm")
         grid.paste(panel, (x, y + title))
     return grid
 
@@ -98,9 +102,13 @@ def _draw(
     masks: list[np.ndarray],
     colors: list[Color],
     texts: list[str],
-    boxes: list[list[float]] | None = None,
+    boxes: np.ndarray | None = None,
+    scores: Sequence[float] = (),
 ) -> Image.Image:
-    """Masks [h, w] over the image, small ones over large ones; names at the boxes, or else inside of the masks."""
+    """Masks [h, w] over the image, small ones over large ones; names at the boxes, or else inside of the masks.
+
+    Where there is not room for every name, the best objects have theirs, of equal ones the largest.
+    """
     scale = max(1, round(MIN_SIDE / max(image.shape[:2])))
     canvas = Image.fromarray(image)
     if scale > 1:
@@ -111,18 +119,31 @@ def _draw(
         _paint(pixels, masks[n], scale, colors[n], line)
     canvas = Image.fromarray(pixels)
     if boxes is not None:
-        _draw_boxes(canvas, [[scale * edge for edge in box] for box in boxes], colors, line)
-    anchors = boxes if boxes is not None else [_middle(mask) for mask in masks]
-    _write_names(canvas, [[scale * edge for edge in box] for box in anchors], texts, colors)
+        _draw_boxes(canvas, (scale * boxes).tolist(), colors, line)
+    around = np.array([_box(mask) for mask in masks]).reshape(-1, 4) if boxes is None else boxes.astype(float)
+    areas = (around[:, 2:] - around[:, :2]).prod(1)
+    order = np.lexsort((-areas, -np.array(scores or [1.0] * len(areas))))
+    points = None if boxes is not None else [[(scale * x, scale * y) for x, y in _middles(masks[n])] for n in order]
+    write_names(canvas, scale * around[order], [texts[n] for n in order], [colors[n] for n in order], points)
     return canvas
 
 
-def _middle(mask: np.ndarray) -> list[float]:
-    """A box without area in the middle of the longest run of a mask's fullest row."""
-    row = int(mask.sum(1).argmax())
-    edges = np.flatnonzero(np.diff(mask[row].astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    start, stop = edges[(edges[:, 1] - edges[:, 0]).argmax()] if len(edges) else (0, 0)
-    return [float(start + stop) / 2, row + 0.5] * 2
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
+
+
+def _middles(mask: np.ndarray) -> list[tuple[float, float]]:
+    """The middles of the longest runs of a mask's rows: of the fullest row, then of rows from the top to the bottom."""
+    pixels = mask.sum(1)
+    cumulative = pixels.cumsum()
+    rows = [int(pixels.argmax()), *(int(np.searchsorted(cumulative, part * cumulative[-1])) for part in _PARTS)]
+    middles = []
+    for row in rows:
+        edges = np.flatnonzero(np.diff(mask[row].astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        for start, stop in edges[np.argsort(edges[:, 0] - edges[:, 1], kind="stable")][:2]:
+            middles.append((float(start + stop) / 2, row + 0.5))
+    return middles
 
 
 def _caption(name: str, score: float = 1.0) -> str:
@@ -159,60 +180,3 @@ def _draw_boxes(canvas: Image.Image, boxes: list[list[float]], colors: list[Colo
     draw = ImageDraw.Draw(canvas)
     for (x0, y0, x1, y1), color in reversed(list(zip(boxes, colors, strict=True))):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=line)
-
-
-def _write_names(canvas: Image.Image, boxes: list[list[float]], texts: list[str], colors: list[Color]) -> None:
-    """Over everything else; the best detections choose their name's place first."""
-    draw = ImageDraw.Draw(canvas)
-    font = _font(max(11, round(min(canvas.size) / 36)))
-    placed: list[Rectangle] = []
-    for box, text, color in zip(boxes, texts, colors, strict=True):
-        text = _fitting(text, font, canvas.width)
-        rectangle = _place(box, font.getbbox(text)[2] + 6, _height(font) + 4, canvas.size, placed)
-        placed.append(rectangle)
-        draw.rectangle(rectangle, fill=color)
-        middle = (rectangle[1] + rectangle[3]) / 2
-        draw.text((rectangle[0] + 3, middle), text, fill=text_color(color), font=font, anchor="lm")
-
-
-def _place(
-    box: Sequence[float], width: float, height: float, canvas: tuple[int, int], placed: list[Rectangle]
-) -> Rectangle:
-    """The nearest place on the canvas, above, below or in the box, that hides least of the labels already placed."""
-    x0, y0, x1, y1 = box
-    choices = []
-    for away in range(4):  # so many labels away from the box
-        for x in (x0, x1 - width):
-            for y in (y0 - (1 + away) * height, y1 + away * height, y0 + away * height):
-                x, y = min(max(x, 0), max(canvas[0] - width, 0)), min(max(y, 0), max(canvas[1] - height, 0))
-                choices.append((x, y, x + width - 1, y + height - 1))
-    return min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed))
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _fitting(text: str, font: Font, width: int) -> str:
-    """The text, its end cut off where it is wider than the image."""
-    if font.getbbox(text)[2] + 6 <= width:
-        return text
-    while len(text) > 1 and font.getbbox(text + "…")[2] + 6 > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def _height(font: Font) -> float:
-    top, bottom = font.getbbox("Ágj")[1::2]
-    return bottom - top
-
-
-@functools.cache
-def _font(size: int) -> Font:
-    """DejaVu Sans Bold, which matplotlib brings along and which has accents, Greek and Cyrillic."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin:
-        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)

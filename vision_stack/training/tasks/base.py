@@ -68,9 +68,13 @@ class TaskSpec(ABC, Generic[P]):
         """The part of a prediction that pictures show, in a form that `draw` takes."""
         return found
 
-    def caption(self, threshold: float) -> str:
-        """Over the picture of a prediction."""
-        return "prediction"
+    def chosen(self, found: P, truth: P, point: Mapping[str, float] | None) -> tuple[P, str]:
+        """The part of a prediction that is shown beside the truth of its image, and a caption that says which.
+
+        Args:
+            point: "operating_point" of the metrics of all images, where they have one.
+        """
+        return found, "prediction"
 
     @abstractmethod
     def draw(self, image: np.ndarray, found: P, categories: Sequence[Category]) -> Image.Image:

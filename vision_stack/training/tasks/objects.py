@@ -15,9 +15,11 @@ from pycocotools import mask as coco_mask
 from vision_stack.data.coco import ImageRecord
 from vision_stack.metrics import CocoEvaluator, coco_results
 from vision_stack.metrics.coco import IouType
-from vision_stack.structures import Category, Instances
+from vision_stack.structures import SHOWN_FROM_SCORE, Category, Instances
 from vision_stack.training.tasks.base import Records, TaskSpec, Written
 from vision_stack.visualization.overlay import draw_instances
+
+FEW = 5  # objects that are shown where none would be
 
 
 class ObjectTask(TaskSpec[Instances]):
@@ -70,8 +72,19 @@ class ObjectTask(TaskSpec[Instances]):
         found = found[found.scores >= threshold]
         return replace(found, masks=_decoded(found.masks, size)) if isinstance(found.masks, list) else found
 
-    def caption(self, threshold: float) -> str:
-        return f"prediction (score >= {threshold:.2g}, best F1)"
+    def chosen(self, found: Instances, truth: Instances, point: Mapping[str, float] | None) -> tuple[Instances, str]:
+        """What has the score with the best F1 or a better one. Where no detection of any image matches an object, or
+        none has that score in an image with objects, the best few of the image instead."""
+        matched = point is None or point["f1"] > 0
+        threshold = point["threshold"] if point else SHOWN_FROM_SCORE
+        kept = found[found.scores >= threshold]
+        which = f"score >= {threshold:.2g}{', best F1' if point else ''}"
+        if matched and (len(kept) or not len(truth)):
+            return kept, f"prediction: {len(kept)} with {which}"
+        best = found[found.scores.argsort(descending=True, stable=True)[:FEW]]
+        why = f"none with {which}" if matched else "no object is found in any image"
+        shown = f"best {len(best)} of {len(found)} shown" if len(found) else "no detections"
+        return best, f"prediction: {why}\n{shown}"
 
     def draw(self, image: np.ndarray, found: Instances, categories: Sequence[Category]) -> Image.Image:
         return draw_instances(image, found, categories)
