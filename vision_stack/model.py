@@ -141,7 +141,7 @@ class VisionModel(nn.Module):
             images = images.masked_fill(padding_mask[:, None], 0.0)
         images = images.contiguous(memory_format=torch.channels_last)
         size = (images.shape[-2], images.shape[-1])
-        sizes = (size,) * len(images) if image_sizes is None else tuple(image_sizes)
+        sizes = None if image_sizes is None else tuple(image_sizes)
         found = self.backbone(images)
         maps = self.neck(Features(found.feature_maps, size, sizes, found.tokens))
         maps = tuple(crop_to_image(maps, self.neck.out_specs, size))  # a neck may go beyond the image's borders

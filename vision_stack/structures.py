@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from vision_stack.config import Config, ConfigError, Fraction, registered
 
+T = TypeVar("T")
 Task = Literal["detection", "instance", "semantic", "panoptic"]
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
 
@@ -36,8 +38,14 @@ class Features:
 
     maps: tuple[Tensor, ...]  # [B, C, ceil(H / stride), ceil(W / stride)] each, as declared, fine to coarse
     size: tuple[int, int]  # (H, W) of the padded batch
-    image_sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before padding
+    unpadded_sizes: tuple[tuple[int, int], ...] | None = None  # of each image; None: there is no padding
     tokens: Tensor | None = None  # [B, P + h * w, C] after the last block that ran; of plain transformers only
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image before padding."""
+        # Heads that never ask can be exported for any batch: a tuple of its length would fix the length.
+        return (self.size,) * len(self.maps[0]) if self.unpadded_sizes is None else self.unpadded_sizes
 
     def __getitem__(self, index: int) -> Tensor:
         return self.maps[index]
@@ -94,6 +102,13 @@ class Batch(NamedTuple):
         return tuple(info.input_size for info in self.infos)
 
 
+def exportable(cls: type[T]) -> type[T]:
+    """Decorates a NamedTuple that a head returns: `torch.export.save` can write it, and loads where it is imported."""
+    _register_namedtuple(cls, serialized_type_name=f"vision_stack.{cls.__name__}")
+    return cls
+
+
+@exportable
 class MaskLayer(NamedTuple):
     """What one layer of a mask-classification head predicts, as the factors of the mask product, which are cheap.
 
@@ -119,6 +134,7 @@ class LayerGroup(NamedTuple):
     layers: tuple[int, ...]  # which layers these are, in the order of the head
 
 
+@exportable
 class MaskOutputs(NamedTuple):
     """Outputs of a mask-classification head whose layers all share one map of mask features."""
 
@@ -160,6 +176,7 @@ class MaskOutputs(NamedTuple):
         return torch.einsum("mc,chw->mhw", embed, self.mask_features[image])
 
 
+@exportable
 class LayeredMaskOutputs(NamedTuple):
     """Outputs of a mask-classification head whose layers have mask features of their own, such as EoMT's."""
 

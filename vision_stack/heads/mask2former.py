@@ -93,7 +93,7 @@ class Mask2FormerHead(MaskHead):
             for i in self.level_indices
         ]
         position = self.query_embed.weight
-        x = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         hidden = [self.decoder_norm(x)]
         for number, layer in enumerate(self.layers):
             level = number % len(levels)

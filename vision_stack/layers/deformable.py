@@ -101,8 +101,8 @@ def _make_cells(shapes: tuple[tuple[int, int], ...], device: torch.device, dtype
     """The centre of every cell, map after map, and the size of a cell of each map, (x, y) in [0, 1]: [S, 2], [L, 2]."""
     centers = [pixel_centers(height, width, device, dtype) for height, width in shapes]
     # Filled on the device: a tensor made of a list is copied to it, for which the host waits.
-    sizes = torch.stack([torch.full((), 1 / size, device=device, dtype=dtype) for h, w in shapes for size in (w, h)])
-    return torch.cat(centers), sizes.view(-1, 2)
+    counts = torch.stack([torch.full((), count, device=device, dtype=dtype) for h, w in shapes for count in (w, h)])
+    return torch.cat(centers), counts.reciprocal().view(-1, 2)
 
 
 @functools.lru_cache(maxsize=32)

@@ -101,7 +101,7 @@ class MSDeform(nn.Module):
 
     def _encode(self, levels: list[Tensor]) -> list[Tensor]:
         """Maps [B, C, h, w] through the deformable encoder, as one sequence of all their cells."""
-        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
+        shapes = [(x.shape[2], x.shape[3]) for x in levels]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
         position = torch.cat(
             [
