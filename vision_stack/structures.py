@@ -84,8 +84,8 @@ class Target(TypedDict):
 
     labels: Tensor  # [N] int64
     boxes: Tensor  # [N, 4] float32 (tv_tensors.BoundingBoxes, XYXY): those of the masks where there are masks
-    masks: NotRequired[Tensor]  # [N, H, W] bool (tv_tensors.Mask), padded to the batch; only if the head needs it
-    ignored: NotRequired[Tensor]  # [M, 4] float32, crowds: neither to be found nor wrong to find; only without masks
+    masks: NotRequired[Tensor]  # [N, H, W] bool (tv_tensors.Mask), padded to the batch; only if the head needs them
+    ignored: NotRequired[Tensor]  # [M, 4] float32, crowds: neither to be found nor wrong to find; only if there are any
 
 
 class Batch(NamedTuple):
@@ -326,11 +326,8 @@ class HeadConfig(Config):
 
     kind: ClassVar[str] = "head"
     tasks: ClassVar[frozenset[Task]]  # that the head can be trained for
-
-    @property
-    def needs_masks(self) -> bool:
-        """Whether targets must have masks, whatever the task."""
-        return True
+    needs_masks: ClassVar[bool] = True  # in targets, whatever the task
+    limit: ClassVar[str] = "num_queries"  # the option by which the number of objects in an image is limited
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
         """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""
@@ -339,7 +336,13 @@ class HeadConfig(Config):
     def check_task(self, task: Task) -> None:
         """ConfigError unless the head can be trained for the task; the line says which heads can."""
         if task not in self.tasks:
-            fitting = [f"head={name}" for name, cls in registered("head").items() if task in getattr(cls, "tasks", ())]
+            fitting = heads_for(task)
             remedy = f", or {' or '.join(fitting)}" if fitting else ""
             own = " or ".join(f"task={name}" for name in sorted(self.tasks))
             raise ConfigError(f"task: head={self.type} cannot be trained for {task}; use {own}{remedy}")
+
+
+def heads_for(task: Task, *, boxes: bool = False) -> list[str]:
+    """Heads that can be trained for a task, as options; with `boxes`, those that need no masks for it."""
+    known = ((name, cls) for name, cls in registered("head").items() if issubclass(cls, HeadConfig))
+    return [f"head={name}" for name, cls in known if task in cls.tasks and not (boxes and cls.needs_masks)]

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_run
+from PIL import Image
 
 from vision_stack import VisionModel, evaluate
 from vision_stack.commands.python import train
 from vision_stack.config import ConfigError
+from vision_stack.data.validation import DataError
 
 SHORT = ["data.image_size=64", "data.num_train=4", "data.num_val=2", "data.batch_size=2", "steps=1", "device=cpu"]
 SHORT += ["logger=none", "num_pictures=1"]
@@ -48,6 +51,50 @@ def test_detector_evaluates_and_predicts_boxes(run_dir: Path, tmp_path: Path) ->
 def test_mask_head_trains_for_detection_by_the_boxes_of_its_masks(tmp_path: Path) -> None:
     tiny_run.train(tmp_path, "task=detection", "trainer.max_epochs=1")
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() >= {"bbox"}
+
+
+def boxes_only(root: Path) -> Path:
+    """A COCO folder without masks: 4 images, of which one has no object and one 500 and a crowd."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number, count in enumerate((0, 2, 500, 1), start=1):
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 96, "height": 64})
+        for _ in range(count):
+            x, y, w, h = (float(v) for v in (*rng.uniform(0, 40, 2), *rng.uniform(4, 24, 2)))
+            annotations.append({"image_id": number, "category_id": 3, "bbox": [x, y, w, h], "iscrowd": 0})
+    annotations.append({"image_id": 3, "category_id": 3, "bbox": [60, 0, 36, 64], "iscrowd": 1})
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        for image in images:
+            pixels = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / image["file_name"])
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "ball"}]}
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_detector_trains_on_boxes_without_masks_by_derived_values(tmp_path: Path, capsys: Any) -> None:
+    options = [*DETECTOR, "steps=3", "device=cpu", "logger=none", "pretrained=false", "data.filter_empty=false"]
+    options += ["data.num_workers=0", "batch_size=2", "num_pictures=4", "measure=false"]
+    root = boxes_only(tmp_path / "data")
+    run = tmp_path / "run"
+    train(str(root), task="detection", head="faster_rcnn", backbone="resnet18", run_dir=run, overrides=options)
+    out = capsys.readouterr().out
+    assert "optim.lr" in out
+    assert "(auto: " in out
+    assert "1 of 504 annotations are crowd regions" in out
+    assert "1 training images have more than 100 objects" in out
+    assert "raise head.box_detections_per_img" in out
+    assert json.loads((run / "metrics.json").read_text())["bbox"]["AP"] is not None
+    assert len(list((run / "pictures").glob("[1-4]_*.jpg"))) == 4
+
+
+def test_boxes_without_masks_are_refused_where_masks_are_needed(tmp_path: Path) -> None:
+    root = str(boxes_only(tmp_path / "data"))
+    with pytest.raises(DataError, match=r"has a mask, all have only a box; .* task=detection head=faster_rcnn$"):
+        train(root, backbone="resnet18", run_dir=tmp_path / "a", overrides=["pretrained=false"])
+    with pytest.raises(DataError, match=r"objects without masks: 503, but the head learns from masks; use head="):
+        train(root, task="detection", backbone="resnet18", run_dir=tmp_path / "b", overrides=["pretrained=false"])
 
 
 def test_detector_refuses_a_task_with_masks_and_a_neck_without_a_pyramid(tmp_path: Path) -> None:

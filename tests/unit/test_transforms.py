@@ -11,6 +11,7 @@ from vision_stack.config import ConfigError
 from vision_stack.data.transforms import (
     Affine,
     EvalTransformConfig,
+    Objects,
     TrainTransformConfig,
     color_jitter,
     make_target,
@@ -153,18 +154,48 @@ def test_target_leaves_out_objects_with_too_few_pixels():
     masks[0, 2:5, 3:9] = True
     masks[2, 7, 7:10] = True
     masks[3, :, :] = True
-    target = make_target([4, 5, 6, 7], list(masks), (20, 30), min_pixels=4)
+    objects = Objects([4, 5, 6, 7], list(masks))
+    target = make_target(objects, (20, 30), min_pixels=4)
     assert target["labels"].tolist() == [4, 7]
     assert target["masks"].shape == (2, 20, 30)
     assert target["boxes"].tolist() == [[3, 2, 9, 5], [0, 0, 30, 20]]
-    assert make_target([4, 5, 6, 7], list(masks), (20, 30))["labels"].tolist() == [4, 6, 7]
+    assert make_target(objects, (20, 30))["labels"].tolist() == [4, 6, 7]
 
 
 def test_target_of_no_objects_is_empty_with_all_shapes():
-    target = make_target([], [], (20, 30))
+    target = make_target(Objects([], []), (20, 30))
     assert [list(target[key].shape) for key in ("labels", "masks", "boxes")] == [[0], [0, 20, 30], [0, 4]]
     assert target["masks"].dtype == torch.bool
     assert target["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("config", [LSJ, RESIZE, CROP], ids=["jitter", "resize", "crop"])
+def test_boxes_follow_the_geometry_as_the_mask_of_a_rectangle_does(config):
+    rectangle, box = [30.0, 20, 150, 20, 150, 110, 30, 110], (30.0, 20.0, 150.0, 110.0)
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(60):
+        affine = config.affine(HEIGHT, WIDTH, rng)
+        mask = affine.segmentation([rectangle])
+        (moved,) = affine.boxes([box])
+        masked = make_target(Objects([0], [mask]), affine.size)["boxes"].numpy()
+        bare = make_target(Objects([0], [None], affine.boxes([box])), affine.size, masks=False)["boxes"].numpy()
+        assert len(bare) == len(masked) or (mask.any() and (moved[2:] - moved[:2]).min() < 1)  # a sliver at the border
+        differences += np.abs(bare - masked).max(1).tolist() if len(bare) == len(masked) else []
+    assert len(differences) > 40
+    assert max(differences) <= 1.0  # masks are of whole pixels
+
+
+def test_target_takes_boxes_of_masks_where_there_are_masks_and_drops_boxes_below_a_pixel():
+    mask = np.zeros((20, 30), bool)
+    mask[2:5, 3:9] = True
+    boxes = np.array([[0, 0, 30, 20], [1, 2, 3.5, 4], [5, 5, 5.5, 9], [30, 0, 30, 9], [1, 1, 3, 2]], float)
+    ignored = np.array([[0, 0, 4, 4], [30, 5, 30, 9]], float)
+    target = make_target(Objects([1, 2, 3, 4, 5], [mask, *[None] * 4], boxes, ignored), (20, 30), 3, masks=False)
+    assert target["labels"].tolist() == [1, 2]
+    assert target["boxes"].tolist() == [[3, 2, 9, 5], [1, 2, 3.5, 4]]
+    assert target["ignored"].tolist() == [[0, 0, 4, 4]]  # the other was cropped away
+    assert "masks" not in target
 
 
 def test_color_jitter_depends_on_its_generator_alone():

@@ -1,8 +1,9 @@
 """Reads and checks the annotations of a json file: one pass in Python to gather them, the rest vectorised.
 
-What is wrong beyond repair is a problem: no segmentation, one of the wrong size or shape, coordinates that are not
-finite, a polygon without area, a box without area or wholly outside of the image, an unknown image or category; and
-polygons that cover no pixel, if most of them do not. What looks odd is noted (`annotation_consistency.py`).
+What is wrong beyond repair is a problem: no segmentation (unless boxes are enough), one of the wrong size or shape,
+coordinates that are not finite, a polygon without area, a box without area or wholly outside of the image, an unknown
+image or category; and, if most of them are so, polygons that cover no pixel, or boxes that are fractions of the image.
+What looks odd is noted (`annotation_consistency.py`).
 
 What has an obvious meaning is fixed: a missing box or area is taken from the segmentation, a box that sticks out is
 clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
@@ -25,18 +26,22 @@ from vision_stack.data.annotation_consistency import (
     Masks,
     Notes,
     find_empty,
+    find_fractions,
     note_areas,
     note_boxes,
     note_crowds,
     note_holes,
+    note_outside,
 )
 from vision_stack.data.annotations import AnnotationTable
 from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
-from vision_stack.data.validation import BrokenField, Findings, show, whole_number
+from vision_stack.data.validation import BrokenField, Findings, data_error, show, whole_number
 from vision_stack.ops import rle
 from vision_stack.ops.masks import MAX_COORDINATE
 
 _REDO = "annotate it again, or remove the annotation"
+_MASKS = "export with polygons or RLE masks,"
+_BOXES = "or train on boxes with task=detection head=faster_rcnn"
 
 
 class ImageFrame(NamedTuple):
@@ -63,6 +68,7 @@ class _Gathered:
             array("q"),
         )  # the latter two per polygon
         self.counts, self.counts_stop = bytearray(), array("q")
+        self.without_mask = 0  # refused because they have only a box
 
 
 def read_annotations(
@@ -71,6 +77,8 @@ def read_annotations(
     label_of: Mapping[int, int],
     known_ids: set[int],
     findings: Findings,
+    *,
+    masks: bool = True,
 ) -> tuple[AnnotationTable, NDArray[np.int64]]:
     """Check the json's `annotations` and keep the good ones.
 
@@ -79,9 +87,13 @@ def read_annotations(
         frames: by image id.
         label_of: category id -> label.
         known_ids: the category ids that the file lists; those of them without a label have been reported already.
+        masks: refuse annotations that have only a box.
 
     Returns:
         the table, sorted by image row, and the image row of each of its annotations.
+
+    Raises:
+        DataError: masks are needed, and all there is are boxes.
     """
     gathered = _Gathered()
     unknown: Counter[Any] = Counter()
@@ -101,7 +113,7 @@ def read_annotations(
             of = frame.file_name
             category_id = _id(raw, "category_id")
             if category_id in label_of:
-                _gather(gathered, raw, index, frame, label_of[category_id])
+                _gather(gathered, raw, index, frame, label_of[category_id], masks)
             elif category_id not in known_ids:
                 first_unknown.setdefault(category_id, index)
                 unknown[category_id] += 1
@@ -113,6 +125,9 @@ def read_annotations(
         message = f"no category has the id {category_id}{more}"
         remedy = "add it to the json's categories, or remove what uses it"
         findings.problem(f"annotations[{first_unknown[category_id]}].category_id", message, remedy)
+    if gathered.without_mask and not gathered.index:
+        message = f"none of {gathered.without_mask:,} annotations has a mask, all have only a box"
+        raise data_error(findings.file, "annotations[].segmentation", message, f"{_MASKS} {_BOXES}")
     return _table(gathered, sorted(frames.values()), findings)
 
 
@@ -124,7 +139,7 @@ def _id(raw: dict[str, Any], field: str) -> int:
     return value
 
 
-def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int) -> None:
+def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int, masks: bool) -> None:
     """Append an annotation to the columns, unless it can be seen here and now that it is broken."""
     crowd = raw.get("iscrowd", 0)
     if crowd not in (0, 1, None):
@@ -136,10 +151,14 @@ def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, l
     area = float(raw["area"]) if _is_number(raw.get("area")) and math.isfinite(raw["area"]) else math.nan
     bounds, pixels = (math.nan,) * 4, math.nan
     segmentation = raw.get("segmentation")
-    if not segmentation:
+    if not segmentation and masks:
+        to.without_mask += bool(box)
         message = "there is no mask, only a box" if box else "there is no mask"
-        raise BrokenField(".segmentation", message, "export with polygons or RLE masks")
-    if isinstance(segmentation, dict):
+        raise BrokenField(".segmentation", message, f"{_MASKS} {_BOXES}")
+    if not segmentation:
+        if not box:
+            raise BrokenField(".bbox", "there is neither a box nor a mask", "write bbox, or remove the annotation")
+    elif isinstance(segmentation, dict):
         bounds, pixels = _gather_rle(to, segmentation, frame)
     elif isinstance(segmentation, list):
         _gather_polygons(to, segmentation)
@@ -223,10 +242,11 @@ def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple
     points_of = np.stack([np.concatenate([[0], point_stop])[:-1], point_stop], axis=1)
     masks = _masks(to, shapes, np.stack([height, width], axis=1), owner, kept, points, points_of)
     boxes, areas = _filled(to, masks)
-    _judge_boxes(boxes, good, height, width, where, of, findings)
+    bare: NDArray[np.bool_] = np.isnan(masks.bounds[:, 0])  # only a box
+    _judge_boxes(boxes, good, bare, height, width, where, of, findings)
     ids = _unique_ids(np.array(to.ids, dtype=np.int64), where, findings)
     crowd = np.array(to.crowd, dtype=bool)
-    _compare(to, masks, good, crowd, Notes(findings, name))
+    _compare(to, masks, good, crowd, bare, Notes(findings, name))
 
     order = np.flatnonzero(good)
     order = order[np.argsort(image_row[order], kind="stable")]
@@ -289,25 +309,32 @@ def _masks(
 
 
 def _filled(to: _Gathered, masks: Masks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Boxes [A, 4] (x, y, width, height) and areas [A] of the file, and of the masks where it has none."""
+    """Boxes [A, 4] (x, y, width, height) and areas [A] of the file, or else of the masks, or else of the boxes."""
     boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
     missing = np.isnan(boxes).all(axis=1) & np.isfinite(masks.bounds).all(axis=1)
     boxes[missing] = np.concatenate([masks.bounds[:, :2], masks.bounds[:, 2:] - masks.bounds[:, :2]], axis=1)[missing]
     areas = np.array(to.area, dtype=np.float64)
-    return boxes, np.where(areas > 0, areas, masks.area)
+    areas = np.where(areas > 0, areas, masks.area)
+    return boxes, np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
 
 
-def _compare(to: _Gathered, masks: Masks, good: NDArray[np.bool_], crowd: NDArray[np.bool_], note: Notes) -> None:
-    """Notes what does not fit together; clears `good` where masks are empty and that is a problem."""
+def _compare(
+    to: _Gathered, masks: Masks, good: NDArray[np.bool_], crowd: NDArray[np.bool_], bare: NDArray[np.bool_], note: Notes
+) -> None:
+    """Notes what does not fit together; clears `good` where masks or boxes are of no use and that is a problem."""
     stated_boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
     good &= ~find_empty(masks, good, note)
+    good &= ~find_fractions(masks.size, stated_boxes, good & bare, note)
+    note_outside(masks.size, stated_boxes, good & bare, note)
     note_crowds(note.findings, crowd[good])
     note_boxes(masks, stated_boxes, good, note)
     note_areas(masks, np.array(to.area, dtype=np.float64), stated_boxes, good, note)
     note_holes(masks, good, note)
 
 
-def _judge_boxes(boxes: Any, good: Any, height: Any, width: Any, where: Any, of: Any, findings: Findings) -> None:
+def _judge_boxes(
+    boxes: Any, good: Any, bare: Any, height: Any, width: Any, where: Any, of: Any, findings: Findings
+) -> None:
     """Clears `good` where a box will not do."""
     x, y, w, h = boxes.T
     with np.errstate(invalid="ignore"):
@@ -320,7 +347,8 @@ def _judge_boxes(boxes: Any, good: Any, height: Any, width: Any, where: Any, of:
     for text, faulty in faults.items():
         for row in np.flatnonzero(faulty & good).tolist():
             message = f"box {show(boxes[row].tolist())} {text}{of(row)}"
-            remedy = "correct x, y, width, height, or leave bbox out to have it computed"
+            instead = "remove the annotation" if bare[row] else "leave bbox out to have it computed"
+            remedy = f"correct x, y, width, height, or {instead}"
             findings.problem(where(row, "bbox"), message, remedy)
         good &= ~faulty
 

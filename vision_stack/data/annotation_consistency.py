@@ -99,6 +99,34 @@ def find_empty(masks: Masks, good: Bool, note: Notes) -> Bool:
     return useless
 
 
+def find_fractions(size: Int, boxes: Float, bare: Bool, note: Notes) -> Bool:
+    """[A] True where boxes [A, 4] (x, y, width, height) without masks are fractions of the image, if most are."""
+    low, high = _FRACTION
+    with np.errstate(invalid="ignore"):
+        found = bare & (boxes >= low).all(axis=1) & (boxes <= high).all(axis=1) & (size.min(axis=1) > high)
+    most = bool(2 * np.count_nonzero(found) > np.count_nonzero(bare))
+    message = f"{{count}} of {np.count_nonzero(bare):,} boxes are all in 0..1, fractions of the image, not pixels"
+    remedy = "multiply x and width by the image's width, y and height by its height"
+    note(np.flatnonzero(found), "bbox", message, remedy, problem=most)
+    return found & most
+
+
+def note_outside(size: Int, boxes: Float, bare: Bool, note: Notes) -> None:
+    """Boxes without masks that reach beyond their image."""
+    height, width = size.T
+    x, y, w, h = boxes.T
+    with np.errstate(invalid="ignore"):
+        beyond = bare & ((np.minimum(x, y) < -_SLACK) | (x + w > width + _SLACK) | (y + h > height + _SLACK))
+        as_corners = (
+            (x >= -_SLACK) & (y >= -_SLACK) & (w > x) & (h > y) & (w <= width + _SLACK) & (h <= height + _SLACK)
+        )
+        corners = beyond & as_corners
+    count = np.count_nonzero(corners)
+    hint = f"; {count:,} of them may be x0, y0, x1, y1" if 2 * count > np.count_nonzero(beyond) else ""
+    message = f"{{count}} boxes reach beyond their image, as x, y, width, height{hint}"
+    note(np.flatnonzero(beyond), "bbox", message, "clipped")
+
+
 def note_boxes(masks: Masks, boxes: Float, good: Bool, note: Notes) -> None:
     """Boxes [A, 4] of the file (x, y, width, height), NaN where it has none, that do not surround their masks."""
     height, width = masks.size.T

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Segmentation = list[NDArray[np.float64]] | Mapping[str, Any]  # polygons, each [2 * points], or a compressed RLE
+# Polygons, each [2 * points], or a compressed RLE; no polygons of an object that has only a box.
+Segmentation = list[NDArray[np.float64]] | Mapping[str, Any]
 
 
 class Annotation(NamedTuple):
     """One object of one image, in pixels of the image that its record describes."""
 
     label: int  # 0..K-1
-    segmentation: Segmentation  # of one or more polygons (x0, y0, x1, y1, ...), or {"size": [h, w], "counts": bytes}
+    segmentation: Segmentation  # polygons (x0, y0, x1, y1, ...), or {"size": [h, w], "counts": bytes}
     box: tuple[float, float, float, float]  # (x0, y0, x1, y1), clipped to the image
     area: float  # pixels, as the data set says, which COCO's size classes go by
     is_crowd: bool
@@ -41,6 +42,12 @@ class AnnotationTable:
     points: NDArray[np.float64]  # [M]
     counts_of: NDArray[np.int64]  # [A, 2] first and stop in `counts`; empty for polygons
     counts: bytes  # of all compressed RLEs
+
+    @property
+    def num_without_mask(self) -> int:
+        """Objects that have only a box; no crowds."""
+        stored = (self.counts_of[:, 1] > self.counts_of[:, 0]) | (self.polygons[:, 1] > self.polygons[:, 0])
+        return int(np.count_nonzero(~stored & ~self.crowd))
 
     def segmentation(self, row: int, height: int, width: int) -> Segmentation:
         first, stop = self.counts_of[row].tolist()

@@ -1,4 +1,4 @@
-"""Reads a COCO instance json and its images into checked records.
+"""Reads a COCO json of objects with masks or boxes, and its images, into checked records.
 
 What each check refuses, fixes or ignores is documented with the check: `annotation_checks.py`, `image_records.py`,
 `categories.py`. Everything broken is found before training starts. Masks stay polygons and RLEs here; they are
@@ -22,7 +22,7 @@ from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.categories import read_categories
 from vision_stack.data.image_records import ImageFile, ListedImage, check_files, read_listed
 from vision_stack.data.json_file import load_coco_json, refusal
-from vision_stack.data.transforms import Affine
+from vision_stack.data.transforms import Affine, Objects
 from vision_stack.data.validation import DataError, Findings, Problem, data_error, report, whole_number
 from vision_stack.structures import Category
 
@@ -52,10 +52,16 @@ class ImageRecord(ImageFile):
         boxes = self.table.boxes[rows][~self.table.crowd[rows]]
         return np.sqrt(boxes[:, 2] * boxes[:, 3])
 
-    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """Labels and masks [*affine.size] of the objects, rasterised where the affine has moved them; no crowds."""
-        objects = [annotation for annotation in self.annotations if not annotation.is_crowd]
-        return [a.label for a in objects], [affine.segmentation(a.segmentation) for a in objects]
+    def objects(self, affine: Affine) -> Objects:
+        """Masks are rasterised where the affine has moved them; crowds are ignored regions, by their boxes."""
+        annotations = self.annotations
+        objects = [annotation for annotation in annotations if not annotation.is_crowd]
+        return Objects(
+            [a.label for a in objects],
+            [affine.segmentation(a.segmentation) if a.segmentation else None for a in objects],
+            affine.boxes([a.box for a in objects]),
+            affine.boxes([a.box for a in annotations if a.is_crowd]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,28 +80,34 @@ class CocoSplit:
     def num_crowds(self) -> int:
         return int(np.count_nonzero(self.table.crowd))
 
+    @property
+    def num_without_mask(self) -> int:
+        """Objects that have only a box; no crowds."""
+        return self.table.num_without_mask
+
     def ground_truth(self) -> dict[str, Any]:
         """The split in COCO's format for `pycocotools`: images and annotations of the records, crowds included.
 
-        Category ids are those of `categories`, boxes and areas those of the json.
+        Category ids are those of `categories`, boxes and areas those of the json. Objects that have only a box have no
+        `segmentation`.
         """
         annotations = []
         for record in self.records:
             for row in record.rows:
-                segmentation = self.table.segmentation(row, record.height, record.width)
-                annotations.append(
-                    {
-                        "id": int(self.table.ids[row]),
-                        "image_id": record.image_id,
-                        "category_id": self.categories[self.table.labels[row]].id,
-                        "segmentation": [polygon.tolist() for polygon in segmentation]
-                        if isinstance(segmentation, list)
-                        else segmentation,
-                        "bbox": self.table.boxes[row].tolist(),
-                        "area": float(self.table.areas[row]),
-                        "iscrowd": int(self.table.crowd[row]),
-                    }
-                )
+                annotation: dict[str, Any] = {
+                    "id": int(self.table.ids[row]),
+                    "image_id": record.image_id,
+                    "category_id": self.categories[self.table.labels[row]].id,
+                    "bbox": self.table.boxes[row].tolist(),
+                    "area": float(self.table.areas[row]),
+                    "iscrowd": int(self.table.crowd[row]),
+                }
+                if segmentation := self.table.segmentation(row, record.height, record.width):
+                    if isinstance(segmentation, list):
+                        annotation["segmentation"] = [polygon.tolist() for polygon in segmentation]
+                    else:
+                        annotation["segmentation"] = segmentation
+                annotations.append(annotation)
         images = [
             {"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width} for r in self.records
         ]
@@ -117,6 +129,7 @@ def read_coco(
     on_error: Literal["raise", "skip"] = "raise",
     categories: Sequence[Category] | None = None,
     check_images: bool = True,
+    masks: bool = True,
 ) -> CocoSplit:
     """Read and check one split.
 
@@ -127,10 +140,11 @@ def read_coco(
             `problems`; every image file is then decoded once, so that none fails during training.
         categories: the classes to use (of the training split, or a checkpoint); by default those of the file.
         check_images: whether to open the image files: their presence, headers and ends.
+        masks: every annotation must have one; otherwise a box is enough.
 
     Raises:
-        DataError: the file is not such a json at all; it has no good images, annotations or categories;
-            its categories are ambiguous; or, with "raise", any record is broken.
+        DataError: the file is not such a json at all; it has no good images, annotations or categories, or only boxes
+            where there must be masks; its categories are ambiguous; or, with "raise", any record is broken.
     """
     file = str(annotation_file)
     data = load_coco_json(file)
@@ -150,7 +164,7 @@ def read_coco(
         images = checked
     frames = {i.image_id: ImageFrame(row, i.file_name, i.height, i.width) for row, i in enumerate(images)}
     frames |= {image_id: ImageFrame(-1, "", 0, 0) for image_id in bad_ids}
-    table, image_rows = read_annotations(data["annotations"], frames, label_of, listed_ids, findings)
+    table, image_rows = read_annotations(data["annotations"], frames, label_of, listed_ids, findings, masks=masks)
 
     if findings.problems and on_error == "raise":
         raise DataError(refusal(file, findings.problems))

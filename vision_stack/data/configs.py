@@ -97,10 +97,13 @@ class CocoDataConfig(DataConfig):
         assert paths is not None  # required
         return paths
 
-    def _objects(self, split: SplitName, categories: Categories) -> Split:
+    def _boxes(self, split: SplitName, categories: Categories) -> Split:
+        return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories, masks=False)
+
+    def _masks(self, split: SplitName, categories: Categories) -> Split:
         return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
 
-    readers: ClassVar[Mapping[Task, Reader]] = {"detection": _objects, "instance": _objects}
+    readers: ClassVar[Mapping[Task, Reader]] = {"detection": _boxes, "instance": _masks}
 
 
 @register("data", "coco_panoptic")
@@ -205,7 +208,10 @@ class ShapesDataConfig(DataConfig):
         folder = self.folder()
         return SplitPaths(folder / "annotations" / f"instances_{split}.json", folder / split)
 
-    def _objects(self, split: SplitName, categories: Categories) -> Split:
+    def _boxes(self, split: SplitName, categories: Categories) -> Split:
+        return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories, masks=False)
+
+    def _masks(self, split: SplitName, categories: Categories) -> Split:
         return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
 
     def _panoptic(self, split: SplitName, categories: Categories) -> Split:
@@ -222,8 +228,8 @@ class ShapesDataConfig(DataConfig):
         return read_semantic(folders, on_error=self.on_error, categories=categories)
 
     readers: ClassVar[Mapping[Task, Reader]] = {
-        "detection": _objects,
-        "instance": _objects,
+        "detection": _boxes,
+        "instance": _masks,
         "semantic": _semantic,
         "panoptic": _panoptic,
     }

@@ -18,11 +18,16 @@ from vision_stack.data.sampler import EpochSampler
 from vision_stack.data.split_overlap import shared_images
 from vision_stack.data.transforms import TransformConfig
 from vision_stack.data.validation import Problem, data_error, show
-from vision_stack.structures import Category, Task
+from vision_stack.structures import Category, Task, heads_for
 
 
 def build_datamodule(
-    config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None, task: Task = "instance"
+    config: DataConfig,
+    seed: int = 0,
+    categories: Sequence[Category] | None = None,
+    task: Task = "instance",
+    *,
+    masks: bool = True,
 ) -> DataModule:
     """The data that a config describes. Files are read when they are first asked for.
 
@@ -31,8 +36,9 @@ def build_datamodule(
         seed: of order and augmentation, with epoch and index.
         categories: the classes of a trained model; by default those of the training split.
         task: which annotations are read.
+        masks: whether targets have masks: `needs_masks` of the head.
     """
-    return DataModule(config, seed, categories, task)
+    return DataModule(config, seed, categories, task, masks=masks)
 
 
 class DataModule(pl.LightningDataModule):
@@ -44,9 +50,16 @@ class DataModule(pl.LightningDataModule):
     """
 
     def __init__(
-        self, config: DataConfig, seed: int = 0, categories: Sequence[Category] | None = None, task: Task = "instance"
+        self,
+        config: DataConfig,
+        seed: int = 0,
+        categories: Sequence[Category] | None = None,
+        task: Task = "instance",
+        *,
+        masks: bool = True,
     ) -> None:
         super().__init__()
+        self.masks = masks
         self.task = task
         self.config = config
         self.seed = seed
@@ -62,7 +75,13 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def train_split(self) -> Split:
-        return self.config.read("train", self.task, self._categories)
+        """DataError where there are objects without the masks that the head learns from."""
+        split = self.config.read("train", self.task, self._categories)
+        if self.masks and (count := split.num_without_mask):
+            message = f"objects without masks: {count:,}, but the head learns from masks"
+            heads = " or ".join(heads_for(self.task, boxes=True))
+            raise data_error(split.annotation_file, "annotations[].segmentation", message, f"use {heads}")
+        return split
 
     @cached_property
     def val_split(self) -> Split:
@@ -150,7 +169,7 @@ class DataModule(pl.LightningDataModule):
     ) -> BatchLoader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return make_loader(
-            SegmentationDataset(records, transform, seed=self.seed, cache=self.config.cache),
+            SegmentationDataset(records, transform, seed=self.seed, masks=self.masks, cache=self.config.cache),
             EpochSampler(
                 len(records), batch_size, seed=self.seed, shuffle=train, even=train, rank=rank, world_size=world_size
             ),

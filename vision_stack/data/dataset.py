@@ -17,19 +17,20 @@ from vision_stack.data.sampler import Key, sample_rng
 from vision_stack.data.transforms import TransformConfig, make_target, wrap_target
 from vision_stack.data.validation import data_error
 from vision_stack.ops.image import pad_batch, to_float, to_tensor
-from vision_stack.structures import Batch, ImageInfo, Sample
+from vision_stack.structures import Batch, ImageInfo, Sample, Target
 
 
 class SegmentationDataset(Dataset[Sample]):
     """Images and their objects (segments, classes), transformed.
 
-    Polygons, RLE and label maps stay what they are until the affine is known; crowd regions never become targets. An
+    Polygons, RLE and label maps stay what they are until the affine is known; crowd regions never become objects. An
     item is asked for by (epoch, index), and is the same however often and in whatever process it is made.
 
     Args:
         records: one per image.
         transform: what is drawn for each image.
         seed: of all draws, with epoch and index.
+        masks: whether targets have masks.
         cache: "decoded" keeps every image in memory as uint8 once it has been read (in each worker its own).
 
     Raises:
@@ -42,11 +43,13 @@ class SegmentationDataset(Dataset[Sample]):
         transform: TransformConfig,
         *,
         seed: int = 0,
+        masks: bool = True,
         cache: Literal["none", "decoded"] = "none",
     ) -> None:
         self.records = records
         self.transform = transform
         self.seed = seed
+        self.masks = masks
         self._decoded: dict[int, NDArray[np.uint8]] | None = {} if cache == "decoded" else None
 
     def __len__(self) -> int:
@@ -58,7 +61,7 @@ class SegmentationDataset(Dataset[Sample]):
         rng = sample_rng(self.seed, epoch, index)
         affine = self.transform.affine(record.height, record.width, rng)
         image = self.transform.photometric(affine.image(to_tensor(self._read(index))), rng)
-        target = make_target(*record.masks(affine), affine.size, self.transform.min_pixels)
+        target = make_target(record.objects(affine), affine.size, self.transform.min_pixels, masks=self.masks)
         info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), affine.size)
         return Sample(to_float(image), target, info)
 
@@ -81,11 +84,13 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1, crop_size: int | N
     edge = crop_size or 0
     images, padding_mask = pad_batch([sample.image for sample in samples], size_divisor, (edge, edge))
     size = (images.shape[-2], images.shape[-1])
-    targets = tuple(
-        wrap_target(sample.target["labels"], _pad_masks(sample.target["masks"], size), _plain(sample.target["boxes"]))
-        for sample in samples
-    )
+    targets = tuple(_pad_target(sample.target, size) for sample in samples)
     return Batch(images, padding_mask, targets, tuple(sample.info for sample in samples))
+
+
+def _pad_target(target: Target, size: tuple[int, int]) -> Target:
+    masks = _pad_masks(target["masks"], size) if "masks" in target else None
+    return wrap_target(target["labels"], _plain(target["boxes"]), size, masks, target.get("ignored"))
 
 
 def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

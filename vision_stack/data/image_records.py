@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vision_stack.data.images import ImageSizes, read_sizes
-from vision_stack.data.transforms import Affine
+from vision_stack.data.transforms import Affine, Objects
 from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.ops.rle import MAX_PIXELS
 
@@ -57,8 +57,8 @@ class ImageFile:
         """Square roots of the areas of the objects' boxes, in pixels; empty where only label maps would tell."""
         return np.empty(0)
 
-    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """Labels and masks [*affine.size] of these, where the affine has moved them."""
+    def objects(self, affine: Affine) -> Objects:
+        """These, where the affine has moved them."""
         raise NotImplementedError
 
 

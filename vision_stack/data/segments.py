@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.label_files import masks_of, read_class_map, read_segment_map
-from vision_stack.data.transforms import Affine
+from vision_stack.data.transforms import Affine, Objects
 from vision_stack.data.validation import Problem, data_error, report
 from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 
@@ -50,11 +50,11 @@ class PanopticRecord(ImageFile):
         """Segments to be found, that is without crowds."""
         return int(np.count_nonzero(~self._crowd))
 
-    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """Labels and masks [*affine.size] of the segments where the affine has moved them; no crowds."""
+    def objects(self, affine: Affine) -> Objects:
+        """The segments, without crowds."""
         masks = self._masks(affine.label_map(self._read()))
         wanted = ~self._crowd
-        return self._labels[wanted].tolist(), [mask for mask, keep in zip(masks, wanted, strict=True) if keep]
+        return Objects(self._labels[wanted].tolist(), [mask for mask, keep in zip(masks, wanted, strict=True) if keep])
 
     def truth(self) -> PanopticTruth:
         """The whole annotation, crowds included, as evaluation and pictures take it."""
@@ -114,11 +114,11 @@ class SemanticRecord(ImageFile):
         """Classes in the image. Reads the label map."""
         return len(self._present(self._read()))
 
-    def masks(self, affine: Affine) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """The classes that are left, each with its mask [*affine.size], where the affine has moved them."""
+    def objects(self, affine: Affine) -> Objects:
+        """The classes that are left, a mask of each."""
         moved = affine.label_map(self._read())
         labels = self._present(moved)
-        return labels, masks_of(moved, labels)
+        return Objects(labels, masks_of(moved, labels))
 
     def truth(self) -> SemanticSegmentation:
         """The whole annotation, as evaluation and pictures take it."""
@@ -182,6 +182,7 @@ class LabelMapSplit:
     problems: tuple[Problem, ...] = ()  # images that were skipped, if `on_error` is "skip"
     notes: tuple[Problem, ...] = ()  # what was fixed, and what looks odd
     num_crowds: int = 0
+    num_without_mask: ClassVar[int] = 0
     lists_objects: bool = True  # the file says what is in each image; of a class table only label maps do
 
     def ground_truth(self) -> TruthByImage:

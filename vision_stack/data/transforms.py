@@ -1,4 +1,4 @@
-"""One drawn axis-aligned affine moves the image, its polygons and its RLE masks alike; masks are rasterised last.
+"""One drawn axis-aligned affine moves image, polygons, RLE masks and boxes alike; masks are rasterised last.
 
 Coordinates are pixel edges: pixel i spans [i, i + 1], an image spans [0, width] x [0, height]. An `Affine` is a
 rectangle of whole source pixels and the size to which it is resized, perhaps mirrored: resizing, large-scale jitter,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,16 @@ class Affine:
                 points[0::2] = width - points[0::2]
             moved.append(points)
         return moved
+
+    def boxes(self, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """Boxes (x0, y0, x1, y1) of the source -> of the output, clipped to it, [N, 4]; some may have no area then."""
+        x0, y0, x1, y1 = self.box
+        height, width = self.size
+        scale = np.array([width / (x1 - x0), height / (y1 - y0)] * 2)
+        moved = (np.array(boxes, dtype=np.float64).reshape(-1, 4) - (x0, y0, x0, y0)) * scale
+        if self.flip:
+            moved[:, [0, 2]] = width - moved[:, [2, 0]]
+        return np.clip(moved, 0, (width, height, width, height))
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Bool [H, W] -> bool [*size]: resampled exactly as the image is, then cut at one half."""
@@ -179,17 +189,55 @@ def color_jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image
 
 
-def make_target(
-    labels: Sequence[int], masks: Sequence[NDArray[np.bool_]], size: tuple[int, int], min_pixels: int = 1
+class Objects(NamedTuple):
+    """N objects of an image where an affine has moved them, and regions to ignore."""
+
+    labels: Sequence[int]
+    masks: Sequence[NDArray[np.bool_] | None]  # [H, W]; None of an object that has only a box
+    boxes: NDArray[np.float64] = np.zeros((0, 4))  # [N, 4], clipped; read of objects without masks
+    ignored: NDArray[np.float64] = np.zeros((0, 4))  # [M, 4]
+
+
+def make_target(objects: Objects, size: tuple[int, int], min_pixels: int = 1, *, masks: bool = True) -> Target:
+    """A `Target` of the objects with at least `min_pixels` pixels, whose boxes are tight around their masks.
+
+    Of an object without a mask the box counts, which must be a pixel wide and high.
+
+    Args:
+        masks: whether the target has masks; then all objects must.
+    """
+    kept: list[int] = []
+    for index, mask in enumerate(objects.masks):
+        if mask is not None:
+            if np.count_nonzero(mask) >= min_pixels:
+                kept.append(index)
+        else:
+            width, height = objects.boxes[index, 2:] - objects.boxes[index, :2]
+            if min(width, height) >= 1 and width * height >= min_pixels:
+                kept.append(index)
+    found = [objects.masks[index] for index in kept]
+    stacked = _stacked([mask for mask in found if mask is not None], size)
+    boxes = torch.from_numpy(objects.boxes[kept] if len(objects.boxes) else np.zeros((len(kept), 4))).float()
+    boxes[[mask is not None for mask in found]] = masks_to_boxes(stacked)
+    labels = torch.tensor([objects.labels[index] for index in kept], dtype=torch.int64)
+    ignored = torch.from_numpy(objects.ignored[(objects.ignored[:, 2:] > objects.ignored[:, :2]).all(axis=1)]).float()
+    return wrap_target(labels, boxes, size, stacked if masks else None, ignored if len(ignored) else None)
+
+
+def _stacked(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *size, dtype=torch.bool)
+
+
+def wrap_target(
+    labels: Tensor, boxes: Tensor, size: tuple[int, int], masks: Tensor | None = None, ignored: Tensor | None = None
 ) -> Target:
-    """Labels [N] and masks N x [H, W] -> `Target` of those with at least `min_pixels` pixels; boxes are tight."""
-    kept = [i for i, mask in enumerate(masks) if np.count_nonzero(mask) >= min_pixels]
-    stacked = torch.from_numpy(np.stack([masks[i] for i in kept])) if kept else torch.zeros(0, *size, dtype=torch.bool)
-    return wrap_target(torch.tensor([labels[i] for i in kept], dtype=torch.int64), stacked, masks_to_boxes(stacked))
-
-
-def wrap_target(labels: Tensor, masks: Tensor, boxes: Tensor) -> Target:
-    """Plain tensors -> a `Target` of tv_tensors. Labels [N], masks [N, H, W], boxes [N, 4] xyxy."""
-    height, width = masks.shape[-2:]
-    wrapped = BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, canvas_size=(height, width))
-    return {"labels": labels, "masks": Mask(masks), "boxes": wrapped}
+    """Plain tensors -> a `Target` of tv_tensors. Labels [N], boxes [N, 4] xyxy, masks [N, *size], ignored [M, 4]."""
+    target: Target = {
+        "labels": labels,
+        "boxes": BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, canvas_size=size),
+    }
+    if masks is not None:
+        target["masks"] = Mask(masks)
+    if ignored is not None:
+        target["ignored"] = ignored
+    return target

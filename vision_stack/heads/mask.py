@@ -48,10 +48,6 @@ class MaskHeadConfig(HeadConfig):
     dropout: Fraction = 0.1
     loss: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
 
-    @property
-    def needs_masks(self) -> bool:
-        return True
-
     def check(self) -> None:
         """ConfigError unless attention heads and sine positions fit the width."""
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:

@@ -52,6 +52,8 @@ class FasterRCNNHeadConfig(HeadConfig):
     """Options in torchvision's words. `version: v2` has the layers of torchvision's `_v2` models (Li et al. 2021)."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"detection"})
+    needs_masks: ClassVar[bool] = False
+    limit: ClassVar[str] = "box_detections_per_img"
     version: Literal["v1", "v2"] = "v1"
     anchor_scale: Positive = 8.0  # side of an anchor, as a multiple of its map's stride
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
@@ -65,10 +67,6 @@ class FasterRCNNHeadConfig(HeadConfig):
     box_score_thresh: Fraction = 0.05
     box_nms_thresh: Fraction = 0.5
     box_detections_per_img: Count = 100
-
-    @property
-    def needs_masks(self) -> bool:
-        return False
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> FasterRCNNHead:
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
@@ -88,12 +86,9 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
     """Faster R-CNN with a mask branch."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"detection", "instance"})
+    needs_masks: ClassVar[bool] = True
     mask_channels: Count = 256
     mask_pool_size: Count = 14  # masks are predicted at twice this
-
-    @property
-    def needs_masks(self) -> bool:
-        return True
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> MaskRCNNHead:
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
@@ -121,11 +116,19 @@ class ProposalNetwork(RegionProposalNetwork):
                 label[(label == 0) & (covered(anchor, ignored) >= 0.5)] = -1
         return labels, boxes
 
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if not any((label >= 0).any() for label in labels):  # a mean over no anchors
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+
 
 class RegionHeads(RoIHeads):
     """torchvision's, but no proposal in an ignored region counts as background."""
 
     _ignored: Sequence[Tensor | None] = ()
+    _num_sampled = 0
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
@@ -135,6 +138,20 @@ class RegionHeads(RoIHeads):
             if ignored is not None and len(ignored):
                 label[(label == 0) & (covered(proposal, ignored) >= 0.5)] = -1
         return matched, labels
+
+    def forward(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any, targets: Any = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        found, losses = super().forward(features, proposals, image_shapes, targets)
+        if self.training and not self._num_sampled:  # means over no proposals
+            nothing = next(iter(features.values())).sum() * 0
+            losses = {name: nothing for name in losses}
+        return found, losses
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        samples = super().select_training_samples(proposals, targets)
+        self._num_sampled = sum(map(len, samples[0]))
+        return samples
 
 
 class FasterRCNNHead(Head[RegionOutputs]):

@@ -64,7 +64,8 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")
     rank_zero_only(write_config)({**config, "data": to_dict(data_config)}, run_dir)
-    data = build_datamodule(data_config, categories=model.categories, task=model.config.task)
+    task, masks = model.config.task, model.config.head.needs_masks
+    data = build_datamodule(data_config, categories=model.categories, task=task, masks=masks)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
     for line in data.val_notes():
         print(line)

@@ -115,7 +115,7 @@ class Probe:
             OutOfMemory: it does not fit.
         """
         model = self.model
-        batch = make_batch(shape, len(model.categories), self.device)
+        batch = make_batch(shape, len(model.categories), self.device, masks=self.data.masks)
         self.finetune.unfreeze_for_setup(model.backbone)  # what is trained later takes memory later
         optimizer = build_optimizer(model, self.optim)
         start = time.perf_counter()
@@ -278,19 +278,21 @@ def search_largest(fits: Callable[[int], bool], limit: int) -> int:
     return max(good, 1)
 
 
-def make_batch(shape: Shape, num_classes: int, device: torch.device) -> Batch:
-    """Grey images with rectangles for objects."""
+def make_batch(shape: Shape, num_classes: int, device: torch.device, *, masks: bool = True) -> Batch:
+    """Grey images with rectangles for objects, with masks or only boxes."""
     height, width, counts = shape
     images = torch.full((len(counts), 3, height, width), 0.5, device=device)
     targets = []
     for count in counts:
-        masks = torch.zeros(count, height, width, dtype=torch.bool, device=device)
+        pixels = torch.zeros(count, height, width, dtype=torch.bool, device=device) if masks else None
         boxes = torch.empty(count, 4, device=device)
         for i in range(count):
             top, left = (i * 37) % (height // 2), (i * 53) % (width // 2)
-            masks[i, top : top + height // 3, left : left + width // 3] = True
+            if pixels is not None:
+                pixels[i, top : top + height // 3, left : left + width // 3] = True
             boxes[i] = torch.tensor([left, top, left + width // 3, top + height // 3])
-        targets.append(wrap_target(torch.arange(count, device=device) % num_classes, masks, boxes))
+        labels = torch.arange(count, device=device) % num_classes
+        targets.append(wrap_target(labels, boxes, (height, width), pixels))
     info = ImageInfo(0, "", (height, width), (height, width))
     padding = torch.zeros(len(counts), height, width, dtype=torch.bool, device=device)
     return Batch(images, padding, tuple(targets), (info,) * len(counts))

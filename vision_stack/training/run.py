@@ -79,6 +79,7 @@ def train(
     start = read_start(options.weights, early, overrides) if options.weights and anew else None
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
+    data.masks = parts["head"].needs_masks
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
 
     config, settled = settle_options(config, data, start, checkpoint, overrides)
@@ -127,7 +128,7 @@ def train(
         warnings += backbone_warnings(config["backbone"], data.config.type)
     start = None  # a whole model's memory
     say(*(f"warning: {warning}" for warning in warnings))
-    _warn_about_limit(data, model.head.max_objects)
+    _warn_about_limit(data, model.head.max_objects, model.config.head.limit)
     if options.measure:
         done = checkpoint["position"]["step"] if checkpoint else 0
         say(*measure(trainer, module, data, done))
@@ -210,11 +211,11 @@ def _say_notes(data: DataModule) -> None:
     say(*data.notes())
 
 
-def _warn_about_limit(data: DataModule, limit: int | None) -> None:
+def _warn_about_limit(data: DataModule, limit: int | None, option: str) -> None:
     if limit and (crowded := data.num_train_images_with_more_objects_than(limit)):
         say(
             f"warning: {crowded:,} training images have more than {limit} {TASKS[data.task].finds}, the "
-            "most that can be found in one; raise head.num_queries"
+            f"most that can be found in one; raise head.{option}"
         )
 
 
