@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vision_stack.structures import Instances, SemanticSegmentation
+from vision_stack.structures import Instances, PanopticSegmentation, SemanticSegmentation
 from vision_stack.training.tasks import TASKS
 
 POINT = {"threshold": 0.31, "precision": 0.5, "recall": 0.5, "f1": 0.5}
@@ -42,3 +42,12 @@ def test_detections_from_the_best_f1_on_or_else_the_best_few_and_the_caption_say
 def test_segmentations_without_scores_to_choose_by_are_shown_whole() -> None:
     found = SemanticSegmentation(torch.zeros(2, 2, dtype=torch.int32))
     assert TASKS["semantic"].chosen(found, found, None) == (found, "prediction")
+
+
+@pytest.mark.parametrize(
+    ("count", "caption"), [(2, "prediction: 2 segments"), (0, "prediction: no segments above panoptic.score_threshold")]
+)
+def test_segments_are_shown_whole_and_the_caption_says_where_there_are_none(count: int, caption: str) -> None:
+    labels = torch.zeros(count, dtype=torch.int64)
+    found = PanopticSegmentation(torch.zeros(2, 2, dtype=torch.int32), labels, torch.ones(count))
+    assert TASKS["panoptic"].chosen(found, found, None) == (found, caption)

@@ -101,14 +101,14 @@ def draw_report(report: Report, names: Sequence[str], folder: Path) -> None:
     if report.curves:
         mark = None
         if point and point["f1"]:
-            mark = point["recall"], point["precision"], f"best F1 {point['f1']:.2f}, score >= {point['threshold']:.2g}"
+            mark = point["recall"], point["precision"], f"best F1 {point['f1']:.2f}, score >= {point['threshold']:.3g}"
         curves = folder / "precision_recall.png"
         plots.plot_precision_recall(report.curves, curves, all_classes=report.all_classes, mark=mark)
     if report.confusion:
         title = f"{report.unit.capitalize()} by class"
         if point:
             why = "best F1" if point["f1"] else "as many as there are objects: none matches one of its class"
-            title += f", IoU 0.5, score >= {point['threshold']:.2g} ({why})"
+            title += f", IoU 0.5, score >= {point['threshold']:.3g} ({why})"
         plots.plot_confusion(report.confusion, names, folder / "confusion.png", title=title, unit=report.unit)
 
 

@@ -244,7 +244,7 @@ def _finish(trainer: pl.Trainer, data: DataModule, evaluator: Evaluator, run_dir
             for path in pictures:
                 logger.experiment.add_image(path.stem, read_image(path), trainer.global_step, dataformats="HWC")
     if point := metrics.get("operating_point"):
-        line = "{f1:.3f} at score >= {threshold:.2g}: precision {precision:.3f}, recall {recall:.3f}"
+        line = "{f1:.3f} at score >= {threshold:.3g}: precision {precision:.3f}, recall {recall:.3f}"
         nothing = "none: no detection matches an object by an IoU of 0.5; pictures show the best-scoring ones"
         say(f"best F1     {line.format(**point) if point['f1'] else nothing}")
     say(

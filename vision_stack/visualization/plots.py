@@ -165,11 +165,11 @@ def _short(count: int) -> str:
 
 
 def _legend_beside(axes: Axes, missed: Sequence[str]) -> None:
-    title = None
+    title = "AP50"
     if missed:
         listed = "\n".join(f"  {shorten(name, NAME_LENGTH)}" for name in missed[:5])
         more = f"\n  and {len(missed) - 5} more" if len(missed) > 5 else ""
-        title = f"{len(missed)} {'class' if len(missed) == 1 else 'classes'} with AP50 0:\n{listed}{more}\n\nAP50:"
+        title = f"{len(missed)} {'class' if len(missed) == 1 else 'classes'} with AP50 0:\n{listed}{more}\n\nAP50"
     axes.legend(
         fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), title=title, title_fontsize="small",
         alignment="left", frameon=False,

@@ -59,6 +59,12 @@ class PanopticTask(TaskSpec[PanopticSegmentation]):
     def truth(self, record: PanopticRecord) -> PanopticSegmentation:
         return record.truth().segmentation
 
+    def chosen(
+        self, found: PanopticSegmentation, truth: PanopticSegmentation, point: Mapping[str, float] | None
+    ) -> tuple[PanopticSegmentation, str]:
+        count = len(found.labels)
+        return found, f"prediction: {count or 'no'} segments{'' if count else ' above panoptic.score_threshold'}"
+
     def draw(self, image: np.ndarray, found: PanopticSegmentation, categories: Sequence[Category]) -> Image.Image:
         return draw_panoptic(image, found, categories)
 

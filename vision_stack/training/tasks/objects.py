@@ -78,7 +78,7 @@ class ObjectTask(TaskSpec[Instances]):
         matched = point is None or point["f1"] > 0
         threshold = point["threshold"] if point else SHOWN_FROM_SCORE
         kept = found[found.scores >= threshold]
-        which = f"score >= {threshold:.2g}{', best F1' if point else ''}"
+        which = f"score >= {threshold:.3g}{', best F1' if point else ''}"
         if matched and (len(kept) or not len(truth)):
             return kept, f"prediction: {len(kept)} with {which}"
         best = found[found.scores.argsort(descending=True, stable=True)[:FEW]]
