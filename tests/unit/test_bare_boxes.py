@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vision_stack.heads  # noqa: F401  registers what messages name
 from vision_stack.data.coco import CocoSplit, read_coco
 from vision_stack.data.configs import CocoDataConfig
 from vision_stack.data.datamodule import build_datamodule
