@@ -18,6 +18,7 @@ from vision_stack.backbones.base import Backbone, PublishedWeights
 from vision_stack.backbones.config_json import decode_backbone
 from vision_stack.backbones.pretrained import LoadReport, fetch_from_hub
 from vision_stack.config import ConfigError, to_dict
+from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from vision_stack.weights import mask2former, maskformer
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
@@ -47,10 +48,16 @@ class PublishedModel(NamedTuple):
 def locate(source: str | Path) -> Path:
     """The directory or file that a path or a hub id means; a hub id is looked up in the cache, then downloaded.
 
+    The folder of a run means its best checkpoint, the last one if nothing was validated.
+
     Raises:
         ValueError: neither exists; the line says what was tried.
     """
     path = Path(source).expanduser()
+    if path.is_dir() and not (path / CONFIG_FILE).is_file():
+        for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
+            if (path / name).is_file():
+                return path / name
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         return path
     tried: list[str] = []

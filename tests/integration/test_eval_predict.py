@@ -20,6 +20,7 @@ from vision_stack.commands import arguments
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel
+from vision_stack.published import locate
 from vision_stack.training import evaluation, prediction
 from vision_stack.training.evaluation import data_of, evaluate
 from vision_stack.training.prediction import predict
@@ -47,6 +48,15 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: Path, 
     assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
     assert (tmp_path / "config.yaml").is_file()
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
+
+
+def test_folder_of_a_run_means_its_best_checkpoint(run: Path, tmp_path: Path) -> None:
+    assert locate(run) == run / "checkpoints" / "best.ckpt"
+    results = run_eval(tmp_path, f"checkpoint='{run}'")
+    assert results.metrics == json.loads((run / "metrics.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert locate(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"  # nothing was validated
 
 
 def test_eval_in_a_process_beside_the_first_writes_no_results(run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from vision_stack.commands import arguments
 from vision_stack.commands.launch import import_plugins
-from vision_stack.training.run_files import mark_finished
+from vision_stack.ops.run_files import mark_finished
 
 PATHS = [
     "/photos/set one",

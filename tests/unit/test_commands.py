@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from vision_stack import commands
-from vision_stack.commands.help import help_text, known_options, option_docs
+from vision_stack.commands import train
+from vision_stack.commands.help import help_text
+from vision_stack.commands.option_docs import choices, groups, introduction, known_options, option_docs
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +26,18 @@ def test_command_alone_lists_the_verbs(argv: list[str], capsys: pytest.CaptureFi
 
 def test_command_unknown_verb_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VISION_STACK_VERB", raising=False)
-    assert commands.main(["trian", "data=coco"]) == 2
-    assert capsys.readouterr().err.startswith("error: trian is not a command; choose one of: train, eval")
+    for argv, expected in (
+        (["trian", "data=coco"], "trian is not a command; did you mean train?"),
+        (["fit"], "fit is not a command; did you mean train?"),
+        (["val"], "val is not a command; did you mean eval?"),
+        (["test"], "test is not a command; did you mean eval?"),
+        (["infer"], "infer is not a command; did you mean predict?"),
+        (["xyzzy"], "xyzzy is not a command; choose one of: train, eval, predict, backbones, to-transformers"),
+        (["data=my photos"], "data=my photos: no command was given; write vision-stack train 'data=my photos'"),
+        (["--epochs", "3"], "--epochs: no command was given; write vision-stack train --epochs 3"),
+    ):
+        assert commands.main(argv) == 2
+        assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def test_every_verb_has_a_module_with_a_main() -> None:
@@ -103,4 +115,17 @@ def test_every_option_in_the_yaml_files_has_a_comment() -> None:
 
 
 def test_known_options_are_dotted_as_typed() -> None:
-    assert {"optim.lr", "data.train_transform.flip", "head.loss.num_points", "seed", "threshold"} <= known_options()
+    train = known_options("train")
+    assert {"optim.lr", "data.train_transform.flip", "head.loss.num_points", "seed"} <= train.keys()
+    assert train["callbacks.early_stopping.patience"] == ["early_stopping"]
+    assert "trainer.max_epochs" not in known_options("eval")
+    assert "threshold" in known_options("predict")
+
+
+def test_help_of_a_group_lists_its_choices_each_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help", "head", "neck"]) == 0
+    printed = capsys.readouterr().out
+    assert "head=mask2former  Mask2Former: " in printed
+    assert "neck=simple_pyramid" in printed
+    for group in set(groups()) - {"backbone"}:
+        assert all(introduction(group, choice) for choice in choices(group)), group

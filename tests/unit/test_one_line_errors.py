@@ -74,3 +74,29 @@ def test_one_line_error_of_lightning_names_the_trainer(full_key: str) -> None:
         == "trainer: Precision 'foo' is invalid (no)."
     )
     assert one_line(InstantiationException(f"{call}TypeError(){full_key}")) == "trainer: "
+
+
+def test_one_line_error_device_without_a_gpu_says_what_to_give() -> None:
+    class MisconfigurationException(Exception): ...
+
+    call = "Error in call to target 'pytorch_lightning.trainer.trainer.Trainer':\n"
+    for text in (
+        "No supported gpu backend found!",
+        f'{call}MisconfigurationException("No supported gpu backend found!")',
+    ):
+        assert one_line(MisconfigurationException(text)).startswith(
+            "device: PyTorch finds no GPU here; give device=cpu"
+        )
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("head/nope", "head=nope: there is no such head; choose one of: a, b"),
+        ("backbone/vit/x", "backbone=timm backbone.model_name=vit/x takes any of timm's"),
+        ("hydra/launcher/x", "hydra/launcher=x: there is no such hydra/launcher; choose one of: a, b"),
+    ],
+)
+def test_one_line_error_of_a_choice_that_does_not_exist(choice: str, expected: str) -> None:
+    message = f"In 'train': Could not find '{choice}'\n\nAvailable options in 'x':\n\ta\n\tb\nConfig search path:"
+    assert expected in one_line(ValueError(message))

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vision_stack.commands.words import ALIASES, Words, understand
+from vision_stack.commands import VERBS
+from vision_stack.commands.aliases import ALIASES, VERBS_ELSEWHERE
+from vision_stack.commands.unknown import unknown_option
+from vision_stack.commands.words import Words, understand
 
 CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and what to write instead
     (["experiment="], "experiment=: there is nothing after '='; give a value, or leave experiment out"),
@@ -18,7 +21,7 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["logger=null"], "write logger=none"),
     (["~trainer"], "choose another by trainer=NAME"),
     (["=5"], "write OPTION=VALUE"),
-    (["--foo"], "--foo VALUE"),
+    (["--foo"], "foo: unknown option"),
     (["--epochs", "--lr"], "--epochs VALUE"),
     (["--resume"], "--resume auto"),
     (["--help=x"], "--help takes no value"),
@@ -29,7 +32,25 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["backbone"], "write backbone=VALUE"),
     (["backbone==tiny"], "write backbone=tiny"),
     (["imgsz=big"], "imgsz=640"),
-    (["imgsz=7"], "imgsz=640"),
+    (["imgsz=7"], "32 to 10,000"),
+    (["-p"], "-p VALUE"),
+    (["--cfg"], "job, hydra, all"),
+    (["--cfg", "x.yaml"], "--config-dir DIR experiment=NAME"),
+    (["--cfg=x.yaml"], "--config-dir DIR experiment=NAME"),
+    (["x.yaml"], "--config-dir DIR experiment=NAME"),
+    (["--save-txt"], "results are always written"),
+    (["--pretrained", "data=coco"], "--pretrained true"),
+    (["SOLVER.MAX_ITER", "10"], "write steps=VALUE"),
+    (["head"], "write head=VALUE; --help head lists them"),
+    (["x.ckpt"], "write resume=x.ckpt, which continues its run, or weights=x.ckpt"),
+    (["x.json"], "write data=x.json"),
+    (["epochs=3", "max_epochs=5"], "epochs=3 and max_epochs=5 both set trainer.max_epochs"),
+    (["lr=1", "optim.lr=2"], "lr=1 and optim.lr=2 both set optim.lr"),
+    (["name=a", "run_dir=b"], "both set run_dir"),
+    (["device=cpu", "trainer.accelerator=gpu"], "both set trainer.accelerator"),
+    (["data=odd"], "there is no such folder or file, and no data of that name; choose one of: coco"),
+    (["data=odd/deep"], "there is no such folder or file"),
+    (["data=cocoo"], "did you mean 'coco'?"),
     (["device=tpu7"], "give cpu, cuda"),
 ]
 
@@ -61,6 +82,14 @@ def test_word_that_can_mean_nothing_is_one_line_with_the_remedy(argv: list[str],
         (["precision=bf16"], ["trainer.precision=bf16-mixed"]),
         (["precision=64-true"], ["trainer.precision=64-true"]),
         (["name=my run"], ["run_dir=outputs/my run"]),
+        (["save_dir=x y"], ["run_dir=x y"]),
+        (["SOLVER.MAX_ITER=10"], ["trainer.max_steps=10"]),
+        (["max_iter=10"], ["trainer.max_steps=10"]),
+        (["img=64"], ["data.image_size=64"]),
+        (["--no-pretrained", "data=coco"], ["backbone.pretrained=false", "data=coco"]),
+        (["--no-measure"], ["measure=false"]),
+        (["lr=1", "lr=2"], ["optim.lr=1", "optim.lr=2"]),  # the last counts, as in a script's "$@"
+        (["lr=1", "optim.lr=1"], ["optim.lr=1", "optim.lr=1"]),
         (["--data", "coco", "--root", "a b"], ["data=coco", "data.root=a b"]),
         (["--backbone=swin_tiny"], ["backbone=swin_tiny"]),
         (["optim.lr=1", "+x.y=2", "~callbacks.progress"], ["optim.lr=1", "+x.y=2", "~callbacks.progress"]),
@@ -124,3 +153,101 @@ def test_data_name_of_a_yaml_wins_over_a_folder_of_that_name(tmp_path: Path, mon
     (tmp_path / "coco").mkdir()
     monkeypatch.chdir(tmp_path)
     assert understand("train", ["data=coco"]).options == ["data=coco"]
+
+
+INSTEAD = [  # unknown option -> what the line must name
+    ("train", "optimizer", "optim.weight_decay"),
+    ("train", "patience", "callbacks=[early_stopping] callbacks.early_stopping.patience=VALUE"),
+    ("train", "callbacks.early_stopping.patience", "comes with callbacks=[early_stopping]; add that"),
+    ("train", "logger.wandb.project", "comes with logger=[csv,wandb]; add that"),
+    ("train", "logger.tensorboard.name", "comes with logger=[csv,tensorboard]; add that"),
+    ("train", "project", "logger=[csv,wandb] logger.wandb.project=NAME"),
+    ("train", "early_stopping", "give callbacks=[early_stopping]"),
+    ("train", "wandb", "give logger=[csv,wandb]"),
+    ("train", "data.num_classes", "classes come from the data"),
+    ("train", "num_classes", "classes come from the data"),
+    ("train", "data.classes", "but of data=semantic"),
+    ("train", "model", "backbone=NAME and head=NAME"),
+    ("train", "amp", "precision=bf16"),
+    ("train", "half", "precision=fp16"),
+    ("train", "augment", "data.train_transform.flip"),
+    ("train", "conf", "predict has threshold=0.5"),
+    ("train", "nbs", "trainer.accumulate_grad_batches"),
+    ("train", "config_file", "--config-dir DIR experiment=NAME"),
+    ("train", "split", "data.val_annotations="),
+    ("train", "gpus", "trainer=ddp trainer.devices=2"),
+    ("train", "trainer.epochs", "epochs=VALUE (trainer.max_epochs)"),
+    ("train", "trainer.min_epochs", "write +trainer.min_epochs=VALUE"),
+    ("train", "trainer.gradient_clip_val", "optim.clip_norm"),
+    ("train", "dropout", "head.dropout or neck.dropout"),
+    ("train", "weight_decay", "did you mean optim.weight_decay?"),
+    ("train", "freeze_at", "finetune.freeze_stages=N"),
+    ("eval", "conf", "every score counts"),
+    ("eval", "split", "data.val_annotations="),
+    ("eval", "epochs", "one of train's"),
+    ("predict", "imgsz", "images are resized as the model was trained"),
+    ("predict", "half", "float32"),
+    ("predict", "data", "source=FILE"),
+]
+
+
+@pytest.mark.parametrize(("verb", "key", "expected"), INSTEAD)
+def test_unknown_option_is_one_line_that_names_what_to_write(verb: str, key: str, expected: str) -> None:
+    line = unknown_option(verb, key)
+    assert line.startswith(f"{key}: ")
+    assert expected in line
+    assert "\n" not in line
+    if "." not in key:  # is refused before Hydra reads anything
+        with pytest.raises(ValueError, match=f"^{key}: unknown option; "):
+            understand(verb, [f"{key}=x"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "word", "expected"),
+    [
+        ("eval", "runs/best.ckpt", "write checkpoint=runs/best.ckpt"),
+        ("predict", "best.ckpt", "write checkpoint=best.ckpt"),
+        ("predict", "a.jpg", "write source=a.jpg"),
+        ("predict", "photos/*.png", "write source=photos/"),
+    ],
+)
+def test_bare_path_says_which_option_it_is(verb: str, word: str, expected: str) -> None:
+    with pytest.raises(ValueError) as error:
+        understand(verb, [word])
+    assert expected in str(error.value)
+
+
+def test_bare_folder_says_which_option_it_is(tmp_path: Path) -> None:
+    for verb, expected in (("train", "data="), ("eval", "data="), ("predict", "source=")):
+        with pytest.raises(ValueError, match=f"write {expected}{tmp_path}"):
+            understand(verb, [str(tmp_path)])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    for verb, expected in (("train", "resume="), ("eval", "checkpoint="), ("predict", "checkpoint=")):
+        with pytest.raises(ValueError, match=f"write {expected}{tmp_path}"):
+            understand(verb, [str(tmp_path)])
+
+
+def test_data_file_leaves_the_root_that_is_typed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    assert understand("train", [f"data={tmp_path}/a.json", "root=/images"]).options == [
+        "data=coco",
+        f"data.train_annotations={tmp_path}/a.json",
+        "data.root=/images",
+    ]
+
+
+def test_data_of_the_users_own_yaml_files_is_left_to_hydra() -> None:
+    assert understand("train", ["--config-dir", "conf", "data=mine"]).options == ["data=mine"]
+    assert understand("train", ["data=coco,shapes"]).options == ["data=coco,shapes"]
+
+
+def test_help_takes_groups_and_refuses_other_words() -> None:
+    assert understand("train", ["--help", "head"]).topics == ("head",)
+    assert understand("train", ["--help", "head=maskformer"]).options == ["head=maskformer"]
+    with pytest.raises(ValueError, match="is not an option"):
+        understand("train", ["--help", "nope"])
+
+
+def test_commands_of_other_tools_are_ones_of_ours() -> None:
+    assert set(VERBS_ELSEWHERE.values()) <= set(VERBS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -40,10 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif _VERB in os.environ:
         verb = os.environ[_VERB]
     else:
-        print(f"error: {argv[0]} is not a command; choose one of: {', '.join(VERBS)}", file=sys.stderr)
+        print(f"error: {_not_a_verb(argv)}", file=sys.stderr)
         return 2
     os.environ[_VERB] = verb
     return importlib.import_module(f"vision_stack.commands.{verb.replace('-', '_')}").main(argv)
+
+
+def _not_a_verb(argv: Sequence[str]) -> str:
+    from vision_stack.commands.aliases import VERBS_ELSEWHERE
+
+    word = argv[0]
+    if "=" in word or word.startswith("-"):
+        return f"{word}: no command was given; write vision-stack train {shlex.join(argv)}"
+    close = difflib.get_close_matches(word.lower(), [*VERBS, *VERBS_ELSEWHERE], n=1, cutoff=0.6)
+    if close:
+        return f"{word} is not a command; did you mean {VERBS_ELSEWHERE.get(close[0], close[0])}?"
+    return f"{word} is not a command; choose one of: {', '.join(VERBS)}"
 
 
 def _usage() -> str:

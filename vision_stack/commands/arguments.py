@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vision_stack.training.run_files import LAST_CHECKPOINT, Finished, read_finished
+from vision_stack.ops.run_files import LAST_CHECKPOINT, Finished, read_finished
 
 PATH_KEYS = frozenset(
     {

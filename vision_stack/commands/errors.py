@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable
 from types import TracebackType
 
+from vision_stack.commands.option_docs import groups
+from vision_stack.commands.unknown import unknown_option
 from vision_stack.config import suggest
 
 
@@ -23,9 +25,13 @@ class OneLineErrors:
 
     Attributes:
         exit_code: 0 without errors, 2 after one of the user's, 1 after another.
+
+    Args:
+        verb: of whose options messages speak.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str = "train") -> None:
+        self.verb = verb
         self.exit_code = 0
         self.tracebacks = os.environ.get("VISION_STACK_DEBUG", os.environ.get("HYDRA_FULL_ERROR")) == "1"
         os.environ["VISION_STACK_DEBUG"] = str(int(self.tracebacks))  # processes started from here do the same
@@ -38,7 +44,7 @@ class OneLineErrors:
         if not isinstance(error, Exception):
             return False
         if is_for_user(error) and not self.tracebacks:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(error, self.verb)}", file=sys.stderr)
             self.exit_code = self.exit_code or 2
         else:
             traceback.print_exception(error)
@@ -68,14 +74,14 @@ def _raised_by(tb: TracebackType | None) -> str:
     return name
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, verb: str = "train") -> str:
     """The message on one line. Hydra's are rewritten, since they tell what it did rather than what to do."""
     message = str(error).strip() or type(error).__name__
     if type(error).__name__ == "DataError":
         return message  # complete as it is: a line per broken record
-    for pattern, rewrite in _HYDRA_MESSAGES:
+    for pattern, rewrite in _MESSAGES:
         if match := re.search(pattern, message, re.DOTALL):
-            return rewrite(match)
+            return rewrite(match, verb)
     if _raised_by(error.__traceback__).startswith("pytorch_lightning"):
         message = f"trainer: {message}"
     if isinstance(error, OSError) and error.errno in _OS_ADVICE:
@@ -93,51 +99,19 @@ _OS_ADVICE = {  # what prevents writing -> what to do
 }
 
 
-def _no_such_choice(match: re.Match[str]) -> str:
-    group, _, name = match["choice"].rpartition("/")
+def _no_such_choice(match: re.Match[str], _: str) -> str:
+    group, _, name = match["choice"].partition("/")
+    if group not in groups():  # one of Hydra's
+        group, _, name = match["choice"].rpartition("/")
+    if group == "backbone" and not difflib.get_close_matches(name, match["names"].split(), n=1, cutoff=0.6):
+        return (
+            f"backbone={name}: there is no such backbone; `vision-stack backbones` lists them, "
+            f"backbone=timm backbone.model_name={name} takes any of timm's"
+        )
     return f"{group}={name}: there is no such {group or 'config'}; {suggest(name, match['names'].split())}"
 
 
-ELSEWHERE = {  # how others call an option, or where one looks for it -> where it is
-    "freeze_stages": "finetune.freeze_stages",
-    "frozen_stages": "finetune.freeze_stages",
-    "freeze_at": "finetune.freeze_stages",
-    "freeze": "finetune.freeze_stages",
-    "freeze_backbone": "finetune.freeze_stages=all",
-    "unfreeze_epochs": "finetune.unfreeze_epochs",
-    "unfreeze_at_epoch": "finetune.unfreeze_epochs",
-    "gradient_checkpointing": "finetune.gradient_checkpointing",
-    "grad_checkpointing": "finetune.gradient_checkpointing",
-    "with_cp": "finetune.gradient_checkpointing",
-    "freeze_norm": "backbone.freeze_norm",
-    "norm_eval": "backbone.freeze_norm",
-    "drop_path": "backbone.drop_path_rate",
-    "lr_multiplier": "optim.backbone_lr_multiplier",
-    "backbone_lr_multiplier": "optim.backbone_lr_multiplier",
-    "lr_mult": "optim.backbone_lr_multiplier",
-    "layer_decay": "optim.layer_decay",
-    "overfit_batches": "experiment=overfit, or data.max_train_images",
-    "layerwise_decay": "optim.layer_decay",
-}
-
-
-def _no_such_option(match: re.Match[str]) -> str:
-    key = match["key"]
-    place = ELSEWHERE.get(key.rpartition(".")[2])
-    if place is None or place == key:
-        from vision_stack.commands.help import known_options  # which reads all yaml files
-
-        known = known_options()
-        if key in known:
-            return f"{key}: the {key.partition('.')[0]} that is chosen has no such option; --help lists them"
-        close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        close = close if len(close) == 1 else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-        place = close[0] if close else None
-    advice = f"did you mean {place}?" if place else "--help lists them"
-    return f"{key}: unknown option; {advice}"
-
-
-def _from_a_call(match: re.Match[str]) -> str:
+def _from_a_call(match: re.Match[str], _: str) -> str:
     """What a class that a yaml names reported about its arguments."""
     try:
         text = str(ast.literal_eval(match["text"]))
@@ -152,22 +126,26 @@ def _from_a_call(match: re.Match[str]) -> str:
     return f"{'trainer' if name == 'Trainer' else match['key'] or name}: {text}"
 
 
-_HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+_MESSAGES: tuple[tuple[str, Callable[[re.Match[str], str], str]], ...] = (
+    (
+        r"No supported gpu backend found",
+        lambda _, verb: "device: PyTorch finds no GPU here; give device=cpu, or install a PyTorch build for your GPU",
+    ),
     (
         r"Could not find '(?P<choice>[^']+)'\s+Available options in '[^']*':(?P<names>.*?)(?:Config search path|$)",
         _no_such_choice,
     ),
     (
         r"Could not override '(?P<key>[^']+)'\. No match in the defaults list",
-        lambda m: f"{m['key']}: there is no such group of options; --help shows them",
+        lambda m, verb: unknown_option(verb, m["key"]),
     ),
     (
         r"Could not override '(?P<key>[^']+)'",
-        _no_such_option,
+        lambda m, verb: unknown_option(verb, m["key"]),
     ),
     (
         r"(?:Missing mandatory value|MissingMandatoryValue): (?P<key>\S+)",
-        lambda m: f"{m['key']}: missing; give {m['key']}=...",
+        lambda m, _: f"{m['key']}: missing; give {m['key']}=...",
     ),
     (
         r"Error in call to target '(?P<target>[\w.]+)':\s*\w+\((?P<text>.*?)\)(?:\s*full_key: (?P<key>\S*))?\s*$",
@@ -175,18 +153,18 @@ _HYDRA_MESSAGES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     ),
     (
         r"Error merging override (?P<key>[\w.]+)=(?P<value>.*)",
-        lambda m: f"{m['key']}: {m['value']} is not of the right kind; --help shows what {m['key']} takes",
+        lambda m, _: f"{m['key']}: {m['value']} is not of the right kind; --help shows what {m['key']} takes",
     ),
     (
         r"Error locating target '(?P<target>[^']*)'",
-        lambda m: f"_target_={m['target']}: cannot be imported; check the name and that its package is installed",
+        lambda m, _: f"_target_={m['target']}: cannot be imported; check the name and that its package is installed",
     ),
     (
         r"Interpolation key '(?P<name>[^']*)' not found.*?full_key: (?P<key>\S+)",
-        lambda m: f"{m['key']}: ${{{m['name']}}} is not an option; name one that exists, with its groups (optim.lr)",
+        lambda m, _: f"{m['key']}: ${{{m['name']}}} is not an option; name one that exists, with its groups (optim.lr)",
     ),
     (
         r"Recursive interpolation detected.*?(?:full_key: (?P<key>\S+))",
-        lambda m: f"{m['key']}: refers to itself through ${{...}}; give a value",
+        lambda m, _: f"{m['key']}: refers to itself through ${{...}}; give a value",
     ),
 )

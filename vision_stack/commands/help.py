@@ -6,16 +6,14 @@ of its own.
 
 from __future__ import annotations
 
-import functools
-import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from vision_stack.commands.aliases import ALIASES
 from vision_stack.commands.composing import Composition, chosen, compose_options
-from vision_stack.commands.words import ALIASES
+from vision_stack.commands.option_docs import choices, introduction, option_docs
 from vision_stack.config import config_dir
 
 PARTS = ("backbone", "neck", "head")
@@ -29,7 +27,6 @@ EXAMPLES = {
     "eval": ("checkpoint=outputs/.../checkpoints/best.ckpt", "checkpoint=DIR data=coco data.root=DIR"),
     "predict": ("checkpoint=outputs/.../checkpoints/best.ckpt source=photo.jpg", "checkpoint=DIR source=FOLDER"),
 }
-_LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>.*?)(?:(?:^| )# ?(?P<comment>.*))?")
 
 
 class Documented(NamedTuple):
@@ -40,13 +37,19 @@ class Documented(NamedTuple):
     text: str
 
 
-def help_text(verb: str, typed: Sequence[str]) -> str:
-    """All options of a verb; with groups named (`--help head=mask2former`), those of these groups."""
+def help_text(verb: str, typed: Sequence[str], topics: Sequence[str] = ()) -> str:
+    """All options of a verb; with groups named (`--help head=mask2former`), those of these groups.
+
+    Args:
+        topics: groups whose choices are asked for instead (`--help head`).
+    """
+    if topics:
+        return "\n\n".join(map(_all_choices, topics))
     values, hydra = compose_options(Composition(verb, ["run_dir='outputs/<date>/<time>'", *typed]))
-    choices = chosen(hydra)
-    named = [group for group in choices if any(text.startswith(f"{group}=") for text in typed)]
-    sections = [_section(group, choices[group], values) for group in named if group != "experiment"]
-    return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, choices, values)]))
+    names = chosen(hydra)
+    named = [group for group in names if any(text.startswith(f"{group}=") for text in typed)]
+    sections = [_section(group, names[group], values) for group in named if group != "experiment"]
+    return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, names, values)]))
 
 
 def _introduction(verb: str) -> str:
@@ -66,7 +69,7 @@ def _all_sections(verb: str, chosen: Mapping[str, str], values: Mapping[str, Any
     yield "\n".join(["Options:", *_table(own)])
     if parts := [group for group in (*PARTS, "data", "experiment") if group in chosen]:
         rows = [Documented(group, chosen[group], _choices(group)) for group in parts]
-        yield "\n".join(["Parts (their options: --help head=mask2former):", *_table(rows)])
+        yield "\n".join(["Parts (all of a kind: --help head; options of one: --help head=mask2former):", *_table(rows)])
     for group in chosen:
         if group not in (*PARTS, "experiment", "hydra") and isinstance(values.get(group), Mapping):
             yield _section(group, chosen[group], values)
@@ -84,6 +87,13 @@ def _section(group: str, name: str, values: Mapping[str, Any]) -> str:
         if not key.endswith("_target_") and key != "type"
     ]
     return "\n".join([f"{group}={name}:", *_table(rows)]) if rows else ""
+
+
+def _all_choices(group: str) -> str:
+    rows = [Documented(f"{group}={name}", "", introduction(group, name)) for name in choices(group)]
+    more = ["", "`vision-stack backbones` lists them with their sizes."] if group == "backbone" else []
+    how = f"Choices (options of one: --help {rows[0].name}):"
+    return "\n".join([how, *_table(rows, show_default=False), *more])
 
 
 def _choices(group: str) -> str:
@@ -121,41 +131,3 @@ def _show(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(_show(item) for item in value)}]"
     return "" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-@functools.cache
-def option_docs(file: Path) -> dict[str, str]:
-    """The options of a yaml file by dotted name, and what their comments say; of the files it builds on, too."""
-    docs: dict[str, str] = {}
-    if not file.is_file():  # of a plugin
-        return docs
-    stack: list[tuple[int, str]] = []
-    above: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.lstrip().startswith("#"):
-            above.append(line.lstrip("# ").rstrip())
-            continue
-        match = _LINE.fullmatch(line)
-        base = re.fullmatch(r"(?:defaults: \[| *- )(?!_self_)(\w+)\]?", line)
-        if base:
-            docs |= option_docs(file.with_name(f"{base[1]}.yaml"))
-        if match is None:
-            above = []
-            continue
-        while stack and stack[-1][0] >= len(match["indent"]):
-            stack.pop()
-        stack.append((len(match["indent"]), match["key"]))
-        name = ".".join(key for _, key in stack)
-        text = match["comment"] or " ".join(above)
-        above = []
-        if match["value"].strip() and (text or name not in docs):
-            docs[name] = text
-    return {name: text for name, text in docs.items() if not name.startswith(("defaults", "hydra"))}
-
-
-def known_options() -> set[str]:
-    """Dotted names of all options in the yaml files, whatever is chosen."""
-    known = {name for verb in ALIASES for name in option_docs(config_dir() / f"{verb}.yaml")}
-    for group in (path for path in config_dir().iterdir() if path.is_dir() and path.name != "experiment"):
-        known |= {f"{group.name}.{name}" for file in group.glob("*.yaml") for name in option_docs(file)}
-    return known

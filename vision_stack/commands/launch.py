@@ -39,7 +39,7 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
     Returns:
         The exit code: 2 after an error of the user's, 1 after another, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    errors = OneLineErrors()
+    errors = OneLineErrors(verb)
 
     def job(config: DictConfig) -> None:
         with errors, stopping_on_signals():
@@ -57,10 +57,10 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
         with errors, stopping_on_signals():
             sys.path.insert(0, os.getcwd())  # for `plugins` and their yaml files, which are where the user works
             words = understand(verb, argv)
-            if {"-h", "--help"} & set(words.flags):
+            if words.help:
                 from vision_stack.commands.help import help_text
 
-                print(help_text(verb, words.options))
+                print(help_text(verb, words.options, words.topics))
                 return 0
             composition = prepare(words)
             run_dir = typed_run_dir(composition.options)

@@ -40,9 +40,7 @@ class Run:
         """The trained model: the best checkpoint's, or the last one's if nothing was validated."""
         from vision_stack.model import VisionModel
 
-        checkpoints = self.run_dir / "checkpoints"
-        best = checkpoints / "best.ckpt"
-        return VisionModel.from_pretrained(best if best.is_file() else checkpoints / "last.ckpt")
+        return VisionModel.from_pretrained(self.run_dir)
 
 
 def train(

@@ -22,7 +22,7 @@ from vision_stack.commands.arguments import (
 from vision_stack.commands.composing import CHOICES, Composition, choice_names
 from vision_stack.commands.run_config import check_trusted, literal_options, read_run_config, read_yaml
 from vision_stack.config import config_dir
-from vision_stack.training.run_files import CONFIG_FILE
+from vision_stack.ops.run_files import CONFIG_FILE
 
 RESUMED = "resumed_run"  # name of the config that is made of the file
 LENGTHS = {"trainer.max_epochs": "-1", "trainer.max_steps": "-1", "trainer.max_time": "null"}  # no limit

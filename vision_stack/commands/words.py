@@ -1,17 +1,21 @@
 """The words people type: flags and short names become Hydra's `option=value`, and what cannot be meant takes one line.
 
-`--data coco --epochs 10` is `data=coco trainer.max_epochs=10`. Pure Python, as `arguments.py`.
+`--data coco --epochs 10` is `data=coco trainer.max_epochs=10`. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vision_stack.commands.aliases import ALIASES, canonical
 from vision_stack.commands.arguments import PATH_KEYS
-from vision_stack.config import config_dir
+from vision_stack.commands.data_words import data_options
+from vision_stack.commands.option_docs import groups, known_options
+from vision_stack.commands.unknown import OWN_YAML, unknown_option
+from vision_stack.ops.run_files import LAST_CHECKPOINT
 
 # fmt: off
 HYDRA_FLAGS = frozenset((
@@ -23,112 +27,16 @@ HYDRA_FLAGS_WITH_VALUE = ONE_RUN_FLAGS - {"-r", "--run"} | frozenset((
     "-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun",
 ))
 # fmt: on
+_SHOWN = {  # what flags show: the values that they take
+    **dict.fromkeys(("-c", "--cfg"), ("job", "hydra", "all")),
+    **dict.fromkeys(("-i", "--info"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+}
 # Groups that every run needs one of.
 REQUIRED_GROUPS = ("backbone", "neck", "head", "data", "optim", "trainer", "callbacks", "logger")
 _KEY = re.compile(r"\+{0,2}[\w.@/-]+", re.ASCII)
 _NUMBER = re.compile(r"-\d")
-
-
-class Alias(NamedTuple):
-    """A short name for options."""
-
-    means: Callable[[str, str], list[str]]  # its value and the data's name -> options
-    place: str  # what it stands for, as help shows it
-    text: str
-
-
-def _option(key: str, values: dict[str, str] | None = None) -> Callable[[str, str], list[str]]:
-    return lambda value, _: [f"{key}={(values or {}).get(value.lower(), value)}"]
-
-
-def _train_device(value: str, _: str) -> list[str]:
-    kind, _colon, number = value.lower().partition(":")
-    if kind in ("cpu", "mps", "auto"):
-        return [f"trainer.accelerator={kind}"]
-    if kind in ("cuda", "gpu"):
-        return ["trainer.accelerator=gpu", *([f"trainer.devices=[{number}]"] if number else [])]
-    if re.fullmatch(r"\[?\d+(,\d+)*\]?", kind):
-        return ["trainer.accelerator=gpu", f"trainer.devices=[{kind.strip('[]')}]"]
-    raise ValueError(f"device={value}: unknown; give cpu, cuda, cuda:1, mps, or the numbers of GPUs as in device=0,1")
-
-
-def _image_size(value: str, data: str) -> list[str]:
-    if not value.isdecimal() or not 32 <= int(value) <= 10_000:
-        raise ValueError(f"imgsz={value}: expected pixels of the longer side, as in imgsz=640")
-    if data == "shapes":
-        return [f"data.image_size={value}"]
-    size = int(value)
-    shorter = ",".join(str(size * part // 8) for part in (5, 6, 7, 8))
-    return [
-        f"data.train_transform.short_edges=[{shorter}]",
-        f"data.train_transform.long_edge={size}",
-        *_eval_size(value, data),
-    ]
-
-
-def _eval_size(value: str, _: str) -> list[str]:
-    return [f"data.eval_transform.short_edge={value}", f"data.eval_transform.long_edge={value}"]
-
-
-_PRECISION = {
-    **dict.fromkeys(("fp32", "float32", "32"), "32-true"),
-    **dict.fromkeys(("fp16", "float16", "16", "amp"), "16-mixed"),
-    **dict.fromkeys(("bf16", "bfloat16"), "bf16-mixed"),
-}
-_RUN_NAME = Alias(lambda value, _: [f"run_dir=outputs/{value}"], "run_dir=outputs/NAME", "folder of the run")
-ALIASES: dict[str, dict[str, Alias]] = {
-    "train": {
-        "epochs": Alias(_option("trainer.max_epochs"), "trainer.max_epochs", "how often all images are seen"),
-        "steps": Alias(_option("trainer.max_steps"), "trainer.max_steps", "optimizer steps, instead of epochs"),
-        "lr": Alias(_option("optim.lr"), "optim.lr", "learning rate"),
-        "batch_size": Alias(_option("data.batch_size"), "data.batch_size", "images in a training step of one device"),
-        "imgsz": Alias(_image_size, "data.train_transform, data.eval_transform", "longest side in pixels"),
-        "workers": Alias(_option("data.num_workers"), "data.num_workers", "processes that load images"),
-        "device": Alias(_train_device, "trainer.accelerator, trainer.devices", "cpu, cuda, cuda:1, mps or 0,1"),
-        "precision": Alias(_option("trainer.precision", _PRECISION), "trainer.precision", "fp32, bf16 or fp16"),
-        "name": _RUN_NAME,
-        "root": Alias(_option("data.root"), "data.root", "folder of the data"),
-        "pretrained": Alias(_option("backbone.pretrained"), "backbone.pretrained", "true, false, auto or a file"),
-    },
-    "eval": {
-        "batch_size": Alias(_option("data.eval_batch_size"), "data.eval_batch_size", "images in a step"),
-        "imgsz": Alias(_eval_size, "data.eval_transform", "longest side in pixels"),
-        "workers": Alias(_option("data.num_workers"), "data.num_workers", "processes that load images"),
-        "device": Alias(_train_device, "trainer.accelerator, trainer.devices", "cpu, cuda, cuda:1, mps or 0,1"),
-        "precision": Alias(_option("trainer.precision", _PRECISION), "trainer.precision", "fp32, bf16 or fp16"),
-        "name": _RUN_NAME,
-        "root": Alias(_option("data.root"), "data.root", "folder of the data"),
-        "weights": Alias(_option("checkpoint"), "checkpoint", "the model"),
-        "model": Alias(_option("checkpoint"), "checkpoint", "the model"),
-    },
-    "predict": {
-        "conf": Alias(_option("threshold"), "threshold", "lowest score that is drawn"),
-        "weights": Alias(_option("checkpoint"), "checkpoint", "the model"),
-        "model": Alias(_option("checkpoint"), "checkpoint", "the model"),
-        "name": _RUN_NAME,
-    },
-}
-_SAME = {
-    "epoch": "epochs",
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "max_steps": "steps",
-    "iterations": "steps",
-    "learning_rate": "lr",
-    "lr0": "lr",
-    "batch": "batch_size",
-    "bs": "batch_size",
-    "image_size": "imgsz",
-    "img_size": "imgsz",
-    "num_workers": "workers",
-    "devices": "device",
-    "gpus": "device",
-    "data_root": "root",
-    "confidence": "conf",
-}
-
-
-_EXAMPLE_VALUES = {"resume": "auto", "data": "DIR", "source": "FOLDER", "checkpoint": "best.ckpt"}
+_EXAMPLES = {"resume": "auto", "data": "DIR", "source": "FOLDER", "checkpoint": "best.ckpt", "pretrained": "true"}
+_WEIGHTS = frozenset((".ckpt", ".safetensors", ".pt", ".pth", ".bin"))
 
 
 class Words(NamedTuple):
@@ -136,6 +44,11 @@ class Words(NamedTuple):
 
     flags: list[str]  # Hydra's own, with their values
     options: list[str]  # option=value
+    topics: tuple[str, ...] = ()  # groups of options that --help is asked about
+
+    @property
+    def help(self) -> bool:
+        return bool({"-h", "--help"} & set(self.flags))
 
     @property
     def one_run(self) -> bool:
@@ -150,49 +63,91 @@ def understand(verb: str, argv: Sequence[str]) -> Words:
     Raises:
         ValueError: a word that can mean nothing; one line with what to write instead.
     """
-    flags, typed = _assignments(argv)
-    data = next((value for key, value in map(_split, typed) if key == "data"), None) or "shapes"
-    result: list[str] = []
+    if {"-sc", "--shell-completion"} & set(argv):
+        return Words(list(argv), [])
+    flags, typed = _assignments(verb, argv)
+    words = Words(flags, [])
+    assigned = [pair for text in typed if (pair := _split(text))[1] is not None]
+    data = next((value for key, value in assigned if key == "data"), None) or "shapes"
+    meant: list[tuple[str, str]] = []  # what was typed, what it stands for
+    topics = []
     for text in typed:
         key, value = _split(text)
-        if value is None:
-            _check_bare_word(text)
-            result.append(text)
-            continue
-        _check(text, key, value)
-        if alias := ALIASES[verb].get(_SAME.get(key, key)):
-            result += alias.means(value, data)
-        elif key == "data" and verb != "predict":
-            result += _data_options(value)
+        if value is None and words.help and text in groups():
+            topics.append(text)
+        elif value is None:
+            _check_bare_word(verb, text)
+            meant.append((text, text))
         else:
-            result.append(text)
-    return Words(flags, result)
+            _check(verb, text, key, value)
+            meant += [(text, option) for option in _options(verb, text, data, assigned, flags)]
+    _check_agreement(meant)
+    return Words(flags, [option for _, option in meant], tuple(topics))
 
 
-def _assignments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _options(
+    verb: str, text: str, data: str, assigned: Sequence[tuple[str, str | None]], flags: Sequence[str]
+) -> list[str]:
+    key, value = _split(text)
+    name, value = canonical(key), value or ""
+    if alias := ALIASES[verb].get(name):
+        return alias.means(value, data)
+    if name == "data" and verb != "predict":
+        keys = {key for key, _ in assigned}
+        elsewhere = "hydra.searchpath" in keys or any(flag.startswith(("-cd", "--config-dir")) for flag in flags)
+        return data_options(value, {canonical(key) for key in keys}, own_yaml=elsewhere)
+    return [text if name == key else f"{name}={value}"]
+
+
+def _assignments(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags, and all other words, flags among them as assignments: `--epochs 10` is `epochs=10`."""
     flags: list[str] = []
     typed: list[str] = []
-    words = iter(argv)
-    for word in words:
+    words = list(reversed(argv))
+    while words:
+        word = words.pop()
         flag, equals, value = word.partition("=")
         if flag in HYDRA_FLAGS and equals and flag != "-sc":
             raise ValueError(f"{word}: {flag} takes no value")
         if flag in HYDRA_FLAGS:
             flags.append(word)
         elif flag in HYDRA_FLAGS_WITH_VALUE:
-            flags += [word] if equals else [word, next(words, "")]
+            if flag in ("-i", "--info") and not equals and not (words and words[-1] in _SHOWN[flag]):
+                words.append("all")
+            value = value if equals else words.pop() if words else ""
+            _check_flag(flag, value)
+            flags += [word] if equals else [word, value]
         elif word.startswith("-"):
-            key = flag.lstrip("-").replace("-", "_")
-            if not equals:
-                value = next(words, "")
-                if not value or (value.startswith("-") and not _NUMBER.match(value)):
-                    example = f"{word} {_EXAMPLE_VALUES.get(key, 'VALUE')}"
-                    raise ValueError(f"{word}: needs a value, as in {example}; --help lists the options")
-            typed.append(f"{key}={value}")
+            typed.append(_assignment(verb, word, words))
         else:
             typed.append(word)
     return flags, typed
+
+
+def _check_flag(flag: str, value: str) -> None:
+    shown = _SHOWN.get(flag)
+    if shown and value not in shown:
+        raise ValueError(f"{flag} {value}".rstrip() + f": {flag} shows options: one of {', '.join(shown)}; {OWN_YAML}")
+    if not value:
+        raise ValueError(f"{flag}: needs a value, as in {flag} VALUE")
+
+
+def _assignment(verb: str, word: str, following: list[str]) -> str:
+    """A flag as `option=value`; takes its value from what follows."""
+    flag, equals, value = word.partition("=")
+    key = flag.lstrip("-").replace("-", "_")
+    if equals:
+        return f"{key}={value}"
+    if key.startswith("no_") and _is_known(verb, key[3:]):
+        return f"{key[3:]}=false"
+    value = following[-1] if following else ""
+    is_option = (key_of_next := _split(value)[0]) != value and _is_known(verb, key_of_next)
+    if not value or is_option or (value.startswith("-") and not _NUMBER.match(value)):
+        if key and not _is_known(verb, key):
+            raise ValueError(unknown_option(verb, key))
+        raise ValueError(f"{word}: needs a value, as in {word} {_EXAMPLES.get(key, 'VALUE')}; --help lists the options")
+    following.pop()
+    return f"{key}={value}"
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -203,7 +158,16 @@ def _split(text: str) -> tuple[str, str | None]:
     return key, value
 
 
-def _check(text: str, key: str, value: str) -> None:
+def _is_known(verb: str, key: str) -> bool:
+    """Whether an option may have this name: a short one, or one in a group of options that exists."""
+    name = canonical(key.lstrip("+"))
+    if name in ALIASES[verb] or "/" in name or "@" in name:  # Hydra's own
+        return True
+    known = {"hydra", *(option.partition(".")[0] for option in known_options(verb))}
+    return name.partition(".")[0] in known | ({"experiment"} if verb == "train" else set())
+
+
+def _check(verb: str, text: str, key: str, value: str) -> None:
     """Raise ValueError for what Hydra would misunderstand, or answer with its grammar."""
     name = key.lstrip("+")
     if not name:
@@ -214,6 +178,8 @@ def _check(text: str, key: str, value: str) -> None:
         raise ValueError(f"{text}: one '=' too many; write {key}={value.lstrip('=')}")
     if not value and ("." not in name or name in PATH_KEYS):
         raise ValueError(f"{text}: there is nothing after '='; give a value, or leave {name} out")
+    if name == key and not _is_known(verb, key):
+        raise ValueError(unknown_option(verb, key))
     if value.lower() == "null" and name in REQUIRED_GROUPS:
         instead = "logger=none" if name == "logger" else f"{name}=NAME, or leave it out"
         raise ValueError(f"{text}: every run needs one; write {instead}")
@@ -221,7 +187,20 @@ def _check(text: str, key: str, value: str) -> None:
         raise ValueError(f"{text}: is not a folder; leave run_dir out for outputs/<date>/<time>")
 
 
-def _check_bare_word(text: str) -> None:
+def _check_agreement(meant: Sequence[tuple[str, str]]) -> None:
+    """Raise ValueError for two names of one option with two values. Of one name, the last value counts."""
+    seen: dict[str, tuple[str, str]] = {}
+    for text, option in meant:
+        key = option.lstrip("+").partition("=")[0]
+        if "=" not in option or not key:
+            continue
+        other, other_option = seen.setdefault(key, (text, option))
+        if other.partition("=")[0] != text.partition("=")[0] and other_option != option:
+            raise ValueError(f"{other} and {text} both set {key}; leave out one of them")
+        seen[key] = (text, option)
+
+
+def _check_bare_word(verb: str, text: str) -> None:
     name = text[1:].partition("=")[0]
     if text.startswith("~") and name not in REQUIRED_GROUPS:
         return
@@ -229,52 +208,30 @@ def _check_bare_word(text: str) -> None:
         raise ValueError(f"{text}: every run needs its {name}; choose another by {name}=NAME")
     if not text.strip():
         raise ValueError("an empty word was typed; remove it (an unset shell variable in quotes?)")
-    if re.fullmatch(r"[\w.@/]+", text, re.ASCII) and not Path(text).exists():
-        raise ValueError(f"{text}: has no value; write {text}=VALUE")
-    raise ValueError(f"{text!r}: is not an option; write OPTION=VALUE, as in data.root=DIR or source=FILE")
+    name = canonical(text)
+    exact = {*ALIASES[verb], *known_options(verb), *(groups() if verb == "train" else ()), "experiment"}
+    if name in exact and not Path(text).exists():
+        listing = f"; --help {text} lists them" if text in groups() and verb == "train" else ""
+        raise ValueError(f"{text}: has no value; write {name}=VALUE{listing}")
+    instead = ", or ".join(_meanings(verb, text)) or "OPTION=VALUE, as in data.root=DIR or source=FILE"
+    raise ValueError(f"{text!r}: is not an option; write {instead}")
 
 
-def _data_options(value: str) -> list[str]:
-    """`data=` takes a name of `configs/data/`, or a folder or file of the user's."""
-    if re.fullmatch(r"\w*", value) and (
-        (config_dir() / "data" / f"{value}.yaml").is_file() or not Path(value).exists()
-    ):
-        return [f"data={value}"]
-    path = Path(value.strip("'\"")).expanduser()
-    if not path.exists():
-        return [f"data={value}"]  # Hydra names the choices
-    if path.is_dir():
-        if _looks_like_coco(path):
-            return ["data=coco", f"data.root={path}"]
-        raise ValueError(f"data={value}: no COCO json found; the folder holds {_contents(path)}. {SUPPORTED}")
-    if path.suffix == ".json":
-        return ["data=coco", f"data.root={path.parent}", f"data.train_annotations={path.absolute()}"]
-    raise ValueError(f"data={value}: cannot read {path.suffix or 'such'} files as data. {SUPPORTED}")
-
-
-SUPPORTED = (
-    "Supported: data=coco (COCO json), data=coco_panoptic (json and PNGs), data=semantic (images and label maps), "
-    "each with data.root=DIR"
-)
-
-
-def _looks_like_coco(folder: Path) -> bool:
-    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
-    names = {"classes.json", "dataset.json", "metadata.json"}
-    return any(file.name not in names for pattern in patterns for file in folder.glob(pattern))
-
-
-def _contents(folder: Path, limit: int = 20_000) -> str:
-    """What is in a folder, by suffix: `120 .txt, 120 .jpg and 2 .yaml files`."""
-    counts: dict[str, int] = {}
-    for number, path in enumerate(folder.rglob("*")):
-        if number == limit:
-            break
-        if path.is_file() and not path.name.startswith("."):
-            counts[path.suffix.lower() or "unnamed"] = counts.get(path.suffix.lower() or "unnamed", 0) + 1
-    if not counts:
-        return "no files"
-    kinds = [
-        f"{count:,} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
-    ]
-    return " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds) + " files"
+def _meanings(verb: str, text: str) -> Iterator[str]:
+    """What a path may have been meant as."""
+    path = Path(text).expanduser()
+    is_folder, suffix = path.is_dir(), path.suffix.lower()
+    is_model = suffix in _WEIGHTS or (path / LAST_CHECKPOINT).is_file() or (path / "config.json").is_file()
+    if verb == "train":
+        if is_model:
+            yield from (f"resume={text}, which continues its run", f"weights={text}, which starts a new run from it")
+        elif is_folder or suffix == ".json" or path.name in ("data.yaml", "data.yml"):
+            yield f"data={text}"
+        elif suffix in (".yaml", ".yml"):
+            yield f"experiment=NAME; {OWN_YAML}"
+    elif is_model:
+        yield f"checkpoint={text}"
+    elif verb == "predict":
+        yield f"source={text}"
+    elif is_folder or suffix == ".json":
+        yield f"data={text}"

@@ -14,6 +14,7 @@ from vision_stack.config import from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.model import VisionModel
+from vision_stack.ops.run_files import CONFIG_FILE
 from vision_stack.published import locate
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.lightning_module import SegmentationModule
@@ -22,7 +23,6 @@ from vision_stack.training.options import EvalOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
-from vision_stack.training.run_files import CONFIG_FILE
 from vision_stack.training.tasks import build_evaluator
 from vision_stack.training.trainer_options import profiles, write_profile
 from vision_stack.weights.checkpoint import read_checkpoint

@@ -15,7 +15,7 @@ import yaml
 from vision_stack.metrics import Evaluator
 from vision_stack.metrics.base import Report, class_names
 from vision_stack.ops.files import naming, remove, replacing, scratch_beside, write_file
-from vision_stack.training.run_files import CONFIG_FILE
+from vision_stack.ops.run_files import CONFIG_FILE
 
 METRICS_FILE, PREDICTIONS_FILE, PREDICTIONS_DIR = "metrics.json", "predictions.json", "predictions"
 CONFUSION_TABLE = "confusion.csv"

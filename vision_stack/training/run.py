@@ -26,6 +26,7 @@ from vision_stack.data.validation import DataError
 from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
+from vision_stack.ops.run_files import mark_finished, mark_unfinished
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.auto import describe_settled, fitting, settled_values, without_autos
@@ -40,7 +41,6 @@ from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, absolute, write_config
-from vision_stack.training.run_files import mark_finished, mark_unfinished
 from vision_stack.training.settling import RECIPE, decode_parts, model_config, settle_options
 from vision_stack.training.start import Start, backbone_warnings, describe_start, read_start, transfer
 from vision_stack.training.strategy import prepare_strategy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -59,6 +60,10 @@ def check_trainer_options(options: Mapping[str, Any], verb: Literal["train", "ev
     for name, refusal in REFUSED[verb].items():
         if name in options and options[name] not in refusal.nothing:
             raise ValueError(f"trainer.{name}: {refusal.remedy}")
+
+
+def is_trainer_argument(name: str) -> bool:
+    return name in inspect.signature(pl.Trainer).parameters
 
 
 def check_loggers(trainer: pl.Trainer) -> None:
