@@ -2,8 +2,11 @@
 
 import errno
 import os
+import platform
 import select
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +37,36 @@ def make_loader(root: Path, **options: Any) -> BatchLoader:
 
 def processes(loader: BatchLoader) -> list[Any]:
     return list(loader._iterator._workers)  # type: ignore[union-attr]
+
+
+FORK = """
+import os, torch
+from vision_stack.data.workers import start_worker
+from vision_stack.training.allocator import keep_freed_memory
+
+def resident():  # MiB; a fork has no pages of files at first
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) // 1024
+
+assert keep_freed_memory()
+before = resident()
+steps = [torch.ones(25 * 2**18) for _ in range(8)]  # 200 MiB
+del steps
+kept = resident() - before
+if os.fork() == 0:
+    start_worker(0)
+    print(kept, resident() - before, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_worker_does_not_hold_memory_that_its_parent_has_freed() -> None:
+    result = subprocess.run([sys.executable, "-c", FORK], check=True, capture_output=True, text=True)
+    kept, held = map(int, result.stdout.split())
+    assert kept > 150
+    assert held < 50
 
 
 def no_memory(free: int, monkeypatch: pytest.MonkeyPatch) -> None:

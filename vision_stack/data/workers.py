@@ -29,7 +29,7 @@ class LoaderError(ValueError):
 
 
 def start_worker(_: int) -> None:
-    """To be called first in a worker: it ends when its parent says so or dies.
+    """To be called first in a worker: it ends when its parent says so or dies, and does not hold the parent's memory.
 
     A signal from a terminal, from `timeout` or from SLURM reaches all processes; it is for the parent to decide what
     follows from it.
@@ -38,9 +38,21 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _drop_freed_memory()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it died before that
         os._exit(1)
+
+
+def _drop_freed_memory() -> None:
+    """Hand back what the parent had freed before it was forked, such as the activations of a step.
+
+    A forked process shares the parent's pages until one of the two writes to them. The parent soon does, to what its
+    allocator has kept, and would have a second copy of everything: as much memory again as a training step takes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def free_shared_memory() -> int | None:
