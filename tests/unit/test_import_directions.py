@@ -30,7 +30,7 @@ ALLOWED = {
     "training": BASE
     | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"}
     | {"published"},
-    "commands": {"config", "ops", "model", "backbones", "training"},
+    "commands": {"config", "ops", "data", "model", "backbones", "training"},
 }
 FRAMEWORKS = {
     "hydra": {"commands"},

@@ -139,14 +139,19 @@ def test_data_folder_with_coco_json_is_read_as_coco(tmp_path: Path) -> None:
     ]
 
 
-def test_data_folder_of_another_format_says_what_is_there_and_what_is_supported(tmp_path: Path) -> None:
+def test_data_folder_of_another_format_says_which_and_how_to_convert_it(tmp_path: Path) -> None:
     for name in ("images/a.jpg", "images/b.jpg", "labels/a.txt", "data.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"2 \.jpg, 1 \.txt and 1 \.yaml files\. Supported: data=coco \(COCO json\)"):
+    expected = r"no COCO json found; there are 2 \.jpg, 1 \.txt and 1 \.yaml files\. Supported: data=coco \(COCO json\)"
+    with pytest.raises(ValueError, match=expected):
         understand("train", [f"data={tmp_path}"])
-    with pytest.raises(ValueError, match=r"cannot read \.yaml files as data\. Supported: data=coco"):
-        understand("train", [f"data={tmp_path / 'data.yaml'}"])
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    for typed in (tmp_path, tmp_path / "data.yaml"):
+        with pytest.raises(ValueError, match=r"a YOLO data set .*, which is not read; .*labelformat convert") as error:
+            understand("train", [f"data={typed}"])
+        assert "\n" not in str(error.value)
 
 
 def test_data_name_of_a_yaml_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 Known layouts, for each split by its usual names (train; val, valid, validation):
 
-* COCO: `annotations/instances_train2017.json` with `train2017/` or `images/train2017/`, with any year or none, with or
-  without `instances_`;
+* COCO: `annotations/instances_train2017.json` with `train2017/`, `images/train2017/` or `train2017/images/`, with any
+  year or none, with or without `instances_`;
 * Roboflow: `train/_annotations.coco.json` beside its images;
 * `train.json` in the root;
 * COCO panoptic: `annotations/panoptic_train2017.json`, its label maps in the folder of the same name beside it;
@@ -20,6 +20,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
+from vision_stack.data.foreign import describe, list_files
 from vision_stack.data.validation import DataError, data_error
 
 SplitName = Literal["train", "val"]
@@ -156,15 +157,16 @@ def _find(
         candidates = _annotation_candidates(root, split, kind)
         existing = [path for path in candidates if path.is_file()]
         if not existing:
-            _not_found(root, split, candidates)
+            _not_found(root, split, kind, candidates)
         annotation_file = _inside(root, existing[0], f"data.{split}_annotations")
     if images is not None:
         return SplitPaths(annotation_file, _explicit(root, images, f"data.{split}_images", folder=True))
     folders = _image_candidates(root, split, annotation_file)
-    for folder in folders:
-        if folder.is_dir():
-            beside = annotations is not None and folder == annotation_file.parent  # chosen along with an explicit file
-            return SplitPaths(annotation_file, folder if beside else _inside(root, folder, f"data.{split}_images"))
+    existing = [folder for folder in folders if folder.is_dir()]
+    if existing:
+        folder = _holding(_first_image(annotation_file), existing) if len(existing) > 1 else existing[0]
+        beside = annotations is not None and folder == annotation_file.parent  # chosen along with an explicit file
+        return SplitPaths(annotation_file, folder if beside else _inside(root, folder, f"data.{split}_images"))
     tried = ", ".join(_relative(root, folder) + "/" for folder in folders)
     message = f"no folder of {split} images (looked for {tried})"
     raise data_error(root, f"data.{split}_images", message, f"name it with data.{split}_images=DIR")
@@ -189,9 +191,22 @@ def _image_candidates(root: Path, split: SplitName, annotation_file: Path) -> li
         return [annotation_file.parent]
     stem = annotation_file.stem.removeprefix("instances_").removeprefix("panoptic_")
     names = dict.fromkeys((stem, *_NAMES[split]))
-    folders = [folder for name in names for folder in (root / name, root / "images" / name)]
+    folders = [folder for name in names for folder in (root / name, root / "images" / name, root / name / "images")]
     beside = annotation_file.parent
     return [*folders, root / "images", *([beside] if beside.name != "annotations" else [])]
+
+
+def _first_image(annotation_file: Path) -> str:
+    """The name of an image in a json, by its first bytes; empty if they have none."""
+    with annotation_file.open("rb") as file:
+        head = file.read(100_000).decode("utf-8", errors="replace")
+    match = re.search(r'"file_name"\s*:\s*"([^"\\]+)"', head)
+    return match[1] if match and not Path(match[1]).is_absolute() and ".." not in Path(match[1]).parts else ""
+
+
+def _holding(name: str, folders: list[Path]) -> Path:
+    """The folder that has this file, else the first one."""
+    return next((folder for folder in folders if name and (folder / name).is_file()), folders[0])
 
 
 def _explicit(root: Path, path: str | Path, option: str, folder: bool) -> Path:
@@ -212,10 +227,24 @@ def _inside(root: Path, path: Path, option: str) -> Path:
     return path
 
 
-def _not_found(root: Path, split: SplitName, candidates: list[Path]) -> NoReturn:
+def _not_found(root: Path, split: SplitName, kind: AnnotationKind, candidates: list[Path]) -> NoReturn:
     tried = ", ".join(_relative(root, path) for path in candidates)
-    message = f"no annotation file of the {split} split (looked for {tried})"
-    remedy = f"name it with data.{split}_annotations=FILE and data.{split}_images=DIR"
+    missing = f"no annotation file of the {split} split (looked for {tried})"
+    files = list_files(root)
+    if found := describe(files):
+        what, remedy = found
+        raise data_error(root, "data.root", f"holds {what}, which is not read: {missing}", remedy)
+    message = f"{missing}; there are {files.shown('.json') or files.counts()}"
+    if split == "val" and kind == "instances":
+        remedy = (
+            "name them relative to this folder: data.val_annotations=FILE data.val_images=DIR; without a validation "
+            "set, name those of the training with trainer.limit_val_batches=0"
+        )
+    else:
+        remedy = (
+            "name them relative to this folder: data.train_annotations=FILE data.train_images=DIR "
+            "data.val_annotations=FILE data.val_images=DIR"
+        )
     raise data_error(root, f"data.{split}_annotations", message, remedy)
 
 
