@@ -81,6 +81,7 @@ class VisionModelConfig(Config):
         if letters > MAX_LETTERS:
             raise ConfigError(f"categories: names of {letters:,} letters; at most {MAX_LETTERS:,} fit in a checkpoint")
         self.head.check_task(self.task)
+        object.__setattr__(self, "neck", self.neck.fitted(self.head.pyramid))
 
 
 class VisionModel(nn.Module):

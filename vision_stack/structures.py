@@ -278,6 +278,8 @@ class DecodeOptions(NamedTuple):
     masks: Literal["bool", "rle"] = "bool"  # of instances
     is_thing: tuple[bool, ...] = ()  # per class
     panoptic: PanopticOptions = PanopticOptions()
+    nms: Literal["hard", "soft"] | None = None  # of heads that have it; None: as the head's config says
+    class_agnostic_nms: bool | None = None
 
     @property
     def lowest_score(self) -> float:
@@ -294,6 +296,13 @@ class Sample(NamedTuple):
     image: Tensor  # [3, h, w] float32 RGB in [0, 1]
     target: Target  # masks [N, h, w]
     info: ImageInfo
+
+
+class Pyramid(NamedTuple):
+    """The maps that a head is made for; necks follow where their own options say `auto`."""
+
+    extra_levels: Literal["none", "pool", "p6p7", "p6p7_on_c5"] = "none"  # maps coarser than the backbone's
+    finest_stride: int = 1  # finer maps are not read
 
 
 class BackboneConfig(Config):
@@ -315,6 +324,10 @@ class NeckConfig(Config):
 
     kind: ClassVar[str] = "neck"
 
+    def fitted(self, pyramid: Pyramid) -> NeckConfig:
+        """With options that say `auto` as a head's pyramid has them."""
+        return self
+
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> Any:
         """The neck for maps of `in_specs`; ConfigError where it cannot take them."""
         raise NotImplementedError
@@ -328,6 +341,11 @@ class HeadConfig(Config):
     tasks: ClassVar[frozenset[Task]]  # that the head can be trained for
     needs_masks: ClassVar[bool] = True  # in targets, whatever the task
     limit: ClassVar[str] = "num_queries"  # the option by which the number of objects in an image is limited
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The maps that the head is made for, which are built unless the neck's options say otherwise."""
+        return Pyramid()
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
         """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""

@@ -32,7 +32,12 @@ FAILS = {
 }
 
 
-REGION_HEADS = ("faster_rcnn", "mask_rcnn")  # of maps with equal channels at strides 4 to 32
+BOX_HEADS = {  # of maps with equal channels at these strides
+    "faster_rcnn": (4, 8, 16, 32),
+    "mask_rcnn": (4, 8, 16, 32),
+    "retinanet": (8, 16, 32),
+    "fcos": (8, 16, 32),
+}
 
 
 def names(group):
@@ -44,9 +49,11 @@ def read(group, name):
 
 
 @functools.cache
-def build_neck(name, specs):
+def build_neck(name, specs, head):
+    """Maps of the neck as it is with the head."""
+    pyramid = from_dict(read("head", head), "head").pyramid
     with on_meta():
-        return from_dict(read("neck", name), "neck").build(specs).out_specs
+        return from_dict(read("neck", name), "neck").fitted(pyramid).build(specs).out_specs
 
 
 @functools.cache
@@ -58,20 +65,21 @@ def build_head(name, specs):
 def outcome(neck, head, specs):
     """The one line of the error; empty if it builds."""
     try:
-        build_head(head, build_neck(neck, specs))
+        build_head(head, build_neck(neck, specs, head))
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def expected_of_region_head(neck, head, specs):
+def expected_of_box_head(neck, head, specs):
     """What the error begins with; empty if the cell builds."""
     try:
-        pyramid = build_neck(neck, specs)
+        pyramid = build_neck(neck, specs, head)
     except ConfigError:
         return "neck: "
-    fits = len({spec.channels for spec in pyramid}) == 1 and {4, 8, 16, 32} <= {spec.stride for spec in pyramid}
-    return "" if fits else f"head: {head} needs maps of equal channels at strides 4, 8, 16, 32, got"
+    needed = BOX_HEADS[head]
+    fits = len({spec.channels for spec in pyramid}) == 1 and set(needed) <= {spec.stride for spec in pyramid}
+    return "" if fits else f"head: {head} needs maps of equal channels at strides {', '.join(map(str, needed))}, got"
 
 
 @pytest.mark.parametrize("name", names("backbone"))
@@ -89,8 +97,8 @@ def test_grid_backbone_builds_as_its_yaml_says_and_so_does_every_cell(name):
     assert (len(strides) == 1) == (name in PLAIN)
     assert strides[:3] == [4, 8, 16] or name in PLAIN
     for neck, head in itertools.product(names("neck"), names("head")):
-        if head in REGION_HEADS:
-            expected = expected_of_region_head(neck, head, backbone.out_specs)
+        if head in BOX_HEADS:
+            expected = expected_of_box_head(neck, head, backbone.out_specs)
         else:
             expected = FAILS.get((neck, head), "") if name in PLAIN else ""
         found = outcome(neck, head, backbone.out_specs)

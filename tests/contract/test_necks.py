@@ -10,7 +10,7 @@ import vision_stack.necks
 from vision_stack.backbones.base import crop_to_image
 from vision_stack.config import ConfigError, from_dict, registered, to_dict
 from vision_stack.layers.transformer import DetrEncoderLayer
-from vision_stack.structures import FeatureSpec
+from vision_stack.structures import FeatureSpec, Pyramid
 
 LEVELS = {
     "three": (FeatureSpec("a", 6, 4), FeatureSpec("b", 8, 8), FeatureSpec("c", 12, 16)),
@@ -93,6 +93,34 @@ def test_neck_config_survives_the_way_through_a_dict(name):
 
 def test_fpn_levels_are_named_by_stride_with_the_same_channels():
     assert build("fpn", LEVELS["four"]).out_specs == tuple(FeatureSpec(f"p{i}", 16, 2**i) for i in range(2, 6))
+
+
+@pytest.mark.parametrize("name", ["fpn", "simple_pyramid"])
+def test_pyramid_follows_the_head_where_its_options_say_auto(name):
+    dense = Pyramid(extra_levels="p6p7", finest_stride=8)
+    options = {"auto": {}, "typed": {"extra_levels": "pool", "finest_stride": 4}}
+    strides = {}
+    for key, typed in options.items():
+        config = from_dict({"type": name, "channels": 16, **typed}, "neck").fitted(dense)
+        assert config.fitted(Pyramid()) == config
+        neck = config.build(LEVELS["four"])
+        maps = crop_to_image(neck(maps_of(LEVELS["four"], 75, 101)), neck.out_specs, (75, 101))
+        assert [m.shape[-2:] for m in maps] == [(-(-75 // s.stride), -(-101 // s.stride)) for s in neck.out_specs]
+        strides[key] = [spec.stride for spec in neck.out_specs]
+    assert strides == {"auto": [8, 16, 32, 64, 128], "typed": [4, 8, 16, 32, 64]}
+
+
+def test_pyramid_without_a_map_that_is_coarse_enough_says_so():
+    with pytest.raises(ConfigError, match=r"neck.finest_stride: 64, but the maps have strides \(4, 8, 16, 32\); lower"):
+        build("fpn", LEVELS["four"], finest_stride=64)
+
+
+def test_simple_pyramid_has_no_map_of_the_backbone_at_stride_32():
+    with pytest.raises(ConfigError, match=r"^neck.extra_levels: p6p7_on_c5 needs .*; give p6p7$"):
+        build("simple_pyramid", LEVELS["four"], extra_levels="p6p7_on_c5")
+    assert build("simple_pyramid", LEVELS["four"]).out_specs[-1].stride == 32
+    on_c5 = from_dict({"type": "simple_pyramid"}, "neck").fitted(Pyramid("p6p7_on_c5"))
+    assert on_c5.extra_levels == "p6p7"
 
 
 def test_fpn_identity_convolutions_gives_sums_of_upsampled_maps():

@@ -92,7 +92,7 @@ def test_config_survives_a_dict_and_holds_plain_values_only():
         ("pvt_v2", {"hidden_sizs": [8]}, "architecture.hidden_sizs: pvt_v2 has no such option; did you mean"),
         ("pvt_v2", {"depths": [500, 1, 1, 1]}, "architecture.depths: 503 layers are more than the 200"),
         ("pvt_v2", {"drop_path_rate": float("inf")}, "architecture.drop_path_rate: inf is outside the allowed range"),
-        ("vitpose_backbone", {}, "model_type: vitpose_backbone gives stem as [1, 192, 768], no map of one stride"),
+        ("vitpose_backbone", {}, "model_type: vitpose_backbone gives stem as [1, 192, 768], not a map of one stride"),
     ],
 )
 def test_config_that_cannot_be_gives_one_line(model_type, architecture, line):

@@ -16,7 +16,7 @@ from vision_stack.data.validation import DataError
 
 SHORT = ["data.image_size=64", "data.num_train=4", "data.num_val=2", "data.batch_size=2", "steps=1", "device=cpu"]
 SHORT += ["logger=none", "num_pictures=1"]
-DETECTOR = ["head.representation_size=16", "head.rpn_post_nms_top_n=20", "neck.channels=16", "neck.extra_levels=pool"]
+DETECTOR = ["head.representation_size=16", "head.rpn_post_nms_top_n=20", "neck.channels=16"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,16 @@ def test_detector_evaluates_and_predicts_boxes(run_dir: Path, tmp_path: Path) ->
 def test_mask_head_trains_for_detection_by_the_boxes_of_its_masks(tmp_path: Path) -> None:
     tiny_run.train(tmp_path, "task=detection", "trainer.max_epochs=1")
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() >= {"bbox"}
+
+
+@pytest.mark.parametrize("head", ["retinanet", "fcos", "mask_rcnn"])
+def test_detectors_train_with_the_levels_they_are_made_for(head: str, tmp_path: Path, capsys: Any) -> None:
+    options = [*SHORT, "neck.channels=32", "pretrained=false", "num_pictures=0"]
+    run = train(task="detection", head=head, backbone="resnet18", run_dir=tmp_path / "run", overrides=options)
+    levels = ["p2/4", "p3/8", "p4/16", "p5/32", "p6/64", "p7/128"]
+    assert ", ".join(levels[:5] if head == "mask_rcnn" else levels[1:]) in capsys.readouterr().out
+    assert "AP" in run.metrics["bbox"]
+    assert run.model().config.neck.extra_levels == ("pool" if head == "mask_rcnn" else "p6p7")
 
 
 def boxes_only(root: Path) -> Path:
@@ -101,4 +111,4 @@ def test_detector_refuses_a_task_with_masks_and_a_neck_without_a_pyramid(tmp_pat
     with pytest.raises(ConfigError, match="head=faster_rcnn cannot be trained for instance; use task=detection"):
         train(head="faster_rcnn", run_dir=tmp_path / "a", overrides=SHORT)
     with pytest.raises(ConfigError, match=r"maps of equal channels at strides 4, 8, 16, 32, got .* use neck=fpn"):
-        train(task="detection", head="faster_rcnn", backbone="tiny", run_dir=tmp_path / "b", overrides=SHORT)
+        train(task="detection", head="faster_rcnn", neck="none", run_dir=tmp_path / "b", overrides=SHORT)

@@ -113,9 +113,10 @@ def test_shifted_level_is_noticed(pair: tuple[Any, FasterRCNNHead]) -> None:
     with torch.no_grad():
         expected, _ = run_theirs(model, maps(), None)
         faulty = (maps()[0].roll(1, dims=-1), *maps()[1:])
-        outputs = head(Features(faulty, (128, 160), SIZES))
+        found = head.detections(head(Features(faulty, (128, 160), SIZES)), DecodeOptions(threshold=0.0))
     same = [
-        a.shape == b["boxes"].shape and torch.equal(a, b["boxes"]) for a, b in zip(outputs.boxes, expected, strict=True)
+        a.boxes.shape == b["boxes"].shape and torch.equal(a.boxes, b["boxes"])
+        for a, b in zip(found, expected, strict=True)
     ]
     assert not all(same)
 
@@ -137,7 +138,14 @@ def test_pasted_masks_also_beyond_the_border_and_empty(form: str) -> None:
     assert torch.equal(found[sure], (expected > 0.5)[sure])
 
 
-@pytest.mark.parametrize(("extra", "block"), [("pool", LastLevelMaxPool()), ("p6p7", LastLevelP6P7(16, 16))])
+@pytest.mark.parametrize(
+    ("extra", "block"),
+    [
+        ("pool", LastLevelMaxPool()),
+        ("p6p7", LastLevelP6P7(16, 16)),
+        ("p6p7_on_c5", LastLevelP6P7(64, 16)),
+    ],
+)
 def test_pyramid_with_extra_levels_is_torchvisions(extra: Any, block: Any) -> None:
     torch.manual_seed(0)
     channels, strides = (8, 16, 32, 64), (4, 8, 16, 32)

@@ -1,12 +1,18 @@
 """Heads: from maps to predictions, losses and results. Importing this package registers them."""
 
 from vision_stack.heads.base import Head
+from vision_stack.heads.boxes import BoxHead, BoxHeadConfig
+from vision_stack.heads.dense import FCOSHead, FCOSHeadConfig, RetinaNetHead, RetinaNetHeadConfig
 from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHead, MaskRCNNHeadConfig
 
 __all__ = [
+    "BoxHead",
+    "BoxHeadConfig",
+    "FCOSHead",
+    "FCOSHeadConfig",
     "FasterRCNNHead",
     "FasterRCNNHeadConfig",
     "Head",
@@ -18,4 +24,6 @@ __all__ = [
     "MaskHeadConfig",
     "MaskRCNNHead",
     "MaskRCNNHeadConfig",
+    "RetinaNetHead",
+    "RetinaNetHeadConfig",
 ]

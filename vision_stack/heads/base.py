@@ -19,11 +19,13 @@ class Head(nn.Module, Generic[Outputs]):
     Attributes:
         num_classes: K.
         max_objects: the most objects that can be found in an image, if there is such a limit.
+        has_nms: its decoders suppress boxes that overlap, as `DecodeOptions` say.
         decoders: for each of the config's `tasks` what turns outputs into predictions, one image after the other.
     """
 
     num_classes: int
     max_objects: int | None = None
+    has_nms: ClassVar[bool] = False
     decoders: ClassVar[Mapping[Task, Decoder]] = {}
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Outputs:

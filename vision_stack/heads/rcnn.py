@@ -11,48 +11,48 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
 
-from vision_stack.config import ConfigError, Count, Fraction, Positive, register
-from vision_stack.heads.base import Decoder, Head
-from vision_stack.postprocess.paste import paste_masks
-from vision_stack.structures import (
-    DecodeOptions,
-    Features,
-    FeatureSpec,
-    HeadConfig,
-    ImageInfo,
-    Instances,
-    Target,
-    Task,
+from vision_stack.config import Count, Fraction, Positive, register
+from vision_stack.heads.base import Decoder
+from vision_stack.heads.boxes import (
+    Anchors,
+    BoxHead,
+    BoxHeadConfig,
+    Candidates,
+    check_pyramid,
+    image_list,
+    in_original_pixels,
+    instances,
+    is_ignored,
+    precise,
 )
+from vision_stack.postprocess.paste import paste_masks
+from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Instances, Pyramid, Target, Task
 
 ROI_STRIDES = (4, 8, 16, 32)  # of the maps that boxes are pooled from; coarser ones only propose
+MIN_SIDE = 1e-2  # pixels, of a detection
 
 
 class RegionOutputs(NamedTuple):
-    """While training the losses, otherwise the detections of each image in pixels of the resized image."""
+    """While training the losses, otherwise scored boxes, and what masks are made of."""
 
     losses: dict[str, Tensor]
-    boxes: list[Tensor]  # [N, 4]
-    labels: list[Tensor]  # [N], 0..K-1
-    scores: list[Tensor]  # [N], falling
-    masks: list[Tensor]  # [N, M, M] probabilities inside of the boxes; none without a mask branch
+    candidates: list[Candidates]
+    maps: dict[str, Tensor]  # by the names that torchvision's pooling knows
+    sizes: list[tuple[int, int]]  # (height, width) of each image before padding
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNHeadConfig(HeadConfig):
+class FasterRCNNHeadConfig(BoxHeadConfig):
     """Options in torchvision's words. `version: v2` has the layers of torchvision's `_v2` models (Li et al. 2021)."""
 
-    tasks: ClassVar[frozenset[Task]] = frozenset({"detection"})
-    needs_masks: ClassVar[bool] = False
     limit: ClassVar[str] = "box_detections_per_img"
     version: Literal["v1", "v2"] = "v1"
     anchor_scale: Positive = 8.0  # side of an anchor, as a multiple of its map's stride
@@ -67,6 +67,10 @@ class FasterRCNNHeadConfig(HeadConfig):
     box_score_thresh: Fraction = 0.05
     box_nms_thresh: Fraction = 0.5
     box_detections_per_img: Count = 100
+
+    @property
+    def pyramid(self) -> Pyramid:
+        return Pyramid(extra_levels="pool")
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> FasterRCNNHead:
         """Raises ConfigError unless the maps have equal channels and strides from 4 to 32."""
@@ -97,7 +101,7 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
     def mask_branch(self, channels: int, pooled: list[str], num_classes: int) -> dict[str, nn.Module]:
         norm = nn.BatchNorm2d if self.version == "v2" else None
         return {
-            "mask_roi_pool": MultiScaleRoIAlign(pooled, self.mask_pool_size, sampling_ratio=2),
+            "mask_roi_pool": PrecisePool(pooled, self.mask_pool_size, sampling_ratio=2),
             "mask_head": MaskRCNNHeads(channels, (self.mask_channels,) * 4, 1, norm),
             "mask_predictor": MaskRCNNPredictor(self.mask_channels, self.mask_channels, num_classes),
         }
@@ -111,9 +115,8 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            ignored = target.get("ignored")
-            if ignored is not None and len(ignored):
-                label[(label == 0) & (covered(anchor, ignored) >= 0.5)] = -1
+            if (ignored := is_ignored(anchor, target)) is not None:
+                label[(label == 0) & ignored] = -1
         return labels, boxes
 
     def compute_loss(
@@ -124,52 +127,106 @@ class ProposalNetwork(RegionProposalNetwork):
         return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
 
 
-class RegionHeads(RoIHeads):
-    """torchvision's, but no proposal in an ignored region counts as background."""
+class PreciseRPNHead(RPNHead):
+    """Boxes are decoded in the type of what it gives."""
 
-    _ignored: Sequence[Tensor | None] = ()
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = super().forward(x)
+        return [precise(level) for level in objectness], [precise(level) for level in deltas]
+
+
+class PrecisePredictor(FastRCNNPredictor):
+    """Boxes are decoded in the type of what it gives."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return precise(scores), precise(deltas)
+
+
+class PrecisePool(MultiScaleRoIAlign):
+    """Pools in the type of the boxes, gives that of the maps."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        pooled: Tensor = super().forward({name: precise(level) for name, level in x.items()}, boxes, image_shapes)
+        return pooled.to(next(iter(x.values())).dtype)
+
+
+class RegionHeads(RoIHeads):
+    """torchvision's, but no proposal in an ignored region counts as background; detections and masks in two steps."""
+
+    _targets: Sequence[Mapping[str, Any]] = ()
     _num_sampled = 0
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
-        for label, proposal, ignored in zip(labels, proposals, self._ignored, strict=True):
-            if ignored is not None and len(ignored):
-                label[(label == 0) & (covered(proposal, ignored) >= 0.5)] = -1
+        for label, proposal, target in zip(labels, proposals, self._targets, strict=True):
+            if (ignored := is_ignored(proposal, target)) is not None:
+                label[(label == 0) & ignored] = -1
         return matched, labels
-
-    def forward(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any, targets: Any = None
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        found, losses = super().forward(features, proposals, image_shapes, targets)
-        if self.training and not self._num_sampled:  # means over no proposals
-            nothing = next(iter(features.values())).sum() * 0
-            losses = {name: nothing for name in losses}
-        return found, losses
 
     def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
         samples = super().select_training_samples(proposals, targets)
         self._num_sampled = sum(map(len, samples[0]))
         return samples
 
+    def training_losses(
+        self, maps: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], targets: Any
+    ) -> dict[str, Tensor]:
+        """torchvision's losses; zeros where all proposals are ignored."""
+        self._targets = targets
+        _, losses = self(maps, proposals, sizes, targets)
+        if not self._num_sampled:  # means over no proposals
+            losses = dict.fromkeys(losses, next(iter(maps.values())).sum() * 0)
+        return losses
 
-class FasterRCNNHead(Head[RegionOutputs]):
+    def candidates(
+        self, maps: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[Candidates]:
+        """As torchvision's `postprocess_detections` before suppression."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, sizes)))
+        counts = [len(p) for p in proposals]
+        boxes_of = self.box_coder.decode(deltas, proposals).split(counts)
+        scores_of = F.softmax(logits, -1).split(counts)
+        found = []
+        for all_boxes, all_scores, size in zip(boxes_of, scores_of, sizes, strict=True):
+            boxes = clip_boxes_to_image(all_boxes, size)[:, 1:].reshape(-1, 4)  # without the background
+            scores = all_scores[:, 1:].reshape(-1)
+            keep = torch.where(scores > self.score_thresh)[0]
+            keep = keep[remove_small_boxes(boxes[keep], min_size=MIN_SIDE)]
+            found.append(Candidates(boxes[keep], keep % (all_scores.shape[1] - 1), scores[keep]))
+        return found
+
+    @torch.no_grad()
+    def masks(
+        self, maps: dict[str, Tensor], found: Sequence[Candidates], sizes: list[tuple[int, int]]
+    ) -> Sequence[Tensor]:
+        """Probabilities [N, M, M] inside of the boxes of each image."""
+        dtype = next(self.mask_head.parameters()).dtype  # autocast, in which the maps were made, may be over
+        maps = {name: level.to(dtype) for name, level in maps.items()}
+        boxes = [each.boxes for each in found]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes)))
+        return [m[:, 0] for m in maskrcnn_inference(logits.float(), [each.labels + 1 for each in found])]
+
+
+class FasterRCNNHead(BoxHead[RegionOutputs]):
     """Proposals from all maps, boxes (and masks) from those at strides 4 to 32."""
 
     def __init__(self, config: FasterRCNNHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__()
-        channels = _checked(config.type, in_specs)
+        channels = check_pyramid(config.type, in_specs, ROI_STRIDES)
         self.num_classes = num_classes
         self.max_objects = config.box_detections_per_img
+        self.suppression = config.suppression(config.box_nms_thresh)
         self.names = [str(i) if s.stride <= max(ROI_STRIDES) else f"extra{i}" for i, s in enumerate(in_specs)]
         pooled = [name for name in self.names if name.isdigit()]
         second = config.version == "v2"
         sizes = tuple((int(config.anchor_scale * spec.stride),) for spec in in_specs)
-        anchors = AnchorGenerator(sizes, (tuple(config.aspect_ratios),) * len(sizes))
+        anchors = Anchors(sizes, (tuple(config.aspect_ratios),) * len(sizes))
         self.rpn = ProposalNetwork(
             anchors,
-            RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2 if second else 1),
+            PreciseRPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2 if second else 1),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=config.rpn_batch_size_per_image,
@@ -183,9 +240,9 @@ class FasterRCNNHead(Head[RegionOutputs]):
         if second:
             box_head = FastRCNNConvFCHead((channels, size, size), [256] * 4, [width], norm_layer=nn.BatchNorm2d)
         self.roi_heads = RegionHeads(
-            MultiScaleRoIAlign(pooled, size, sampling_ratio=2),
+            PrecisePool(pooled, size, sampling_ratio=2),
             box_head,
-            FastRCNNPredictor(width, num_classes + 1),
+            PrecisePredictor(width, num_classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=config.box_batch_size_per_image,
@@ -198,25 +255,23 @@ class FasterRCNNHead(Head[RegionOutputs]):
         )
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> RegionOutputs:
-        """Maps of `in_specs` -> losses if there are targets, otherwise detections."""
+        """Maps of `in_specs` -> losses if there are targets, otherwise scored boxes."""
         maps = dict(zip(self.names, features.maps, strict=True))
-        sizes = [tuple(size) for size in features.image_sizes]
-        images = ImageList(torch.empty(len(sizes), 3, *features.size, device="meta"), sizes)  # read for its shape
-        theirs = None if targets is None else [_target(t, with_masks=self.roi_heads.has_mask()) for t in targets]
-        self.roi_heads._ignored = [t.get("ignored") for t in targets or ()]
-        proposals, proposal_losses = self.rpn(images, maps, theirs)
-        found, losses = self.roi_heads(maps, proposals, sizes, theirs)
-        if self.training and targets is not None:
-            return RegionOutputs({**proposal_losses, **losses}, [], [], [], [])
-        columns = ([f[key] for f in found] for key in ("boxes", "labels", "scores"))
-        boxes, labels, scores = columns
-        return RegionOutputs(
-            {}, boxes, [label - 1 for label in labels], scores, [f["masks"][:, 0] for f in found if "masks" in f]
-        )
+        images = image_list(features)
+        theirs = None if targets is None else [_target(t, maps["0"].dtype, self.roi_heads.has_mask()) for t in targets]
+        proposals, losses = self.rpn(images, maps, theirs)
+        if self.training and theirs is not None:
+            losses |= self.roi_heads.training_losses(maps, proposals, images.image_sizes, theirs)
+            return RegionOutputs(losses, [], {}, [])
+        found = self.roi_heads.candidates(maps, proposals, images.image_sizes)
+        return RegionOutputs({}, found, maps if self.roi_heads.has_mask() else {}, images.image_sizes)
 
     def compute_loss(self, outputs: RegionOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Losses of proposals, boxes, classes and masks, all of weight 1."""
         return outputs.losses
+
+    def candidates(self, outputs: RegionOutputs) -> list[Candidates]:
+        return outputs.candidates
 
     def class_rows(self) -> dict[str, Tensor]:
         """Background is the first class."""
@@ -230,29 +285,6 @@ class FasterRCNNHead(Head[RegionOutputs]):
                 rows[f"roi_heads.mask_predictor.mask_fcn_logits.{kind}"] = foreground
         return rows
 
-    def _boxes(self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
-        return self._decode(outputs, infos, options, with_masks=False)
-
-    def _decode(
-        self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions, *, with_masks: bool
-    ) -> Iterator[Instances]:
-        for image, info in enumerate(infos):
-            keep = outputs.scores[image] >= options.lowest_score
-            boxes, labels, scores = (column[image][keep][: options.top_k] for column in outputs[1:4])
-            (height, width), (input_height, input_width) = info.size, info.input_size
-            factors = boxes.new_tensor([width / input_width, height / input_height] * 2)
-            boxes = boxes.float() * factors
-            masks: Any = None
-            if with_masks:
-                masks = paste_masks(
-                    outputs.masks[image][keep][: options.top_k].float(), boxes, info.size, options.masks
-                )
-            if options.masks == "rle":
-                boxes, labels, scores = boxes.cpu(), labels.cpu(), scores.cpu()
-            yield Instances(boxes, labels, scores.float(), masks)
-
-    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
-
 
 class MaskRCNNHead(FasterRCNNHead):
     """With the mask branch that its config asks for."""
@@ -260,41 +292,21 @@ class MaskRCNNHead(FasterRCNNHead):
     def _instances(
         self, outputs: RegionOutputs, infos: Sequence[ImageInfo], options: DecodeOptions
     ) -> Iterator[Instances]:
-        return self._decode(outputs, infos, options, with_masks=True)
+        detections = self.detections(outputs, options)
+        masks_of = self.roi_heads.masks(outputs.maps, detections, outputs.sizes)
+        for found, masks, info in zip(detections, masks_of, infos, strict=True):
+            boxes = in_original_pixels(found.boxes, info)
+            yield instances(found, boxes, options, paste_masks(masks, boxes, info.size, options.masks))
 
-    decoders: ClassVar[Mapping[Task, Decoder]] = {**FasterRCNNHead.decoders, "instance": _instances}
-
-
-def covered(boxes: Tensor, regions: Tensor) -> Tensor:
-    """The largest share of each box [N, 4] that lies in one of the regions [M, 4]: [N]."""
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    corner, end = torch.maximum(boxes[:, None, :2], regions[:, :2]), torch.minimum(boxes[:, None, 2:], regions[:, 2:])
-    common = (end - corner).clamp(min=0).prod(2)  # [N, M]
-    return (common / area[:, None].clamp(min=1e-6)).amax(1)
+    decoders: ClassVar[Mapping[Task, Decoder]] = {**BoxHead.decoders, "instance": _instances}
 
 
-def _target(target: Target, *, with_masks: bool) -> dict[str, Tensor]:
-    """A target as torchvision's detectors take it: class 0 is the background."""
-    theirs = {"boxes": target["boxes"].float().as_subclass(Tensor), "labels": target["labels"] + 1}
+def _target(target: Target, dtype: torch.dtype, with_masks: bool) -> dict[str, Tensor]:
+    """A target as torchvision's detectors take it, for maps of `dtype`: class 0 is the background."""
+    boxes = target["boxes"].as_subclass(Tensor).to(torch.promote_types(dtype, torch.float32))
+    theirs = {"boxes": boxes, "labels": target["labels"] + 1}
     if with_masks:
         theirs["masks"] = target["masks"].as_subclass(Tensor).to(torch.uint8)
     if "ignored" in target:
-        theirs["ignored"] = target["ignored"]
+        theirs["ignored"] = target["ignored"].to(boxes.dtype)
     return theirs
-
-
-def _checked(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:
-    """Channels of the maps.
-
-    Raises:
-        ConfigError: they differ, or strides are missing; the line says which neck fits.
-    """
-    strides = tuple(spec.stride for spec in in_specs)
-    channels = {spec.channels for spec in in_specs}
-    if len(channels) > 1 or not set(ROI_STRIDES) <= set(strides):
-        raise ConfigError(
-            f"head: {head} needs maps of equal channels at strides {', '.join(map(str, ROI_STRIDES))}, got "
-            f"{', '.join(f'{s.channels} at {s.stride}' for s in in_specs)}; use neck=fpn, or neck=simple_pyramid with "
-            "a plain ViT"
-        )
-    return channels.pop()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from vision_stack.config import Count, register
-from vision_stack.structures import Features, FeatureSpec, NeckConfig
+from vision_stack.config import ConfigError, register
+from vision_stack.necks.pyramid import PyramidConfig
+from vision_stack.structures import Features, FeatureSpec, Pyramid
 
 STRIDES = (4, 8, 16, 32)
 RESAMPLED_STRIDE = 16  # of maps whose own stride is not a power of two
@@ -18,10 +20,16 @@ RESAMPLED_STRIDE = 16  # of maps whose own stride is not a power of two
 
 @register("neck", "simple_pyramid")
 @dataclass(frozen=True, kw_only=True)
-class SimplePyramidConfig(NeckConfig):
+class SimplePyramidConfig(PyramidConfig):
     """Maps p2 to p5 (strides 4, 8, 16, 32) of the same `channels`, all made of the backbone's last map."""
 
-    channels: Count = 256
+    def check(self) -> None:
+        if self.extra_levels == "p6p7_on_c5":
+            raise ConfigError("extra_levels: p6p7_on_c5 needs the map of stride 32 of a backbone; give p6p7")
+
+    def fitted(self, pyramid: Pyramid) -> Self:
+        on_p5 = pyramid.extra_levels == "p6p7_on_c5"
+        return super().fitted(pyramid._replace(extra_levels="p6p7") if on_p5 else pyramid)
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> SimplePyramid:
         """Any backbone will do; of several maps the last one is read."""
@@ -45,15 +53,18 @@ class SimplePyramid(nn.Module):
         self.in_spec = in_spec
         self.resample = stride / RESAMPLED_STRIDE if stride & (stride - 1) else None
         stride = RESAMPLED_STRIDE if self.resample else stride
-        self.levels = nn.ModuleList(_level(width, stride, target, config.channels) for target in STRIDES)
-        self.out_specs = tuple(FeatureSpec(f"p{s.bit_length() - 1}", config.channels, s) for s in STRIDES)
+        self.out_specs = config.specs(STRIDES)
+        targets = [spec.stride for spec in self.out_specs if spec.stride in STRIDES]
+        self.levels = nn.ModuleList(_level(width, stride, target, config.channels) for target in targets)
+        self.extra = config.coarser(width)
 
     def forward(self, maps: Features) -> tuple[Tensor, ...]:
         """Maps of `in_specs` -> maps of `out_specs`, [B, channels, >= ceil(H/stride), >= ceil(W/stride)]."""
         x = maps[-1]
         if self.resample:
             x = resample(x, self.resample)
-        return tuple(level(x) for level in self.levels)
+        pyramid = [level(x) for level in self.levels]
+        return (*pyramid, *self.extra(pyramid[-1], x))
 
 
 def resample(x: Tensor, scale: float) -> Tensor:

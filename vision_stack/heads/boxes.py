@@ -1,0 +1,155 @@
+"""What detectors share: from scored boxes to detections, ignored regions, and the pyramid that they read.
+
+A detector of one's own derives from `BoxHead` and gives `forward`, `compute_loss` and `candidates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from vision_stack.config import ConfigError, Positive
+from vision_stack.heads.base import Decoder, Head
+from vision_stack.postprocess.nms import Suppression, suppress
+from vision_stack.structures import (
+    DecodeOptions,
+    Features,
+    FeatureSpec,
+    HeadConfig,
+    ImageInfo,
+    Instances,
+    Target,
+    Task,
+)
+
+Outputs = TypeVar("Outputs")
+COVERED = 0.5  # the share of a box in an ignored region from which on it is not background
+
+
+class Candidates(NamedTuple):
+    """Scored boxes of one image, in pixels of the resized image, before suppression."""
+
+    boxes: Tensor  # [N, 4]
+    labels: Tensor  # [N], 0..K-1
+    scores: Tensor  # [N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxHeadConfig(HeadConfig):
+    """Base of configs of heads that find boxes and need no masks."""
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"detection"})
+    needs_masks: ClassVar[bool] = False
+    limit: ClassVar[str] = "detections_per_img"
+    nms: Literal["hard", "soft"] = "hard"  # soft: Bodla et al. 2017, Gaussian
+    class_agnostic_nms: bool = False  # boxes of different classes suppress each other, too
+    soft_nms_sigma: Positive = 0.5
+
+    def suppression(self, iou_threshold: float) -> Suppression:
+        return Suppression(self.nms, iou_threshold, self.class_agnostic_nms, self.soft_nms_sigma)
+
+
+class BoxHead(Head[Outputs]):
+    """Base of heads that find boxes.
+
+    Attributes:
+        suppression: what becomes of candidates that overlap; `DecodeOptions` may say otherwise.
+        max_objects: detections of an image, at most.
+    """
+
+    has_nms: ClassVar[bool] = True
+    suppression: Suppression
+    max_objects: int
+
+    def candidates(self, outputs: Outputs) -> list[Candidates]:
+        """The scored boxes of each image."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def detections(self, outputs: Outputs, options: DecodeOptions) -> list[Candidates]:
+        """The candidates of each image that suppression and the options leave, best first."""
+        how = self.suppression
+        if options.nms is not None:
+            how = how._replace(method=options.nms)
+        if options.class_agnostic_nms is not None:
+            how = how._replace(class_agnostic=options.class_agnostic_nms)
+        limit = min(options.top_k, self.max_objects)
+        found = []
+        for boxes, labels, scores in self.candidates(outputs):
+            kept, kept_scores = suppress(boxes, labels, scores, how, limit, options.lowest_score)
+            found.append(Candidates(boxes[kept], labels[kept], kept_scores))
+        return found
+
+    def _boxes(self, outputs: Outputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
+        for found, info in zip(self.detections(outputs, options), infos, strict=True):
+            yield instances(found, in_original_pixels(found.boxes, info), options)
+
+    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
+
+
+def instances(found: Candidates, boxes: Tensor, options: DecodeOptions, masks: Any = None) -> Instances:
+    """Detections with `boxes` [N, 4] in pixels of the original image; beside run-length codes all is on the CPU."""
+    labels, scores = found.labels, found.scores.float()
+    if options.masks == "rle":
+        boxes, labels, scores = boxes.cpu(), labels.cpu(), scores.cpu()
+    return Instances(boxes, labels, scores, masks)
+
+
+def in_original_pixels(boxes: Tensor, info: ImageInfo) -> Tensor:
+    """Boxes [N, 4] of the resized image -> of the image itself, float32."""
+    (height, width), (input_height, input_width) = info.size, info.input_size
+    return boxes.float() * boxes.new_tensor([width / input_width, height / input_height] * 2, dtype=torch.float32)
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's, but in float32 at least, whatever the maps: bfloat16 counts pixels in steps of 8 from 1024 on."""
+
+    def forward(self, image_list: ImageList, feature_maps: Sequence[Tensor]) -> list[Tensor]:
+        return super().forward(image_list, [precise(x[:1, :1]) for x in feature_maps])
+
+
+def precise(x: Tensor) -> Tensor:
+    """At least float32, for coordinates and losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def image_list(features: Features) -> ImageList:
+    """Sizes as torchvision's anchor generator and proposals read them; there are no pixels in it."""
+    sizes = [(height, width) for height, width in features.image_sizes]
+    return ImageList(torch.empty(len(sizes), 3, *features.size, device="meta"), sizes)
+
+
+def covered(boxes: Tensor, regions: Tensor) -> Tensor:
+    """The largest share of each box [N, 4] that lies in one of the regions [M, 4]: [N]."""
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    corner, end = torch.maximum(boxes[:, None, :2], regions[:, :2]), torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    common = (end - corner).clamp(min=0).prod(2)  # [N, M]
+    return (common / area[:, None].clamp(min=1e-6)).amax(1)
+
+
+def is_ignored(boxes: Tensor, target: Mapping[str, Any] | Target) -> Tensor | None:
+    """[N] True where a box [N, 4] is not background, since it lies in an ignored region; None without such regions."""
+    regions = target.get("ignored")
+    return covered(boxes, regions) >= COVERED if isinstance(regions, Tensor) and len(regions) else None
+
+
+def check_pyramid(head: str, in_specs: tuple[FeatureSpec, ...], strides: tuple[int, ...]) -> int:
+    """Channels of the maps, which are equal.
+
+    Raises:
+        ConfigError: they differ, or one of the strides is missing; the line says which neck fits.
+    """
+    channels = {spec.channels for spec in in_specs}
+    if len(channels) > 1 or not set(strides) <= {spec.stride for spec in in_specs}:
+        raise ConfigError(
+            f"head: {head} needs maps of equal channels at strides {', '.join(map(str, strides))}, got "
+            f"{', '.join(f'{s.channels} at {s.stride}' for s in in_specs)}; use neck=fpn, or neck=simple_pyramid with "
+            "a plain ViT"
+        )
+    return channels.pop()
