@@ -300,6 +300,13 @@ def test_weights_of_a_sharded_directory_are_those_of_the_whole(published: Path, 
     assert all(torch.equal(shards[name], value) for name, value in whole.items())
 
 
+@pytest.mark.parametrize("name", ["yolo", "yolov8n-seg.pt"])
+def test_weights_that_name_nothing_say_what_may_be_given(name: str) -> None:
+    expected = rf"^weights: {name}: no such checkpoint; give a \.ckpt file, the folder of a run .* or a Hub id, as in"
+    with pytest.raises(ValueError, match=expected):
+        start_of(Path(name))
+
+
 def test_weights_hub_id_without_network_says_what_was_tried() -> None:
     with pytest.raises(ValueError, match=r"^weights: facebook/no-such-model: neither a path nor to be had .* cache"):
         start_of(Path("facebook/no-such-model"))

@@ -151,7 +151,9 @@ def test_checkpoint_of_no_kind_never_advises_to_load_it_without_care(tmp_path):
     repacked(tmp_path / "whole.ckpt", files["compressed"], zipfile.ZIP_DEFLATED)
     lines = {name: refusal(path) for name, path in files.items()}
     assert lines["text"].startswith("cannot be read as weights: torch.save did not write it")
-    assert lines["module"] == "holds more than tensors and plain values, so it is not loaded"
+    assert lines["module"] == (
+        "holds more than tensors and plain values, so it is not loaded; give a file of only a state dict"
+    )
     assert lines["cut"].startswith("damaged")
     assert lines["compressed"] == lines["script"] == "is compressed, which torch.save never does, so it is not loaded"
     for path in files.values():  # the same files as initial weights of a backbone

@@ -89,7 +89,9 @@ class BackboneConfigMixin(BackboneConfig):
 
         config = config_from_pretrained(name, **options)
         if not isinstance(config, cls):
-            raise ConfigError(f"{name} is no {cls.__name__} but a {type(config).__name__}; AutoBackbone takes either")
+            raise ConfigError(
+                f"{name} is not a {cls.__name__} but a {type(config).__name__}; AutoBackbone takes either"
+            )
         return config
 
     def to_dict(self) -> dict[str, Any]:

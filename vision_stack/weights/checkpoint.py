@@ -25,7 +25,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint; give a .ckpt file or a directory with config.json")
+        raise ConfigError(
+            f"{path}: no such checkpoint; give a .ckpt file, the folder of a run or of a saved model, or a Hub id, "
+            "as in facebook/mask2former-swin-tiny-coco-instance"
+        )
     if path.name.endswith((".json", ".safetensors")):
         raise ConfigError(f"{path}: is one file of a model; give the directory, {path.parent}, or a .ckpt file")
     checkpoint = read_plain(path)
@@ -42,7 +45,10 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _check_layout(checkpoint: Any) -> None:
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(name), Mapping) for name in _NEEDED):
-        raise ConfigError("has no 'model_config' and 'state_dict'; give a checkpoint that train.py wrote")
+        raise ConfigError(
+            "has no 'model_config' and 'state_dict'; give a checkpoint that train.py wrote (weights of only a "
+            "backbone: backbone.pretrained=PATH)"
+        )
     version = checkpoint.get("format_version")
     if type(version) is not int or version < 1:
         found = version if type(version) is int else "none" if version is None else f"a {type(version).__name__}"

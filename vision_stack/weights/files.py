@@ -84,7 +84,8 @@ def read_plain(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of formats that torch is about to give up
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ConfigError(f"{path}: holds more than tensors and plain values, so it is not loaded") from None
+        message = "holds more than tensors and plain values, so it is not loaded; give a file of only a state dict"
+        raise ConfigError(f"{path}: {message}") from None
     except MemoryError:
         raise
     except Exception:  # torch's unpickler raises whatever other contents lead it to
@@ -123,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: missing, too large, no json, no mapping, or a mapping that names code to run.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give a directory that save_pretrained wrote")
+        raise ConfigError(f"{path}: no such file; give the folder of a run, or one that save_pretrained wrote")
     if path.stat().st_size > MAX_JSON_BYTES:
         size = path.stat().st_size
         raise ConfigError(f"{path}: {size:,} bytes are not a config; at most {MAX_JSON_BYTES:,} are read")
