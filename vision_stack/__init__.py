@@ -51,6 +51,10 @@ _HOME = {
 __all__ = list(_HOME)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name's module when it is first asked for, so that `import vision_stack` costs nothing."""
     if name not in _HOME:

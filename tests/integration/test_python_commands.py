@@ -1,6 +1,7 @@
 """`vision_stack.train` and `vision_stack.evaluate`, in the words of the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_run
@@ -33,6 +34,34 @@ def test_train_from_python_wrong_option_raises_one_line(tmp_path: Path) -> None:
         vision_stack.train(run_dir=tmp_path / "run", overrides=["experiment=nope"])
     with pytest.raises(ValueError, match="write backbone=VALUE"):
         vision_stack.train(run_dir=tmp_path / "run", overrides=["backbone"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"overrides": ["nope=3"]}, "nope: unknown option; --help lists them"),
+        ({"overrides": ["optim.lrr=3"]}, r"optim\.lrr: unknown option; did you mean optim\.lr\?"),
+        ({"backbone": "resnet51"}, "backbone=resnet51: there is no such backbone; did you mean 'resnet50'"),
+        ({"overrides": ["seed={"]}, "."),
+        ({"overrides": ["data.num_train=${nope}"]}, "is not an option"),
+        ({"overrides": ["device=gpu"]}, "device: PyTorch finds no GPU here"),
+        ({"overrides": ["head=maskformer", "head.num_points=3"]}, r"head\.num_points: "),
+    ],
+)
+def test_what_has_to_be_fixed_is_a_value_error_of_one_line_in_python(
+    options: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=expected) as error:
+        vision_stack.train(run_dir=tmp_path / "run", **options)
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is None
+    with pytest.raises(ValueError, match=r"trainer\.nope: unknown option"):
+        vision_stack.evaluate(tmp_path, run_dir=tmp_path / "eval", overrides=["trainer.nope=3"])
+
+
+def test_public_names_are_listed() -> None:
+    assert {"train", "evaluate", "VisionModel", "AutoBackbone", "__version__"} <= set(dir(vision_stack))
 
 
 def test_new_run_dir_same_second_gets_another_name(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from vision_stack.commands.option_docs import groups
@@ -52,10 +53,27 @@ class OneLineErrors:
         return True
 
 
+@contextmanager
+def raising_value_errors(verb: str) -> Iterator[None]:
+    """For Python: errors of Hydra, OmegaConf and Lightning's trainer that the user can fix become a ValueError of one
+    line. `VISION_STACK_DEBUG=1` keeps what they come from."""
+    try:
+        yield
+    except Exception as error:
+        if not _of_a_framework(error):
+            raise
+        cause = error if os.environ.get("VISION_STACK_DEBUG") == "1" else None
+        raise ValueError(one_line(error, verb)) from cause
+
+
+def _of_a_framework(error: BaseException) -> bool:
+    module = type(error).__module__.partition(".")[0]
+    return module in ("hydra", "omegaconf") or type(error).__name__ == "MisconfigurationException"
+
+
 def is_for_user(error: BaseException) -> bool:
     """Configuration errors, and ValueErrors that this package or the trainer raised, as opposed to some library's."""
-    module = type(error).__module__.partition(".")[0]
-    if module in ("hydra", "omegaconf", "vision_stack") or type(error).__name__ == "MisconfigurationException":
+    if _of_a_framework(error) or type(error).__module__.partition(".")[0] == "vision_stack":
         return True
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return True
@@ -119,11 +137,12 @@ def _from_a_call(match: re.Match[str], _: str) -> str:
         text = match["text"]
     text = " ".join(text.split())
     name = match["target"].rpartition(".")[2]
+    place = "trainer" if name == "Trainer" else match["key"] or name
     if missing := re.match(r"(?:Requirement|No module named) '(?P<package>[\w.-]+)", text):
-        return f"{match['key'] or name}: needs a package that is not installed; pip install {missing['package']}"
+        return f"{place}: needs a package that is not installed; pip install {missing['package']}"
     if re.match(r"[\w.]+: ", text):
         return text  # names its option
-    return f"{'trainer' if name == 'Trainer' else match['key'] or name}: {text}"
+    return f"{place}: {text}"
 
 
 _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], str], str]], ...] = (
@@ -160,8 +179,10 @@ _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], str], str]], ...] = (
         lambda m, _: f"_target_={m['target']}: cannot be imported; check the name and that its package is installed",
     ),
     (
-        r"Interpolation key '(?P<name>[^']*)' not found.*?full_key: (?P<key>\S+)",
-        lambda m, _: f"{m['key']}: ${{{m['name']}}} is not an option; name one that exists, with its groups (optim.lr)",
+        r"Interpolation key '(?P<name>[^']*)' not found(?:.*?full_key: (?P<key>\S+))?",
+        lambda m, _: (
+            f"{m['key'] or 'an option'}: ${{{m['name']}}} is not an option; name one with its groups (optim.lr)"
+        ),
     ),
     (
         r"Recursive interpolation detected.*?(?:full_key: (?P<key>\S+))",

@@ -14,6 +14,7 @@ from vision_stack.commands import eval as eval_command
 from vision_stack.commands import train as train_command
 from vision_stack.commands.arguments import open_group, quote_paths, typed_run_dir
 from vision_stack.commands.composing import Composition, compose_options
+from vision_stack.commands.errors import raising_value_errors
 from vision_stack.commands.launch import import_plugins
 from vision_stack.commands.run_folders import hold, new_run_dir
 from vision_stack.commands.stored_options import train_composition
@@ -68,7 +69,8 @@ def train(
     """
     named = {"data": data, "task": task, "backbone": backbone, "neck": neck, "head": head}
     named |= {"data.root": root, "weights": weights, "run_dir": run_dir}
-    return _run("train", train_composition(understand("train", [*_typed(named), *overrides]).options))
+    with raising_value_errors("train"):
+        return _run("train", train_composition(understand("train", [*_typed(named), *overrides]).options))
 
 
 def evaluate(
@@ -85,8 +87,9 @@ def evaluate(
         ValueError: no such checkpoint, or options or data that have to be fixed; one line.
     """
     named = {"checkpoint": checkpoint, "data": data, "data.root": root, "run_dir": run_dir}
-    options = open_group(understand("eval", [*_typed(named), *overrides]).options, "data")
-    return _run("eval", Composition("eval", options))
+    with raising_value_errors("eval"):
+        options = open_group(understand("eval", [*_typed(named), *overrides]).options, "data")
+        return _run("eval", Composition("eval", options))
 
 
 def _typed(named: dict[str, str | Path | None]) -> list[str]:
