@@ -19,12 +19,13 @@ import vision_stack.necks  # noqa: F401  importing the three packages registers 
 from vision_stack.backbones.base import crop_to_image
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import LoadReport, load_initial_weights
-from vision_stack.config import Config, ConfigError, Range, from_dict, to_dict
+from vision_stack.config import Config, ConfigError, Range, from_dict, suggest, to_dict
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.data.processor import Pixels
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.published import CONFIG_FILE, PublishedModel, convert, is_published, locate, read_published
 from vision_stack.structures import (
+    SHOWN_FROM_SCORE,
     BackboneConfig,
     Category,
     DecodeOptions,
@@ -36,6 +37,7 @@ from vision_stack.structures import (
     Prediction,
     Target,
     Task,
+    Threshold,
 )
 from vision_stack.weights.checkpoint import model_state, read_checkpoint
 from vision_stack.weights.checks import check_finite, check_fit, check_size, faults_of
@@ -153,7 +155,7 @@ class VisionModel(nn.Module):
         self,
         images: Any | Sequence[Any],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         top_k: int = 100,
         batch_size: int = 1,
     ) -> list[Prediction]:
@@ -164,7 +166,8 @@ class VisionModel(nn.Module):
             images: uint8 arrays [height, width, 3], PIL images, or paths; one or a sequence. Files are turned upright
                 as their EXIF orientation says; a PIL image is taken as it is, so that masks fit `np.asarray(image)`.
             threshold: the lowest score to keep; by default 0.5 for objects, and for panoptic segments that of the
-                model's config. Nothing to semantic segmentation, in which every pixel has a class.
+                model's config. Nothing to semantic segmentation, in which every pixel has a class. For objects also
+                by the name of their class; 0.5 for the classes that are not named.
             top_k: the most instances of one image, before the threshold.
             batch_size: images padded together into one forward pass.
 
@@ -175,6 +178,7 @@ class VisionModel(nn.Module):
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
+        limits = self.thresholds(threshold)
         single = isinstance(images, str | Path | Image.Image | np.ndarray)
         items = [images] if single else list(images)
         was_training = self.training
@@ -183,7 +187,7 @@ class VisionModel(nn.Module):
             found: list[Prediction] = []
             for start in range(0, len(items), batch_size):
                 arrays = [_as_array(item) for item in items[start : start + batch_size]]
-                found.extend(self.decode(*self.infer(arrays), threshold=threshold, top_k=top_k))
+                found.extend(self.decode(*self.infer(arrays), threshold=limits, top_k=top_k))
             return found
         finally:
             self.train(was_training)
@@ -204,17 +208,33 @@ class VisionModel(nn.Module):
         outputs: Any,
         infos: Sequence[ImageInfo],
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         top_k: int = 100,
         masks: Literal["bool", "rle"] = "bool",
     ) -> Iterator[Prediction]:
         """Outputs of `forward` -> what the model's task makes of them, one image after the other. As in `predict`, but
-        that masks of instances may be had as run-length codes, which are small.
+        that masks of instances may be had as run-length codes, which are small, and that thresholds are by label.
         """
         config = self.config
         is_thing = tuple(category.is_thing for category in config.categories)
-        options = DecodeOptions(threshold, top_k, masks, is_thing, config.panoptic)
-        return self.head.predict(outputs, infos, config.task, options)
+        lowest = min(threshold) if isinstance(threshold, tuple) else threshold
+        options = DecodeOptions(lowest, top_k, masks, is_thing, config.panoptic)
+        found = self.head.predict(outputs, infos, config.task, options)
+        return (each.above(threshold) for each in found) if isinstance(threshold, tuple) else found
+
+    def thresholds(self, threshold: float | Mapping[str, float] | None) -> Threshold | None:
+        """A threshold by the names of classes -> by label, 0.5 where a class is not named; any other as it is.
+
+        Raises:
+            ConfigError: a name that no class has.
+        """
+        if not isinstance(threshold, Mapping):
+            return threshold
+        names = [category.name for category in self.categories]
+        for name in threshold:
+            if name not in names:
+                raise ConfigError(f"threshold.{name}: there is no such class; {suggest(name, names)}")
+        return tuple(threshold.get(name, SHOWN_FROM_SCORE) for name in names)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, which `from_pretrained` reads."""

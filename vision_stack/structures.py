@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vision_stack.config import Config, ConfigError, Fraction, registered
 
 T = TypeVar("T")
 Task = Literal["detection", "instance", "semantic", "panoptic"]
+Threshold = float | tuple[float, ...]  # of scores: one for all classes, or one for each label
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
 
 
@@ -243,6 +244,11 @@ class Instances:
             masks = masks[index]
         return Instances(self.boxes[index], self.labels[index], self.scores[index], masks)
 
+    def above(self, threshold: Threshold) -> Instances:
+        """Those that score at least `threshold`."""
+        lowest = self.scores.new_tensor(threshold)
+        return self[self.scores >= (lowest[self.labels] if lowest.ndim else lowest)]
+
 
 class PanopticSegmentation(NamedTuple):
     """Things and stuff of one image, in its own pixels; no two segments overlap."""
@@ -251,11 +257,19 @@ class PanopticSegmentation(NamedTuple):
     labels: Tensor  # [N] int64, index into the model's `categories`
     scores: Tensor  # [N] float32 in [0, 1], the query's class probability
 
+    def above(self, threshold: Threshold) -> NoReturn:
+        """ConfigError: a segment that goes leaves its pixels to others."""
+        raise ConfigError("threshold: is by class only for objects (task=detection, task=instance); give one number")
+
 
 class SemanticSegmentation(NamedTuple):
     """The class of every pixel of one image."""
 
     label_map: Tensor  # [height, width] int32, index into the model's `categories`; -1 where a ground truth says none
+
+    def above(self, threshold: Threshold) -> NoReturn:
+        """ConfigError: every pixel has a class."""
+        raise ConfigError("threshold: every pixel has a class, whatever its score; leave it out")
 
 
 Prediction = Instances | PanopticSegmentation | SemanticSegmentation  # what a model gives for an image, by its task
@@ -278,8 +292,6 @@ class DecodeOptions(NamedTuple):
     masks: Literal["bool", "rle"] = "bool"  # of instances
     is_thing: tuple[bool, ...] = ()  # per class
     panoptic: PanopticOptions = PanopticOptions()
-    nms: Literal["hard", "soft"] | None = None  # of heads that have it; None: as the head's config says
-    class_agnostic_nms: bool | None = None
 
     @property
     def lowest_score(self) -> float:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+import torch
 from PIL import Image
 
 from vision_stack import VisionModel, evaluate
+from vision_stack.commands import predict as predict_command
 from vision_stack.commands.python import train
 from vision_stack.config import ConfigError
 from vision_stack.data.validation import DataError
@@ -48,9 +50,42 @@ def test_detector_evaluates_and_predicts_boxes(run_dir: Path, tmp_path: Path) ->
     assert (found.boxes[:, 3] <= 50).all()
 
 
+def test_thresholds_by_class_and_nms_of_predict_and_eval(run_dir: Path, tmp_path: Path) -> None:
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    model = VisionModel.from_pretrained(checkpoint)
+    first, *others = (category.name for category in model.categories)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (everything,) = model.predict(tmp_path / "a.png", threshold=0.0)
+    assert len(everything.labels.unique()) > 1
+    low = {**dict.fromkeys(others, 1.0), first: 0.0}
+    (found,) = model.predict(tmp_path / "a.png", threshold=low)
+    assert torch.equal(found.scores, everything.scores[everything.labels == 0])
+    (unnamed,) = model.predict(tmp_path / "a.png", threshold={first: 0.0})
+    assert len(unnamed) == len(found)  # 0.5 for the others
+    with pytest.raises(ConfigError, match=r"^threshold.nonesuch: there is no such class; choose one of: "):
+        model.predict(tmp_path / "a.png", threshold={"nonesuch": 0.5})
+
+    typed = f"threshold={{{','.join(f'{name}: {score}' for name, score in low.items())}}}"
+    files = [f"checkpoint={checkpoint}", f"source={tmp_path / 'a.png'}", "device=cpu"]
+    out = tmp_path / "out"
+    assert predict_command.main([*files, f"run_dir={out}", typed, "nms=soft", "agnostic_nms=true", "max_det=7"]) == 0
+    records = json.loads((out / "predictions.json").read_text())
+    assert len(records) == 7
+    model.head.set_nms("soft", class_agnostic=True)
+    (softened,) = model.predict(tmp_path / "a.png", threshold=0.0, top_k=7)
+    np.testing.assert_allclose([record["score"] for record in records], softened.scores, rtol=1e-5)
+    assert not torch.equal(softened.scores, everything.scores[:7])
+    options = ["num_pictures=0", "device=cpu", "nms_iou=0.01"]
+    fewer = evaluate(checkpoint, run_dir=tmp_path / "eval", overrides=options)
+    before = len(json.loads((run_dir / "predictions.json").read_text()))
+    assert len(json.loads((fewer.run_dir / "predictions.json").read_text())) < before
+
+
 def test_mask_head_trains_for_detection_by_the_boxes_of_its_masks(tmp_path: Path) -> None:
     tiny_run.train(tmp_path, "task=detection", "trainer.max_epochs=1")
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() >= {"bbox"}
+    with pytest.raises(ConfigError, match="nms: this head finds each object once and has no suppression"):
+        evaluate(tmp_path / "checkpoints" / "best.ckpt", run_dir=tmp_path / "eval", overrides=["nms=soft"])
 
 
 @pytest.mark.parametrize("head", ["retinanet", "fcos", "mask_rcnn"])

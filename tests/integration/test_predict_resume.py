@@ -201,7 +201,7 @@ def test_memory_does_not_grow_with_the_images(
         shutil.copy(photos / "a.png", photos / f"{number}.png")
 
     def find(_: Any, image: np.ndarray, number: int, *rest: Any) -> tuple[Written, Image.Image]:
-        record = {"image_id": number, "score": 0.0, "segmentation": "x" * 10**6}
+        record = {"image_id": number, "category_id": 3, "score": 0.0, "segmentation": "x" * 10**6}
         return Written([record]), Image.new("RGB", (60, 40))
 
     monkeypatch.setattr(prediction, "find", find)

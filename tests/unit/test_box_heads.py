@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vision_stack.config import ConfigError, from_dict
-from vision_stack.heads.boxes import BoxHead, covered
+from vision_stack.heads.boxes import BoxHead, Candidates, covered
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo
 from vision_stack.training.auto import fitting
 
@@ -98,16 +98,20 @@ def test_boxes_are_precise_in_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_options_of_suppression_are_the_configs_unless_asked_for_otherwise(name: str) -> None:
+def test_suppression_is_the_configs_until_it_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     head = build(name, nms="soft", class_agnostic_nms=True).eval()
-    seen = []
-    with torch.no_grad():
-        outputs = head(features())
-        head.suppression, how = head.suppression._replace(iou_threshold=0.5), head.suppression
-        assert (how.method, how.class_agnostic) == ("soft", True)
-        for options in (DecodeOptions(threshold=0.0), DecodeOptions(0.0, nms="hard", class_agnostic_nms=False)):
-            seen.append(head.detections(outputs, options))
-    assert all(len(images) == 1 for images in seen)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 4], [50, 50, 60, 60]])
+    fixed = [Candidates(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.8, 0.7, 0.6]))]
+    monkeypatch.setattr(head, "candidates", lambda outputs: fixed)
+
+    def scores() -> list[float]:
+        return [round(score, 3) for score in head.detections(None, DecodeOptions(threshold=0.0))[0].scores.tolist()]
+
+    assert scores() == [0.9, 0.6, 0.508, 0.107]
+    head.set_nms("hard", iou_threshold=0.3)
+    assert scores() == [0.9, 0.6]
+    head.set_nms(class_agnostic=False)
+    assert scores() == [0.9, 0.7, 0.6]
 
 
 def test_top_k_and_threshold_limit_detections_which_are_in_pixels_of_the_image() -> None:

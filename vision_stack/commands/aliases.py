@@ -104,6 +104,9 @@ _OTHER_NAMES = {
     "workers": ("num_workers", "dataloader.num_workers"),
     "root": ("data_root",),
     "conf": ("confidence",),
+    "top_k": ("max_det", "max_detections"),
+    "nms_iou": ("iou",),
+    "class_agnostic_nms": ("agnostic_nms", "agnostic"),
     "run_dir": ("save_dir", "out_dir", "output_dir", "work_dir"),
 }
 _CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others}

@@ -64,7 +64,6 @@ _OF_VERB: dict[str, dict[str, str]] = {
         **dict.fromkeys(("augment", "imgsz"), "images are resized as the model was trained; leave it out"),
         **dict.fromkeys(("batch_size", "workers"), "images are read one by one; leave it out"),
         **dict.fromkeys(("half", "amp", "precision"), "predict computes in float32; leave it out"),
-        **dict.fromkeys(("iou", "nms"), "what overlaps is sorted out by the model; leave it out"),
         **dict.fromkeys(("data", "images", "input", "img", "image"), "give source=FILE, a folder or a pattern"),
     },
 }

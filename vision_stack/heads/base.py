@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from vision_stack.config import ConfigError
 from vision_stack.structures import DecodeOptions, Features, ImageInfo, Prediction, Target, Task
 
 Outputs = TypeVar("Outputs")
@@ -19,13 +20,11 @@ class Head(nn.Module, Generic[Outputs]):
     Attributes:
         num_classes: K.
         max_objects: the most objects that can be found in an image, if there is such a limit.
-        has_nms: its decoders suppress boxes that overlap, as `DecodeOptions` say.
         decoders: for each of the config's `tasks` what turns outputs into predictions, one image after the other.
     """
 
     num_classes: int
     max_objects: int | None = None
-    has_nms: ClassVar[bool] = False
     decoders: ClassVar[Mapping[Task, Decoder]] = {}
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Outputs:
@@ -57,6 +56,20 @@ class Head(nn.Module, Generic[Outputs]):
         ("no object", background) are taken over in their order.
         """
         return {}
+
+    def set_nms(
+        self,
+        method: Literal["hard", "soft"] | None = None,
+        *,
+        iou_threshold: float | None = None,
+        class_agnostic: bool | None = None,
+    ) -> None:
+        """Change how boxes that overlap a better one are treated, in heads that have such boxes.
+
+        Raises:
+            ConfigError: a head without suppression.
+        """
+        raise ConfigError("nms: this head finds each object once and has no suppression; leave it out")
 
     def set_progress(self, step: int, total: int | None) -> None:
         """Hear how far training is, before each step; `total` is None where nobody knows."""

@@ -59,13 +59,22 @@ class BoxHead(Head[Outputs]):
     """Base of heads that find boxes.
 
     Attributes:
-        suppression: what becomes of candidates that overlap; `DecodeOptions` may say otherwise.
+        suppression: what becomes of candidates that overlap; `set_nms` changes it.
         max_objects: detections of an image, at most.
     """
 
-    has_nms: ClassVar[bool] = True
     suppression: Suppression
     max_objects: int
+
+    def set_nms(
+        self,
+        method: Literal["hard", "soft"] | None = None,
+        *,
+        iou_threshold: float | None = None,
+        class_agnostic: bool | None = None,
+    ) -> None:
+        given: dict[str, Any] = {"method": method, "iou_threshold": iou_threshold, "class_agnostic": class_agnostic}
+        self.suppression = self.suppression._replace(**{k: v for k, v in given.items() if v is not None})
 
     def candidates(self, outputs: Outputs) -> list[Candidates]:
         """The scored boxes of each image."""
@@ -74,15 +83,10 @@ class BoxHead(Head[Outputs]):
     @torch.no_grad()
     def detections(self, outputs: Outputs, options: DecodeOptions) -> list[Candidates]:
         """The candidates of each image that suppression and the options leave, best first."""
-        how = self.suppression
-        if options.nms is not None:
-            how = how._replace(method=options.nms)
-        if options.class_agnostic_nms is not None:
-            how = how._replace(class_agnostic=options.class_agnostic_nms)
         limit = min(options.top_k, self.max_objects)
         found = []
         for boxes, labels, scores in self.candidates(outputs):
-            kept, kept_scores = suppress(boxes, labels, scores, how, limit, options.lowest_score)
+            kept, kept_scores = suppress(boxes, labels, scores, self.suppression, limit, options.lowest_score)
             found.append(Candidates(boxes[kept], labels[kept], kept_scores))
         return found
 

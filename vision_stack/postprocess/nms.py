@@ -59,7 +59,7 @@ def _soft(boxes: Tensor, labels: Tensor, scores: Tensor, how: Suppression, limit
         best = left.argmax()
         kept.append(best)
         found.append(left[best])
-        overlap = box_iou(boxes[best][None], boxes)[0]
+        overlap = torch.nan_to_num(box_iou(boxes[best][None], boxes)[0])  # of boxes without area
         left = left * torch.exp(-(overlap**2) / how.sigma)
         left[best] = -1.0  # stays negative
     if not kept:

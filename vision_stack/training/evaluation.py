@@ -19,7 +19,7 @@ from vision_stack.published import locate
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.optim import OptimConfig
-from vision_stack.training.options import EvalOptions, decode_options
+from vision_stack.training.options import EvalOptions, decode_options, set_nms
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, PREDICTIONS_FILE, Results, write_config
@@ -60,6 +60,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
         data_config = data_of(checkpoint, path, config["data"])
         model = VisionModel.from_checkpoint(checkpoint, path)
         del checkpoint  # its copy of the weights
+    set_nms(model, options)
     root = config["data"].get("root")
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from vision_stack.config import Config, Count, Fraction, NonNegative, Range, from_dict
+from vision_stack.model import VisionModel
 from vision_stack.structures import PanopticOptions, Task
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
@@ -16,6 +17,7 @@ from vision_stack.training.trainer_options import check_trainer_options
 Options = TypeVar("Options", bound=Config)
 
 Amount = Annotated[int, Range(0)]
+NMS = Literal["hard", "soft"]
 Limit = Annotated[int, Range(-1)]  # -1: none
 
 
@@ -61,6 +63,9 @@ class EvalOptions(Config):
     top_k: Count
     num_pictures: Amount
     boundary_ap: bool
+    nms: NMS | None = None
+    nms_iou: Fraction | None = None
+    class_agnostic_nms: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +75,12 @@ class PredictOptions(Config):
     kind: ClassVar[str] = ""
     checkpoint: str
     source: str
-    threshold: Fraction | None
+    threshold: Fraction | dict[str, Fraction] | None
     top_k: Count
     device: str
+    nms: NMS | None = None
+    nms_iou: Fraction | None = None
+    class_agnostic_nms: bool | None = None
 
 
 def decode_options(config: Mapping[str, Any], cls: type[Options]) -> Options:
@@ -90,3 +98,14 @@ def decode_options(config: Mapping[str, Any], cls: type[Options]) -> Options:
 
 def _known(options: Mapping[str, Any], cls: type[Config]) -> dict[str, Any]:
     return {field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options}
+
+
+def set_nms(model: VisionModel, options: EvalOptions | PredictOptions) -> None:
+    """Suppress boxes as the options say, where they say anything.
+
+    Raises:
+        ConfigError: they do, and the model's head has no suppression.
+    """
+    given = {"iou_threshold": options.nms_iou, "class_agnostic": options.class_agnostic_nms}
+    if options.nms is not None or any(value is not None for value in given.values()):
+        model.head.set_nms(options.nms, **given)

@@ -22,11 +22,11 @@ from vision_stack.data.images import read_image
 from vision_stack.data.validation import DataError, data_error
 from vision_stack.model import VisionModel
 from vision_stack.ops.files import write_file
-from vision_stack.structures import SHOWN_FROM_SCORE
+from vision_stack.structures import SHOWN_FROM_SCORE, Threshold
 from vision_stack.training.allocator import return_freed_memory
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.journal import Entry, Journal
-from vision_stack.training.options import PredictOptions, decode_options
+from vision_stack.training.options import PredictOptions, decode_options, set_nms
 from vision_stack.training.pictures import jpeg
 from vision_stack.training.results import PREDICTIONS_DIR, PREDICTIONS_FILE, write_config, write_predictions
 from vision_stack.training.sources import SourceImage, find_images, named
@@ -56,6 +56,8 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
     source = find_images(options.source)
     device = _device(options.device)
     model = VisionModel.from_pretrained(options.checkpoint)
+    set_nms(model, options)
+    model.thresholds(options.threshold)  # raises before anything is written
     images = {image.name: image for image in named(source)}
     asked = {
         "checkpoint": fingerprint(model),
@@ -63,6 +65,8 @@ def predict(config: Mapping[str, Any], run_dir: Path) -> None:
         "threshold": options.threshold,
         "top_k": options.top_k,
     }
+    nms = {"nms": options.nms, "nms_iou": options.nms_iou, "class_agnostic_nms": options.class_agnostic_nms}
+    asked |= {name: value for name, value in nms.items() if value is not None}
     with Journal(run_dir / JOURNAL_FILE, asked, lambda entry: _is_current(entry, images, run_dir)) as journal:
         write_config(config, run_dir)
         if len(journal):
@@ -117,7 +121,7 @@ def _write(model: VisionModel, image: SourceImage, options: PredictOptions, run_
     state = _state(image.path)  # before it is read: a file that is replaced meanwhile is another one
     pixels = read_image(image.path)
     try:
-        written, picture = find(model, pixels, image.number, options.threshold, options.top_k)
+        written, picture = find(model, pixels, image.number, model.thresholds(options.threshold), options.top_k)
         files = {f"pictures/{image.stem}.jpg": jpeg(picture)}
     except (MemoryError, torch.OutOfMemoryError):
         message = f"its {pixels.shape[1]} x {pixels.shape[0]} pixels do not fit in memory"
@@ -156,7 +160,11 @@ def _finish(
 ) -> str:
     """Write `predictions.json` out of the journal; what is in it, in words."""
     spec = TASKS[model.config.task]
-    threshold = SHOWN_FROM_SCORE if options.threshold is None else options.threshold
+    limits = model.thresholds(options.threshold)
+    threshold = SHOWN_FROM_SCORE if limits is None else limits
+    by_label = threshold if isinstance(threshold, tuple) else (threshold,) * len(model.categories)
+    lowest = {category.id: score for category, score in zip(model.categories, by_label, strict=True)}
+    in_words = "that of its class" if isinstance(threshold, tuple) else f"{threshold:g}"
     count = 0
 
     def records() -> Iterator[dict[str, Any]]:
@@ -165,11 +173,11 @@ def _finish(
             image = images[name]
             files = {"image": name, "file_name": f"{image.stem}.png"} if spec.has_label_maps else {"file_name": name}
             for record in entry["records"]:
-                count += spec.count(record, threshold)
+                count += spec.count(record, lowest)
                 yield {**record, "image_id": image.number, **files}
 
     write_predictions(run_dir, records(), spec.header(model.categories))
-    return spec.summary(count, threshold)
+    return spec.summary(count, in_words)
 
 
 def fingerprint(model: VisionModel) -> str:
@@ -203,12 +211,12 @@ def _with_progress(todo: Sequence[SourceImage], total: int) -> Iterator[SourceIm
 
 @torch.inference_mode()
 def find(
-    model: VisionModel, image: np.ndarray, image_id: int, threshold: float | None, top_k: int
+    model: VisionModel, image: np.ndarray, image_id: int, threshold: Threshold | None, top_k: int
 ) -> tuple[Written, Image.Image]:
     """What the model finds in an RGB uint8 image [height, width, 3], in its own pixels: to be written, and a picture.
 
     Args:
-        threshold, top_k: as in configs/predict.yaml.
+        threshold, top_k: as in configs/predict.yaml, thresholds by label.
     """
     spec = TASKS[model.config.task]
     outputs, (info,) = model.infer([image])

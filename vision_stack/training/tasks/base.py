@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vision_stack.metrics import Evaluator
-from vision_stack.structures import Category, Prediction
+from vision_stack.structures import Category, Prediction, Threshold
 
 P = TypeVar("P", bound=Prediction)
 Records = list[dict[str, Any]]  # of one image, in `predictions.json`
@@ -42,7 +42,7 @@ class TaskSpec(ABC, Generic[P]):
         """The evaluator of images whose ground truth the data gives (`DataModule.val_ground_truth`)."""
 
     @abstractmethod
-    def kept(self, threshold: float | None, top_k: int) -> dict[str, Any]:
+    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
         """Arguments of `VisionModel.decode` for what results keep, by `threshold` and `top_k` of the options."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class TaskSpec(ABC, Generic[P]):
     def truth(self, record: Any) -> P:
         """What an image's annotation says, in the form of a prediction."""
 
-    def shown(self, found: P, threshold: float, size: tuple[int, int]) -> P:
+    def shown(self, found: P, threshold: Threshold, size: tuple[int, int]) -> P:
         """The part of a prediction that pictures show, in a form that `draw` takes."""
         return found
 
@@ -81,9 +81,9 @@ class TaskSpec(ABC, Generic[P]):
         """A prediction, as `shown` gives it, over its image, uint8 RGB [height, width, 3]."""
 
     @abstractmethod
-    def count(self, record: Mapping[str, Any], threshold: float) -> int:
-        """How many things a record of `predictions.json` stands for."""
+    def count(self, record: Mapping[str, Any], lowest: Mapping[int, float]) -> int:
+        """How many things a record of `predictions.json` stands for; `lowest` are the scores by category id."""
 
     @abstractmethod
-    def summary(self, count: int, threshold: float) -> str:
-        """All counts of a folder of images, in words."""
+    def summary(self, count: int, threshold: str) -> str:
+        """All counts of a folder of images, in words; `threshold` in words, too."""

@@ -17,7 +17,7 @@ from vision_stack.metrics import PanopticEvaluator, SemanticEvaluator
 from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.ops.label_maps import rgb_to_ids
-from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
+from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation, Threshold
 from vision_stack.training.tasks.base import Records, TaskSpec, Written
 from vision_stack.visualization.overlay import draw_panoptic, draw_semantic
 
@@ -33,7 +33,7 @@ class PanopticTask(TaskSpec[PanopticSegmentation]):
     ) -> PanopticEvaluator:
         return PanopticEvaluator(truth, categories)
 
-    def kept(self, threshold: float | None, top_k: int) -> dict[str, Any]:
+    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
         return {"threshold": threshold}
 
     def written(self, image_id: int, found: PanopticSegmentation, categories: Sequence[Category]) -> Written:
@@ -68,10 +68,10 @@ class PanopticTask(TaskSpec[PanopticSegmentation]):
     def draw(self, image: np.ndarray, found: PanopticSegmentation, categories: Sequence[Category]) -> Image.Image:
         return draw_panoptic(image, found, categories)
 
-    def count(self, record: Mapping[str, Any], threshold: float) -> int:
+    def count(self, record: Mapping[str, Any], lowest: Mapping[int, float]) -> int:
         return len(record["segments_info"])
 
-    def summary(self, count: int, threshold: float) -> str:
+    def summary(self, count: int, threshold: str) -> str:
         return f"{count:,} segments"
 
 
@@ -86,8 +86,8 @@ class SemanticTask(TaskSpec[SemanticSegmentation]):
     ) -> SemanticEvaluator:
         return SemanticEvaluator(truth, categories)
 
-    def kept(self, threshold: float | None, top_k: int) -> dict[str, Any]:
-        return {}
+    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
+        return {"threshold": threshold}
 
     def written(self, image_id: int, found: SemanticSegmentation, categories: Sequence[Category]) -> Written:
         return Written([{"image_id": image_id}], encode_semantic(found, categories))
@@ -111,10 +111,10 @@ class SemanticTask(TaskSpec[SemanticSegmentation]):
     def draw(self, image: np.ndarray, found: SemanticSegmentation, categories: Sequence[Category]) -> Image.Image:
         return draw_semantic(image, found, categories)
 
-    def count(self, record: Mapping[str, Any], threshold: float) -> int:
+    def count(self, record: Mapping[str, Any], lowest: Mapping[int, float]) -> int:
         return 0
 
-    def summary(self, count: int, threshold: float) -> str:
+    def summary(self, count: int, threshold: str) -> str:
         return "every pixel has a class"
 
 

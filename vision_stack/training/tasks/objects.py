@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from vision_stack.data.coco import ImageRecord
 from vision_stack.metrics import CocoEvaluator, coco_results
 from vision_stack.metrics.coco import IouType
-from vision_stack.structures import SHOWN_FROM_SCORE, Category, Instances
+from vision_stack.structures import SHOWN_FROM_SCORE, Category, Instances, Threshold
 from vision_stack.training.tasks.base import Records, TaskSpec, Written
 from vision_stack.visualization.overlay import draw_instances
 
@@ -37,7 +37,7 @@ class ObjectTask(TaskSpec[Instances]):
         more: tuple[IouType, ...] = ("boundary",) if boundary_ap and self.has_masks else ()
         return CocoEvaluator(truth, categories, (*self.iou_types, *more), max_detections=top_k)
 
-    def kept(self, threshold: float | None, top_k: int) -> dict[str, Any]:
+    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
         """The best `top_k`, whatever their score; masks as run-length codes."""
         return {"threshold": 0.0, "top_k": top_k, "masks": "rle"}
 
@@ -67,9 +67,9 @@ class ObjectTask(TaskSpec[Instances]):
         rles = [_rle(annotation.segmentation, *size) for annotation in objects] if self.has_masks else None
         return self.shown(Instances(boxes, labels, torch.ones(len(objects)), rles), 0.0, size)
 
-    def shown(self, found: Instances, threshold: float, size: tuple[int, int]) -> Instances:
+    def shown(self, found: Instances, threshold: Threshold, size: tuple[int, int]) -> Instances:
         """Those that score at least `threshold`, decoded."""
-        found = found[found.scores >= threshold]
+        found = found.above(threshold)
         return replace(found, masks=_decoded(found.masks, size)) if isinstance(found.masks, list) else found
 
     def chosen(self, found: Instances, truth: Instances, point: Mapping[str, float] | None) -> tuple[Instances, str]:
@@ -77,7 +77,7 @@ class ObjectTask(TaskSpec[Instances]):
         none has that score in an image with objects, the best few of the image instead."""
         matched = point is None or point["f1"] > 0
         threshold = point["threshold"] if point else SHOWN_FROM_SCORE
-        kept = found[found.scores >= threshold]
+        kept = found.above(threshold)
         which = f"score >= {threshold:.3g}{', best F1' if point else ''}"
         if matched and (len(kept) or not len(truth)):
             return kept, f"prediction: {len(kept)} with {which}"
@@ -89,11 +89,11 @@ class ObjectTask(TaskSpec[Instances]):
     def draw(self, image: np.ndarray, found: Instances, categories: Sequence[Category]) -> Image.Image:
         return draw_instances(image, found, categories)
 
-    def count(self, record: Mapping[str, Any], threshold: float) -> int:
-        return int(record["score"] >= threshold)
+    def count(self, record: Mapping[str, Any], lowest: Mapping[int, float]) -> int:
+        return int(record["score"] >= lowest[record["category_id"]])
 
-    def summary(self, count: int, threshold: float) -> str:
-        return f"{count:,} objects with a score of at least {threshold:g}"
+    def summary(self, count: int, threshold: str) -> str:
+        return f"{count:,} objects with a score of at least {threshold}"
 
 
 def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
