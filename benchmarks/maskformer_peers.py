@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from vision_stack.backbones import ResNetConfig as OurResNetConfig
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
-from vision_stack.published import PublishedModel, convert
+from vision_stack.published import PublishedModel, convert, from_transformers
 from vision_stack.structures import Batch, Category, MaskOutputs
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/parity"))
@@ -50,7 +51,8 @@ class Ours:
         )
         self.model = VisionModel(config).train()
         if state:
-            published = PublishedModel("", "maskformer", {}, dict(state))
+            to_ours = partial(from_transformers, "maskformer", state)
+            published = PublishedModel("", {}, dict(state), to_ours)
             self.model.load_state_dict(convert(published, self.model.backbone, self.model.state_dict())[0], strict=True)
         self.optimizer = adamw(self.model)
 

@@ -22,8 +22,18 @@ from vision_stack.backbones.pretrained import LoadReport, load_initial_weights
 from vision_stack.config import Config, ConfigError, Range, from_dict, suggest, to_dict
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.data.processor import Pixels
+from vision_stack.ops.files import replacing
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
-from vision_stack.published import CONFIG_FILE, PublishedModel, convert, is_published, locate, read_published
+from vision_stack.published import (
+    CONFIG_FILE,
+    DETECTOR_SUFFIX,
+    PublishedModel,
+    convert,
+    is_published,
+    locate,
+    read_detector,
+    read_published,
+)
 from vision_stack.structures import (
     SHOWN_FROM_SCORE,
     BackboneConfig,
@@ -43,6 +53,7 @@ from vision_stack.weights.checkpoint import model_state, read_checkpoint
 from vision_stack.weights.checks import check_finite, check_fit, check_size, faults_of
 from vision_stack.weights.export import export_transformers
 from vision_stack.weights.files import WEIGHTS_FILE, find_weights_file, read_json, read_tensors, save_tensors
+from vision_stack.weights.torchvision_detectors import to_torchvision
 
 MAX_LETTERS = 2_000_000  # of all class names, so that what is written can be read (weights/files.py)
 SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
@@ -245,20 +256,21 @@ class VisionModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> VisionModel:
-        """The model of a directory that `save_pretrained` wrote, of a training checkpoint (`.ckpt`), or of a MaskFormer
-        or Mask2Former that transformers wrote, by directory or hub id; in eval mode.
+        """The model of a directory that `save_pretrained` wrote, of a training checkpoint (`.ckpt`), of a MaskFormer or
+        Mask2Former that transformers wrote, by directory or Hub id, or of a detector of torchvision, by name
+        (`torchvision/maskrcnn_resnet50_fpn_v2`) or as a state dict (`.pth`); in eval mode.
 
         Loads tensors and plain values only; nothing in any of them can import or run code. What became of the tensors
-        of a model of transformers is in `load_report`.
+        of a published model is in `load_report`.
 
         Raises:
             ValueError: the source holds no such model, or its weights do not fit its config; one line.
         """
         path = locate(source)
-        if not path.is_dir():
+        if not path.is_dir() and path.suffix != DETECTOR_SUFFIX:
             return cls.from_checkpoint(read_checkpoint(path), path)
-        if is_published(path):
-            published = read_published(path, source)
+        if not path.is_dir() or is_published(path):
+            published = read_published(path, source) if path.is_dir() else read_detector(path, source)
             return cls._built(_decode(published.config, published.source), published.state, published.source, published)
         config = _decode(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
         return cls._built(config, read_tensors(find_weights_file(str(path))), path)
@@ -307,6 +319,16 @@ class VisionModel(nn.Module):
             ConfigError: transformers has no model of these parts; the line says which it has.
         """
         export_transformers(self, self.config, Path(directory))
+
+    def export_torchvision(self, file: str | Path) -> None:
+        """Write a state dict that torchvision's detector of the same parts loads, with one class more, the background.
+
+        Raises:
+            ConfigError: torchvision has no detector of these parts; the line says which it has.
+        """
+        state = to_torchvision(to_dict(self.config), self.state_dict())
+        with replacing(file) as stream:
+            torch.save(state, stream)
 
 
 def _decode(plain: Mapping[str, Any], source: str | Path) -> VisionModelConfig:

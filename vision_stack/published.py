@@ -1,13 +1,15 @@
-"""MaskFormer and Mask2Former checkpoints in transformers' format, as parts of ours: read here, never by transformers.
+"""Published models as parts of ours: transformers' MaskFormer and Mask2Former, torchvision's detectors.
 
-Nothing in such a directory is imported or executed: json is decoded by the registry, tensors are read as tensors.
+They are read here, never by transformers. Nothing in such a directory is imported or executed: json is decoded by the
+registry, tensors are read as tensors.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,14 @@ from torch import Tensor
 
 from vision_stack.backbones.base import Backbone, PublishedWeights
 from vision_stack.backbones.config_json import decode_backbone
-from vision_stack.backbones.pretrained import LoadReport, fetch_from_hub
+from vision_stack.backbones.pretrained import LoadReport, fetch_from_hub, published_file
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from vision_stack.weights import mask2former, maskformer
+from vision_stack.weights.checks import faults_of
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
+from vision_stack.weights.torchvision_detectors import PREFIX, options_of, published, recognise, to_ours
 from vision_stack.weights.transformers_config import (
     COCO_PANOPTIC,
     OWN_FIELDS,
@@ -33,20 +37,22 @@ from vision_stack.weights.transformers_config import (
 )
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+DETECTOR_SUFFIX = ".pth"  # of a state dict of torchvision's
 _DECODERS = {"maskformer": maskformer.convert_decoder, "mask2former": mask2former.convert_decoder}
 
 
 class PublishedModel(NamedTuple):
-    """A checkpoint of transformers."""
+    """A checkpoint of transformers or torchvision."""
 
     source: str
-    architecture: str  # maskformer, mask2former
     config: dict[str, Any]  # plain options of a `VisionModelConfig`
-    state: dict[str, Tensor]  # in transformers' layout
+    state: dict[str, Tensor]  # in their layout
+    to_ours: Callable[[Backbone], tuple[dict[str, Tensor], list[str]]]  # its state, and what of theirs is not built
 
 
 def locate(source: str | Path) -> Path:
-    """The directory or file that a path or a hub id means; a hub id is looked up in the cache, then downloaded.
+    """The directory or file that a path, a Hub id or `torchvision/<detector>` means; the latter two are looked up in
+    the cache, then downloaded.
 
     The folder of a run means its best checkpoint, the last one if nothing was validated.
 
@@ -58,6 +64,9 @@ def locate(source: str | Path) -> Path:
         for name in (BEST_CHECKPOINT, LAST_CHECKPOINT):
             if (path / name).is_file():
                 return path / name
+    if not path.exists() and str(source).startswith(PREFIX):
+        weights = published(str(source).removeprefix(PREFIX))
+        return published_file(PublishedWeights(None, weights.url), "weights")[0]
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         return path
     tried: list[str] = []
@@ -98,39 +107,65 @@ def read_published(directory: Path, source: str | Path) -> PublishedModel:
         **_processing(directory / PROCESSOR_FILE),
         **_own_fields(raw, names),
     }
-    return PublishedModel(str(source), raw["model_type"], config, read_tensors(find_weights_file(str(directory))))
+    state = read_tensors(find_weights_file(str(directory)))
+    return PublishedModel(str(source), config, state, partial(from_transformers, raw["model_type"], state))
+
+
+def read_detector(file: Path, source: str | Path) -> PublishedModel:
+    """A state dict of one of torchvision's detectors.
+
+    Raises:
+        ConfigError: it is of no such model; one line.
+    """
+    state = read_tensors(file)
+    detector = recognise(state)
+    if detector is None:
+        raise ConfigError(
+            f"{file}: not a state dict of a detector of torchvision; give a .ckpt file, or a directory with config.json"
+        )
+    with faults_of(file):
+        config = options_of(detector, state, file.name)
+    return PublishedModel(str(source), config, state, lambda _: (to_ours(detector, state, file.name), []))
 
 
 def convert(
-    published: PublishedModel, backbone: Backbone, own: Mapping[str, Tensor]
+    model: PublishedModel, backbone: Backbone, own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """State in transformers' layout -> state of the `VisionModel` with this backbone, whose present state is `own`.
+    """State in their layout -> state of the `VisionModel` with this backbone, whose present state is `own`.
 
     Raises:
         ConfigError: the weights do not fit the config; one line.
     """
-    encoder, rest = split_encoder(published.state)
     try:
-        converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
-        ours = {f"backbone.{name}": value for name, value in converted.items()}
-        ours |= _DECODERS[published.architecture](rest)
+        ours, not_built = model.to_ours(backbone)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(f"weights do not fit the config ({error})") from None
     # A counter of batch norms matters to no prediction, and older files have none.
     counters = (name for name in own if name.endswith("num_batches_tracked") and name not in ours)
     ours |= {name: torch.tensor(0) for name in counters}
-    shapes = {tuple(value.shape) for value in published.state.values()}
+    shapes = {tuple(value.shape) for value in model.state.values()}
     report = LoadReport(
-        source=published.source,
+        source=model.source,
         image_mean=tuple(backbone.image_mean),
         image_std=tuple(backbone.image_std),
         matched=tuple(name for name in ours if name in own),
         missing=tuple(name for name in own if name not in ours),
         unexpected=tuple(name for name in ours if name not in own),
         reshaped=tuple(name for name, value in ours.items() if tuple(value.shape) not in shapes),
-        not_built=(*not_built, *(name for name in rest if name == "criterion.empty_weight")),
+        not_built=tuple(not_built),
     )
     return ours, report
+
+
+def from_transformers(
+    architecture: str, state: Mapping[str, Tensor], backbone: Backbone
+) -> tuple[dict[str, Tensor], list[str]]:
+    """State of a MaskFormer or Mask2Former in transformers' layout -> ours, and what of it is not built."""
+    encoder, rest = split_encoder(state)
+    converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
+    ours = {f"backbone.{name}": value for name, value in converted.items()}
+    training_only = [name for name in rest if name == "criterion.empty_weight"]
+    return ours | _DECODERS[architecture](rest), [*not_built, *training_only]
 
 
 def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:

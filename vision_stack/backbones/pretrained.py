@@ -107,9 +107,9 @@ def load_pretrained(
         return LoadReport(source="random weights", image_mean=mean, image_std=std)
     try:
         if isinstance(pretrained, PublishedWeights):
-            path, source = _published_file(pretrained, option)
+            path, source = published_file(pretrained, option)
         elif pretrained in (True, "auto"):
-            path, source = _published_file(backbone.published, option)
+            path, source = published_file(backbone.published, option)
         else:
             path = find_weights_file(str(pretrained))
             source = str(path)
@@ -170,7 +170,7 @@ def _count(names: Iterable[str], what: str) -> str:
     return f"{len(names)} tensors {what} (e.g. {names[0]})" if names else ""
 
 
-def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path, str]:
+def published_file(weights: PublishedWeights | None, option: str) -> tuple[Path, str]:
     """The published weights on this disk, downloaded if need be, and where they come from."""
     if weights is None:
         raise ConfigError(f"none are published; give {option}=<path> or {option}=false")
@@ -188,7 +188,7 @@ def _published_file(weights: PublishedWeights | None, option: str) -> tuple[Path
 def can_be_had(weights: PublishedWeights | None) -> bool:
     """Whether published weights are on this disk, or have been downloaded just now."""
     try:
-        return _published_file(weights, "")[0].is_file()
+        return published_file(weights, "")[0].is_file()
     except ConfigError:
         return False
 

@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predict on images: pictures and predictions.json",
     "backbones": "list the backbones",
     "to-transformers": "write a model as a directory that transformers loads",
+    "to-torchvision": "write a detector as a state dict that torchvision loads",
 }
 # Lightning starts the other processes of a run with the words after the verb; they find the verb here.
 _VERB = "VISION_STACK_VERB"

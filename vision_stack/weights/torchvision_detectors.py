@@ -1,0 +1,228 @@
+"""torchvision's detectors with a ResNet: which parts of ours they are, and their tensors by our names, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum, get_model_weights
+
+from vision_stack.config import ConfigError
+
+PREFIX = "torchvision/"  # of the names that `weights=` takes
+
+
+class Detector(NamedTuple):
+    """One of torchvision's models."""
+
+    head: str
+    version: str | None = None  # of the head
+    zero_eps: bool = False  # the published weights were trained with batch norms that add nothing to the variance
+
+
+DETECTORS: dict[str, Detector] = {
+    "fasterrcnn_resnet50_fpn": Detector("faster_rcnn", "v1", zero_eps=True),
+    "fasterrcnn_resnet50_fpn_v2": Detector("faster_rcnn", "v2"),
+    "maskrcnn_resnet50_fpn": Detector("mask_rcnn", "v1", zero_eps=True),
+    "maskrcnn_resnet50_fpn_v2": Detector("mask_rcnn", "v2"),
+    "retinanet_resnet50_fpn": Detector("retinanet", "v1", zero_eps=True),
+    "retinanet_resnet50_fpn_v2": Detector("retinanet", "v2"),
+    "fcos_resnet50_fpn": Detector("fcos"),
+}
+# Blocks of layer3, convolutions of a block -> name.
+_RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101", (36, 3): "resnet152"}
+_EPS = 1e-5  # of batch norms
+# Layers before torchvision 0.13, which the older published files have -> as they are since.
+_OLD_NAMES = [
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
+    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
+]
+_OLD_MASK = re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)$")
+_OLD_DENSE = re.compile(r"(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)$")
+_OURS = [  # beginnings of names: theirs, ours
+    ("backbone.body.", "backbone.net."),
+    ("backbone.fpn.inner_blocks.", "neck.lateral."),
+    ("backbone.fpn.layer_blocks.", "neck.output."),
+    ("backbone.fpn.extra_blocks.p6.", "neck.extra.0."),
+    ("backbone.fpn.extra_blocks.p7.", "neck.extra.1."),
+    ("rpn.", "head.rpn."),
+    ("roi_heads.", "head.roi_heads."),
+    ("head.", "head.head."),
+]
+_FPN = ("neck.lateral.", "neck.output.")
+_FPN_LAYERS = {"0": "conv", "1": "norm"}
+_FPN_NUMBERS = {ours: theirs for theirs, ours in _FPN_LAYERS.items()}
+_CLASSIFIER = "head.classification_head.cls_logits."  # of RetinaNet and FCOS
+NEVER = -100.0  # the logit of a class that is not to be found
+
+
+def published(name: str) -> WeightsEnum:
+    """The published weights of `torchvision/<name>`; ConfigError if there is no such detector."""
+    if name not in DETECTORS:
+        raise ConfigError(f"weights: no detector {PREFIX}{name}; there are {', '.join(DETECTORS)}")
+    return get_model_weights(name).DEFAULT
+
+
+def file_name(weights: WeightsEnum) -> str:
+    """As torch.hub keeps it."""
+    return PurePath(urlparse(weights.url).path).name
+
+
+def recognise(state: Mapping[str, Tensor]) -> Detector | None:
+    """The detector that a state dict is of; None if it is of none."""
+    if not any(key.startswith("backbone.body.layer1.") for key in state) or not any(".fpn." in key for key in state):
+        return None
+    if "roi_heads.box_predictor.cls_score.weight" in state:
+        head = "mask_rcnn" if any(key.startswith("roi_heads.mask_head.") for key in state) else "faster_rcnn"
+        return Detector(head, "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1")
+    if "head.regression_head.bbox_ctrness.weight" in state:
+        return Detector("fcos")
+    if "head.classification_head.cls_logits.weight" in state:
+        return Detector("retinanet", "v2" if "head.classification_head.conv.0.1.weight" in state else "v1")
+    return None
+
+
+def options_of(detector: Detector, state: Mapping[str, Tensor], file: str) -> dict[str, Any]:
+    """Plain options of a `VisionModelConfig` for the weights of `file`, with a class per row but the background's.
+
+    Raises:
+        ConfigError: the ResNet is not one of torchvision's, or a tensor that says the sizes is missing.
+    """
+    resnet = _resnet(state)
+    if resnet is None:
+        raise ConfigError("a detector of torchvision, but its backbone is not a ResNet-18, 34, 50, 101 or 152")
+    dense, second = "rcnn" not in detector.head, detector.version == "v2"
+    return {
+        "backbone": {
+            "type": "torchvision",
+            "model_name": resnet,
+            "out_strides": [8, 16, 32] if dense else [4, 8, 16, 32],
+            "freeze_norm": "backbone.body.bn1.num_batches_tracked" not in state,
+        },
+        "neck": {"type": "fpn", "norm": "batch" if second and not dense else "none", "extra_levels": "pool"},
+        "head": {"type": detector.head, **({"version": detector.version} if detector.version else {})},
+        "categories": [
+            {"id": number, "name": name} for number, name in enumerate(_class_names(detector, state, file), 1)
+        ],
+        "task": "instance" if detector.head == "mask_rcnn" else "detection",
+        "input_size": {"short_edge": 800, "long_edge": 1333},
+    }
+
+
+def to_ours(detector: Detector, state: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """torchvision's tensors by our names.
+
+    Two things differ beside the names: ours have no row of the background where it is never found, and our batch norms
+    an epsilon.
+    """
+    zero_eps = any(known.zero_eps and file == file_name(published(name)) for name, known in DETECTORS.items())
+    anchors = 0 if "rcnn" in detector.head else _anchors(state)
+    ours = {}
+    for old, value in state.items():
+        key = _renewed(old, detector)
+        if zero_eps and key.startswith("backbone.body.") and key.endswith("running_var"):
+            value = value - _EPS  # which our batch norms add again
+        ours[_renamed(key)] = _without_background(key, value, anchors)
+    return ours
+
+
+def to_torchvision(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors by torchvision's names, for the model that torchvision builds with `num_classes` + 1.
+
+    Args:
+        config: plain options of a `VisionModelConfig`.
+        state: of a `VisionModel` with `head=faster_rcnn`, `mask_rcnn`, `retinanet` or `fcos` on a ResNet and an FPN.
+
+    Raises:
+        ConfigError: torchvision has no detector of these parts; the line says which it has.
+    """
+    heads = {detector.head for detector in DETECTORS.values()}
+    if config["head"]["type"] not in heads or config["neck"]["type"] != "fpn":
+        parts = f"head={config['head']['type']} neck={config['neck']['type']}"
+        raise ConfigError(f"{parts}: torchvision has only {', '.join(sorted(heads))}, with neck=fpn")
+    theirs = {_named_theirs(name): value for name, value in state.items() if not name.startswith("image_")}
+    if _resnet(theirs) is None:
+        raise ConfigError(
+            f"backbone={config['backbone']['type']}: torchvision's detectors have a ResNet of torchvision's; train "
+            "with backbone=torchvision backbone.model_name=resnet50"
+        )
+    anchors = 0 if "rcnn" in config["head"]["type"] else _anchors(theirs)
+    return {key: _with_background(key, value, anchors) for key, value in theirs.items()}
+
+
+def _resnet(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the ResNet in a state dict of torchvision's."""
+    blocks = {key.split(".")[3] for key in state if key.startswith("backbone.body.layer3.")}
+    convs = [key for key in state if re.fullmatch(r"backbone\.body\.layer1\.0\.conv\d\.weight", key)]
+    return _RESNETS.get((len(blocks), len(convs)))
+
+
+def _class_names(detector: Detector, state: Mapping[str, Tensor], file: str) -> list[str]:
+    """Of all rows but the background's; those of published weights as torchvision has them."""
+    for name, known in DETECTORS.items():
+        weights = published(name)
+        if file == file_name(weights) and known.head == detector.head:
+            names = weights.meta["categories"][1:]
+            return [name if name != "N/A" else f"unused {i}" for i, name in enumerate(names, 1)]
+    if "rcnn" in detector.head:
+        rows = len(state["roi_heads.box_predictor.cls_score.weight"])
+    else:
+        rows = len(state["head.classification_head.cls_logits.weight"]) // _anchors(state)
+    return [f"class {i}" for i in range(1, rows)]
+
+
+def _anchors(state: Mapping[str, Tensor]) -> int:
+    """Of each cell, of RetinaNet and FCOS."""
+    return len(state["head.regression_head.bbox_reg.weight"]) // 4
+
+
+def _renewed(key: str, detector: Detector) -> str:
+    """The key of a layer as it is named since torchvision 0.13."""
+    for pattern, now in _OLD_NAMES:
+        key = pattern.sub(now, key)
+    key = _OLD_MASK.sub(lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}", key)
+    if detector == Detector("retinanet", "v1"):  # where ReLUs were counted, too
+        key = _OLD_DENSE.sub(lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", key)
+    return key
+
+
+def _renamed(key: str) -> str:
+    """Their key -> ours."""
+    for theirs, ours in _OURS:
+        if key.startswith(theirs):
+            name = ours + key.removeprefix(theirs)
+            if ours in _FPN:
+                name = re.sub(r"\.([01])\.(?=\w+$)", lambda m: f".{_FPN_LAYERS[m[1]]}.", name)
+            return name
+    return key
+
+
+def _named_theirs(name: str) -> str:
+    """Our key -> theirs."""
+    for theirs, ours in _OURS:
+        if name.startswith(ours):
+            key = theirs + name.removeprefix(ours)
+            if ours in _FPN:
+                key = re.sub(r"\.(conv|norm)\.(?=\w+$)", lambda m: f".{_FPN_NUMBERS[m[1]]}.", key)
+            return key
+    return name
+
+
+def _without_background(key: str, value: Tensor, anchors: int) -> Tensor:
+    """RetinaNet's and FCOS's row of class 0, which is never found, is not built here."""
+    return value.unflatten(0, (anchors, -1))[:, 1:].flatten(0, 1) if key.startswith(_CLASSIFIER) else value
+
+
+def _with_background(key: str, value: Tensor, anchors: int) -> Tensor:
+    if not key.startswith(_CLASSIFIER):
+        return value
+    rows = value.unflatten(0, (anchors, -1))
+    background = torch.zeros_like(rows[:, :1])
+    if key.endswith("bias"):
+        background.fill_(NEVER)
+    return torch.cat([background, rows], 1).flatten(0, 1)
