@@ -22,7 +22,7 @@ from vision_stack.weights.torchvision_detectors import Detector, to_ours
 
 BACKBONES = {  # name -> the layers at strides 4, 8, 16, 32, their channels
     "resnet50": ({f"layer{i}": str(i - 1) for i in range(1, 5)}, [256, 512, 1024, 2048]),
-    "mobilenet_v3_large": ({"3": "0", "6": "1", "12": "2", "16": "3"}, [24, 40, 112, 960]),
+    "mobilenet_v3_large": ({"3": "0", "6": "1", "12": "2", "15": "3"}, [24, 40, 112, 160]),
 }
 
 

@@ -34,6 +34,8 @@ def detector(name: str, num_classes: int = ANY_CLASSES, **options: Any) -> Any:
                 tensor *= 1e-3  # a random ResNet's maps grow with its depth
             if key.endswith(("classification_head.cls_logits.bias", "rpn.head.cls_logits.bias")):
                 tensor += 4  # it starts at "nothing here"
+            if key.endswith("classification_head.cls_logits.bias"):
+                tensor.view(-1, num_classes)[:, 0] = -100  # the background, which training only ever lowers
     model.transform.min_size, model.transform.max_size = (SIZE[0],), SIZE[1]
     model.transform.image_mean, model.transform.image_std = [0.0] * 3, [1.0] * 3
     return model.double().eval()

@@ -104,7 +104,7 @@ def options_of(detector: Detector, state: Mapping[str, Tensor], file: str) -> di
             "out_strides": [8, 16, 32] if dense else [4, 8, 16, 32],
             "freeze_norm": "backbone.body.bn1.num_batches_tracked" not in state,
         },
-        "neck": {"type": "fpn", "norm": "batch" if second and not dense else "none", "extra_levels": "pool"},
+        "neck": {"type": "fpn", "norm": "batch" if second and not dense else "none"},
         "head": {"type": detector.head, **({"version": detector.version} if detector.version else {})},
         "categories": [
             {"id": number, "name": name} for number, name in enumerate(_class_names(detector, state, file), 1)
