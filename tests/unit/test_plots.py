@@ -32,7 +32,7 @@ def test_precision_recall_of_one_class_is_its_curve_with_the_marked_point(figure
     all_classes = np.array([0.1, 0.5]), np.array([1.0, 0.7])
     plots.plot_precision_recall({"cat": constant(0.4)}, "", all_classes=all_classes, mark=(0.5, 0.7, "best F1 0.58"))
     axes = figures[0].axes[0]
-    assert legend(axes) == ["cat 0.40", "detections by score", "best F1 0.58"]
+    assert legend(axes) == ["cat 0.400", "detections by score", "best F1 0.58"]
     assert axes.get_legend().get_title().get_text() == "AP50"
     assert not axes.texts
 
@@ -42,9 +42,9 @@ def test_precision_recall_of_eighty_classes_names_the_mean_the_best_and_the_wors
     plots.plot_precision_recall(curves, "")
     axes = figures[0].axes[0]
     named = legend(axes)
-    assert named[:4] == ["class 79 0.39", "class 78 0.38", "class 77 0.37", "class 76 0.36"]
-    assert named[4:8] == ["class 44 0.04", "class 43 0.03", "class 42 0.02", "class 41 0.01"]
-    assert named[8:] == ["31 classes between", "mean of 80 classes 0.10"]
+    assert named[:4] == ["class 79 0.390", "class 78 0.380", "class 77 0.370", "class 76 0.360"]
+    assert named[4:8] == ["class 44 0.040", "class 43 0.030", "class 42 0.020", "class 41 0.010"]
+    assert named[8:] == ["31 classes between", "mean of 80 classes 0.098"]
     title = axes.get_legend().get_title().get_text()
     assert title.startswith("41 classes with AP50 0:\n  class 0\n")
     assert "and 36 more" in title

@@ -46,13 +46,13 @@ def plot_precision_recall(
         if len(found) > NAMED_CURVES:
             named = found[: NAMED_CURVES // 2] + found[-(NAMED_CURVES // 2) :]
         for name in named:
-            axes.plot(recall, curves[name], linewidth=1.2, label=f"{shorten(name, NAME_LENGTH)} {scores[name]:.2f}")
+            axes.plot(recall, curves[name], linewidth=1.2, label=f"{shorten(name, NAME_LENGTH)} {scores[name]:.3f}")
         others = [name for name in found if name not in named]
         for name in others:
             label = f"{len(others)} classes between" if name == others[0] else None
             axes.plot(recall, curves[name], linewidth=0.8, color="0.8", zorder=1, label=label)
     mean, what = np.mean([*curves.values()], axis=0), f"mean of {len(curves)} classes" if len(curves) > 1 else ranked[0]
-    label = f"{shorten(what, NAME_LENGTH)} {mean.mean():.2f}"
+    label = f"{shorten(what, NAME_LENGTH)} {mean.mean():.3f}"
     axes.plot(recall, mean, linewidth=2.5, color="black", zorder=3, label=label)
     if all_classes is not None and found:
         axes.plot(*all_classes, linewidth=1.2, color="black", linestyle=":", zorder=3, label="detections by score")
@@ -89,7 +89,7 @@ def plot_class_scores(scores: Mapping[str, float], png_file: str | Path, *, scor
         if name is not None:
             axes.text(value + 0.01 * most, row, f"{value:.3f}", va="center", fontsize="small")
     mean = sum(scores.values()) / len(scores)
-    axes.axvline(mean, color="black", linestyle=":", zorder=0)
+    axes.axvline(mean, color="0.75", linewidth=1.0, zorder=0)
     axes.set_yticks(range(len(shown)), labels, fontsize="small")
     title = f"{score_name} by class, mean {mean:.3f}"
     axes.set(xlabel=score_name, xlim=(0, 1.12 * most), ylim=(len(shown) - 0.4, -0.6), title=title)
