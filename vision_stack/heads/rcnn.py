@@ -6,6 +6,7 @@ torchvision's models, so that published weights fit as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -18,6 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops.poolers import LevelMapper
 
 from vision_stack.config import Count, Fraction, Positive, register
 from vision_stack.heads.base import Decoder
@@ -33,6 +35,7 @@ from vision_stack.heads.boxes import (
     is_ignored,
     precise,
 )
+from vision_stack.ops.roi_align import roi_align
 from vision_stack.postprocess.paste import paste_masks
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Instances, Pyramid, Target, Task
 
@@ -144,11 +147,27 @@ class PrecisePredictor(FastRCNNPredictor):
 
 
 class PrecisePool(MultiScaleRoIAlign):
-    """Pools in the type of the boxes, gives that of the maps."""
+    """Pools in the type of the boxes, gives that of the maps; on CPUs in this project's own way, which is faster."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        pooled: Tensor = super().forward({name: precise(level) for name, level in x.items()}, boxes, image_shapes)
-        return pooled.to(next(iter(x.values())).dtype)
+        dtype = next(iter(x.values())).dtype
+        x = {name: precise(level) for name, level in x.items()}
+        if boxes[0].device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._pool([x[name] for name in self.featmap_names], boxes).to(dtype)
+        pooled: Tensor = super().forward(x, boxes, image_shapes)
+        return pooled.to(dtype)
+
+    def _pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        images = torch.cat([torch.full((len(b),), number) for number, b in enumerate(boxes)])
+        levels = LevelMapper(*(int(math.log2(s)) for s in (ROI_STRIDES[0], ROI_STRIDES[len(maps) - 1])))(list(boxes))
+        flat = torch.cat(list(boxes)).detach()
+        size = self.output_size[0]
+        pooled, places = [], []
+        for level, (x, stride) in enumerate(zip(maps, ROI_STRIDES, strict=False)):
+            place = torch.where(levels == level)[0]
+            pooled.append(roi_align(x, flat[place], images[place], size, 1 / stride, self.sampling_ratio))
+            places.append(place)
+        return torch.cat(pooled)[torch.cat(places).argsort()]
 
 
 class RegionHeads(RoIHeads):
