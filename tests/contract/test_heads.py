@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from vision_stack.config import ConfigError, from_dict, registered, to_dict
+from vision_stack.config import ConfigError, from_dict, registered
 from vision_stack.heads import Head, MaskHeadConfig
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.structures import (
@@ -92,30 +92,6 @@ def test_head_loss_reaches_every_parameter_and_names_each_layer(name, specs):
 
 
 @pytest.mark.parametrize("name", MASK_HEADS)
-def test_head_batch_without_objects_has_a_finite_loss(name):
-    head = build(name, PIXEL_DECODER).train()
-    total = sum(head.compute_loss(head(maps_of(PIXEL_DECODER)), targets_of(0, 0)).values())
-    total.backward()
-    assert total.isfinite()
-    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("name", MASK_HEADS)
-def test_head_predict_gives_one_result_per_image_in_its_own_pixels(name):
-    head = build(name, PIXEL_DECODER).eval()
-    infos = [ImageInfo(1, "a", (150, 200), (75, 100)), ImageInfo(2, "b", (30, 40), (60, 80))]
-    with torch.inference_mode():
-        results = list(
-            head.predict(head(maps_of(PIXEL_DECODER)), infos, "instance", DecodeOptions(threshold=0.0, top_k=5))
-        )
-    for result, info in zip(results, infos, strict=True):
-        assert result.masks.shape == (len(result), *info.size)
-        assert len(result) <= 5
-        assert result.labels.min() >= 0
-        assert result.labels.max() < 3
-
-
-@pytest.mark.parametrize("name", MASK_HEADS)
 @pytest.mark.parametrize("task", ["detection", "instance", "semantic", "panoptic"])
 def test_head_decodes_for_each_of_its_tasks(name, task):
     head = build(name, PIXEL_DECODER).eval()
@@ -151,14 +127,8 @@ def test_head_decodes_for_just_the_tasks_that_its_config_says_and_refuses_others
 
 
 @pytest.mark.parametrize("name", registered("head"))
-def test_head_class_rows_are_rows_of_its_parameters_each_of_one_class(name):
-    head = registered("head")[name]().build(PYRAMID, num_classes=3)
-    parameters = dict(head.named_parameters())
-    assert head.class_rows()
-    for key, rows in head.class_rows().items():
-        assert rows.shape[0] == 3
-        assert len(rows.unique()) == rows.numel()
-        assert rows.max() < len(parameters[key])
+def test_head_names_the_rows_of_its_classes(name):
+    assert registered("head")[name]().build(PYRAMID, num_classes=3).class_rows()  # testing.check_head looks at them
 
 
 @pytest.mark.parametrize("name", MASK_HEADS)
@@ -171,12 +141,6 @@ def test_head_without_a_stride_4_map_fails_naming_parts_that_fit(name):
     assert "neck=" in message
     assert "resnet50" in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("name", MASK_HEADS)
-def test_head_config_survives_the_way_through_a_dict(name):
-    config = registered("head")[name]()
-    assert from_dict(to_dict(config), "head") == config
 
 
 def test_mask2former_without_a_coarser_map_fails_naming_a_neck():

@@ -25,6 +25,7 @@ ALLOWED = {
     "visualization": CORE | {"ops"},
     "published": BASE | {"backbones", "weights"},
     "model": BASE | {"backbones", "necks", "heads", "weights", "published", "postprocess", "data"},
+    "testing": BASE | {"backbones", "necks", "heads"},
     "__main__": {"commands"},
     "compat": BASE | {"backbones", "necks", "heads", "losses", "data", "model"},
     "training": BASE

@@ -25,7 +25,7 @@ def branches(node: ast.AST) -> bool:
         return named and any(isinstance(c, ast.Constant) and c.value in NAMES for s in sides for c in ast.walk(s))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
         asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
-        return any(name in KINDS or "Head" in name for name in asked)
+        return any(name in KINDS or ("Head" in name and name != "Head") for name in asked)
     return False
 
 
