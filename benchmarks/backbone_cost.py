@@ -21,7 +21,7 @@ from contextlib import nullcontext
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vision_stack.backbones.auto import config_from_pretrained
+from vision_stack.backbones.names import config_from_pretrained
 from vision_stack.config import from_dict
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.structures import Category

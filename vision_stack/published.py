@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_stack.backbones.base import Backbone, PublishedWeights
+from vision_stack.backbones.base import Backbone
 from vision_stack.backbones.config_json import decode_backbone
-from vision_stack.backbones.pretrained import LoadReport, fetch_from_hub, published_file
+from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, published_file
+from vision_stack.backbones.pretrained import LoadReport
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from vision_stack.weights import mask2former, maskformer

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from vision_stack.backbones import load_pretrained
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.config_json import transformers_families
 from vision_stack.config import ConfigError, from_dict, to_dict
 
 PLAIN = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -26,12 +26,12 @@ TINY = {
     "dinov3_vit": {**PLAIN, "intermediate_size": 48, "num_register_tokens": 2},
     "dinov3_convnext": CONVNEXT,
 }
-FAMILIES = pytest.mark.parametrize("family", TRANSFORMERS_FAMILIES)
+FAMILIES = pytest.mark.parametrize("family", transformers_families())
 
 
 def tiny(family, **options):
     torch.manual_seed(0)
-    return TRANSFORMERS_FAMILIES[family](**{**TINY[family], **options})
+    return transformers_families()[family](**{**TINY[family], **options})
 
 
 def image(height, width):
@@ -39,8 +39,8 @@ def image(height, width):
 
 
 def test_families_are_registered_by_their_model_type():
-    assert all(cls.type == model_type for model_type, cls in TRANSFORMERS_FAMILIES.items())
-    assert set(TINY) == set(TRANSFORMERS_FAMILIES)
+    assert all(cls.type == model_type for model_type, cls in transformers_families().items())
+    assert set(TINY) == set(transformers_families())
 
 
 @FAMILIES
@@ -80,7 +80,7 @@ def test_family_config_survives_dicts_and_transformers_json(family):
     assert from_dict(to_dict(config), "backbone") == config
     theirs = transformers.AutoConfig.for_model(family, **TINY[family], drop_path_rate=0.2)
     raw = json.loads(json.dumps(theirs.to_dict()))
-    assert TRANSFORMERS_FAMILIES[family].from_transformers(raw).stages == config.stages
+    assert transformers_families()[family].from_transformers(raw).stages == config.stages
 
 
 @FAMILIES
@@ -122,7 +122,7 @@ PUBLISHED = [
 def test_family_of_a_published_size_takes_timms_own_weights_whole(model_name, family, options):
     with torch.device("meta"):
         state = timm.create_model(model_name.split(".")[0]).state_dict()
-        backbone = TRANSFORMERS_FAMILIES[family](**options).build()
+        backbone = transformers_families()[family](**options).build()
     converted, not_built = backbone.convert_weights(state)
     own = {name: x.shape for name, x in backbone.state_dict().items() if not name.startswith("norms.")}
     assert {name: x.shape for name, x in converted.items()} == own
@@ -149,7 +149,7 @@ def test_family_takes_transformers_classifier_without_its_head(model, family, tm
     cls = getattr(transformers, model)
     cls(cls.config_class(**TINY[family])).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    config = TRANSFORMERS_FAMILIES[family].from_transformers(raw)
+    config = transformers_families()[family].from_transformers(raw)
     report = load_pretrained(config.build(), config, str(tmp_path))
     assert report.matched
     assert not report.missing
@@ -200,6 +200,6 @@ HOSTILE = [
 @pytest.mark.parametrize(("family", "raw", "line"), HOSTILE)
 def test_family_hostile_config_json_gives_one_line(family, raw, line):
     with pytest.raises(ConfigError) as caught:
-        TRANSFORMERS_FAMILIES[family].from_transformers(raw)
+        transformers_families()[family].from_transformers(raw)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)

@@ -6,11 +6,11 @@ import typing
 import pytest
 import transformers
 
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.config_json import transformers_families
 from vision_stack.backbones.meta import on_meta
 from vision_stack.config import ConfigError, from_dict, to_dict
 
-FAMILIES = pytest.mark.parametrize("family", TRANSFORMERS_FAMILIES)
+FAMILIES = pytest.mark.parametrize("family", transformers_families())
 NUMBERS = (1, 2, 3, 4, 7, 8, 12, 14, 16, 32, 40, 64, 96, 100, 128, 192, 256, 320, 384, 1024)
 SELECTION = ("out_features", "out_indices", "out_strides", "image_mean", "image_std")
 
@@ -30,7 +30,7 @@ def values(hint):
 
 @FAMILIES
 def test_family_field_given_alone_is_not_refused_for_the_default_of_another(family):
-    cls = TRANSFORMERS_FAMILIES[family]
+    cls = transformers_families()[family]
     hints = typing.get_type_hints(cls, include_extras=True)
     refused = []
     for name in {field.name for field in dataclasses.fields(cls)} - {*SELECTION, "layer_type"}:
@@ -50,7 +50,7 @@ def refusal(cls, options):
 
 @FAMILIES
 def test_family_defaults_are_those_of_transformers(family):
-    cls = TRANSFORMERS_FAMILIES[family]
+    cls = transformers_families()[family]
     theirs = transformers.AutoConfig.for_model(family).to_dict()
     ours = {**to_dict(cls()), **cls.required}
     shared = (ours.keys() & theirs.keys()) - set(SELECTION)
@@ -80,7 +80,7 @@ FOLLOWING = [
 
 @pytest.mark.parametrize(("family", "given", "followed"), FOLLOWING)
 def test_family_defaults_follow_what_is_given_from_python_yaml_and_json(family, given, followed):
-    cls = TRANSFORMERS_FAMILIES[family]
+    cls = transformers_families()[family]
     config = cls(**given)
     assert {name: getattr(config, name) for name in followed} == followed
     from_yaml = {**to_dict(cls()), **given, **dict.fromkeys(SELECTION[:3])}  # a file lists every default
@@ -94,6 +94,6 @@ def test_family_defaults_follow_what_is_given_from_python_yaml_and_json(family, 
 
 def test_family_lists_of_other_lengths_that_were_both_given_are_refused():
     with pytest.raises(ConfigError, match=r"num_heads: \[1, 2, 4\] and depths \[1, 1\] must have one entry per stage"):
-        TRANSFORMERS_FAMILIES["swin"](depths=(1, 1), num_heads=(1, 2, 4))
+        transformers_families()["swin"](depths=(1, 1), num_heads=(1, 2, 4))
     with pytest.raises(ConfigError, match=r"pretrained_window_sizes: \[8, 8, 8\] and depths \[1, 1\] must have one"):
-        TRANSFORMERS_FAMILIES["swinv2"](depths=(1, 1), pretrained_window_sizes=(8, 8, 8))
+        transformers_families()["swinv2"](depths=(1, 1), pretrained_window_sizes=(8, 8, 8))

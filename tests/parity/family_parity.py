@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vision_stack.backbones import load_pretrained
 from vision_stack.backbones.base import Backbone, pad_to_multiple
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.config_json import transformers_families
 
 Maps = Callable[[nn.Module, Tensor], list[Tensor]]
 
@@ -153,7 +153,7 @@ def pair(name: str) -> tuple[nn.Module, Backbone]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         raw = json.loads((Path(folder) / "config.json").read_text())
-        cls = TRANSFORMERS_FAMILIES[raw["model_type"]]
+        cls = transformers_families()[raw["model_type"]]
         config = cls.from_transformers({**raw, **case.ours})
         config.out_indices = list(range(len(config.stages)))
         ours = config.build()

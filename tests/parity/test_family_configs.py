@@ -6,14 +6,14 @@ import pytest
 import transformers
 from family_parity import CASES
 
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES
+from vision_stack.backbones.config_json import transformers_families
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_family_config_saved_here_is_the_same_to_transformers_as_its_own(name, tmp_path):
     case = CASES[name]
     theirs = case.model.config_class(**case.options)
-    config = TRANSFORMERS_FAMILIES[theirs.model_type].from_transformers(json.loads(theirs.to_json_string()))
+    config = transformers_families()[theirs.model_type].from_transformers(json.loads(theirs.to_json_string()))
     config.save_pretrained(tmp_path)
     read = transformers.AutoConfig.from_pretrained(tmp_path)
     assert type(read) is type(theirs)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from vision_stack.backbones import pretrained
-from vision_stack.backbones.base import PublishedWeights
+from vision_stack.backbones import hub
+from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.config import from_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import build_datamodule
@@ -77,15 +77,15 @@ def test_named_backbone_is_pretrained_if_its_weights_can_be_had(
 
 
 def test_cache_is_looked_into_without_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(pretrained, "_answers", lambda address: pytest.fail("the network was asked"))
+    monkeypatch.setattr(hub, "_answers", lambda address: pytest.fail("the network was asked"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     weights = PublishedWeights("timm/none-such-is-cached", "https://example.org/a/b-123.pth")
-    assert not pretrained.is_cached(weights)
-    assert not pretrained.is_cached(None)
+    assert not hub.is_cached(weights)
+    assert not hub.is_cached(None)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "b-123.pth").write_bytes(b"")
-    assert pretrained.is_cached(weights)
-    assert pretrained.can_be_had(weights._replace(repo_id=None))
+    assert hub.is_cached(weights)
+    assert hub.can_be_had(weights._replace(repo_id=None))
 
 
 @pytest.mark.parametrize(

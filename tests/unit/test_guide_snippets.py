@@ -233,7 +233,7 @@ def test_maskformer_config_default_backbone_is_that_of_transformers():
 )
 def test_pretrained_weights_that_cannot_be_had_fail_when_the_backbone_is_built(make, line, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(vision_stack.backbones.pretrained, "_answers", lambda address: False)
+    monkeypatch.setattr(vision_stack.backbones.hub, "_answers", lambda address: False)
     config = make()
     build = MaskFormerForInstanceSegmentation if isinstance(config, MaskFormerConfig) else AutoBackbone.from_config
     with pytest.raises(ConfigError) as caught:

@@ -70,6 +70,18 @@ def test_imports_point_one_way(file: Path) -> None:
             assert room in homes or relative.as_posix() in homes, f"{relative} imports {top}"
 
 
+def test_no_file_imports_itself_through_others() -> None:
+    names = {".".join(("vision_stack", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in SOURCES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    imports = {}
+    for name, path in names.items():
+        found = {each if each in names else each.rpartition(".")[0] for each in imported_modules(path)}
+        imports[name] = found & set(names) - {name}
+    while leaves := {name for name, needed in imports.items() if not needed & set(imports)}:
+        imports = {name: needed for name, needed in imports.items() if name not in leaves}
+    assert imports == {}, "these import each other in a circle, or what is in one"
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     lengths = {str(p.relative_to(PACKAGE)): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}

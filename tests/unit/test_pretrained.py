@@ -14,6 +14,7 @@ from vision_stack.backbones import (
     RandomWeightsWarning,
     TimmBackboneConfig,
     TorchvisionBackboneConfig,
+    hub,
     load_pretrained,
     pretrained,
 )
@@ -123,7 +124,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     asked = []
-    monkeypatch.setattr(pretrained, "_answers", lambda address: asked.append(address) or False)
+    monkeypatch.setattr(hub, "_answers", lambda address: asked.append(address) or False)
     return asked
 
 
@@ -163,13 +164,13 @@ def test_load_cached_weights_are_found_without_asking_the_network(no_network, tm
 
 
 def test_answers_an_address_that_never_does_gives_up_in_time(monkeypatch):
-    monkeypatch.setattr(pretrained, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
 
     def never(*_, **__):
         time.sleep(2)
         raise OSError
 
-    monkeypatch.setattr(pretrained.urllib.request, "urlopen", never)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", never)
     start = time.monotonic()
-    assert not pretrained._answers("https://example.invalid")
+    assert not hub._answers("https://example.invalid")
     assert time.monotonic() - start < 1.5  # not the two seconds that the call takes

@@ -1,6 +1,6 @@
 """Backbones: importing this package registers them."""
 
-from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput, PublishedWeights
+from vision_stack.backbones.base import Backbone, BackboneConfigMixin, BackboneOutput
 from vision_stack.backbones.families import (
     ConvNextConfig,
     ConvNextV2Config,
@@ -13,6 +13,7 @@ from vision_stack.backbones.families import (
     Swinv2Config,
     ViTConfig,
 )
+from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.backbones.pretrained import LoadReport, RandomWeightsWarning, load_pretrained
 from vision_stack.backbones.stages import select_stages
 from vision_stack.backbones.timm_backbone import TimmBackbone, TimmBackboneConfig

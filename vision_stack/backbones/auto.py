@@ -11,10 +11,9 @@ import timm
 from vision_stack.backbones.base import Backbone
 from vision_stack.backbones.config_json import decode_backbone
 from vision_stack.backbones.listing import matches
-from vision_stack.backbones.names import find_backbone, named_backbones
+from vision_stack.backbones.names import config_from_pretrained, named_backbones
 from vision_stack.backbones.pretrained import load_initial_weights
-from vision_stack.backbones.stages import STAGE_FIELDS
-from vision_stack.config import ConfigError, from_dict, to_dict
+from vision_stack.config import ConfigError
 from vision_stack.structures import BackboneConfig
 
 
@@ -47,25 +46,6 @@ class AutoBackbone:
         Its weights are random, unless the config was made with `from_pretrained` or `use_pretrained_backbone`.
         """
         return load_initial_weights(as_backbone_config(config).build())
-
-
-def config_from_pretrained(
-    name: str | Path,
-    *,
-    use_timm_backbone: bool = False,
-    use_pretrained_backbone: bool | str = True,
-    **options: Any,
-) -> Any:
-    """The config of `AutoBackbone.from_pretrained`, with the weights that its backbone is to start from."""
-    config = find_backbone(name, use_timm_backbone=use_timm_backbone)
-    weights = config.initial_weights if use_pretrained_backbone is True else use_pretrained_backbone
-    selection = {option: options.pop(option) for option in STAGE_FIELDS if options.get(option) is not None}
-    if options:
-        config = from_dict({**to_dict(config), **options}, "backbone")
-    config = config.starting_from(weights)
-    if selection:
-        config.select(**selection)
-    return config
 
 
 def as_backbone_config(config: Any) -> Any:

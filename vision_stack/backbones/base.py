@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision_stack.backbones.finetuning import FineTunable
+from vision_stack.backbones.hub import CONFIG_FILE, PublishedWeights
+from vision_stack.backbones.names import config_from_pretrained
 from vision_stack.backbones.stages import STAGE_FIELDS, select_stages
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.files import write_file
 from vision_stack.structures import BackboneConfig, FeatureSpec
-from vision_stack.weights.files import HUB_FILE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CONFIG_FILE = "config.json"
 
 
 class BackboneOutput(NamedTuple):
@@ -85,8 +85,6 @@ class BackboneConfigMixin(BackboneConfig):
 
         The backbone that is built from it starts from the weights of that model.
         """
-        from vision_stack.backbones.auto import config_from_pretrained  # which knows every config there is
-
         config = config_from_pretrained(name, **options)
         if not isinstance(config, cls):
             raise ConfigError(
@@ -145,14 +143,6 @@ class BackboneConfigMixin(BackboneConfig):
     def channels(self) -> list[int]:
         """Channels of the selected stages."""
         return [spec.channels for spec in self.out_specs]
-
-
-class PublishedWeights(NamedTuple):
-    """Where the published weights of a backbone are: a file of a hub repository, or an address."""
-
-    repo_id: str | None
-    url: str | None
-    filenames: tuple[str, ...] = HUB_FILE_NAMES
 
 
 class BackboneMixin:

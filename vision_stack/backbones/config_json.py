@@ -12,18 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vision_stack.backbones.base import BackboneConfigMixin
-from vision_stack.backbones.families import TRANSFORMERS_FAMILIES, FamilyConfig
 from vision_stack.backbones.meta import on_meta
-from vision_stack.backbones.timm_backbone import TimmBackboneConfig
-from vision_stack.backbones.transformers_backbone import MAX_ENTRIES, TransformersBackboneConfig
-from vision_stack.config import ConfigError, from_dict
+from vision_stack.config import ConfigError, from_dict, registered
 from vision_stack.weights.files import read_json
 
+MAX_ENTRIES = 256  # far beyond any published backbone
+TIMM, TRANSFORMERS = "timm", "transformers"  # types
 MAX_NUMBERS = 10_000_000_000  # the largest published backbone here, DINOv3's, has 6.7 billion
 
 
-def read_backbone_config(path: Path, processor: Path | None = None) -> BackboneConfigMixin:
+def read_backbone_config(path: Path, processor: Path | None = None) -> Any:
     """The backbone that a config.json describes; ConfigError names the file.
 
     `processor` is the preprocessor_config.json beside it, which has the mean and std of the weights.
@@ -38,6 +36,17 @@ def read_backbone_config(path: Path, processor: Path | None = None) -> BackboneC
         raise ConfigError(f"{path}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply for a config") from None
+
+
+def config_class(name: str) -> Any:
+    """The registered config of a type: those that make backbones import this file, not the other way round."""
+    return registered("backbone")[name]
+
+
+def transformers_families() -> dict[str, Any]:
+    """transformers' `model_type` -> the registered config that reads its config.json; our `type` is the same."""
+    configs = registered("backbone")
+    return {name: c for name, c in configs.items() if hasattr(c, "from_transformers") and name != TRANSFORMERS}
 
 
 def decode_backbone(raw: Mapping[str, Any]) -> Any:
@@ -62,9 +71,9 @@ def decode_backbone(raw: Mapping[str, Any]) -> Any:
 def _by_architecture(raw: Mapping[str, Any]) -> Any:
     """What says its own architecture or names one of our types, in contrast to a model of timm by its name."""
     name = raw.get("model_type")
-    if raw.get("type") == TransformersBackboneConfig.type and "architecture" not in raw:  # as it writes itself
-        return TransformersBackboneConfig.from_transformers(raw)
-    if "type" in raw and (name is None or raw["type"] == TransformersBackboneConfig.type):
+    if raw.get("type") == TRANSFORMERS and "architecture" not in raw:  # as it writes itself
+        return config_class(TRANSFORMERS).from_transformers(raw)
+    if "type" in raw and (name is None or raw["type"] == TRANSFORMERS):
         return from_dict(raw, "backbone")
     if name is None and isinstance(raw.get("backbone"), Mapping):
         raise ConfigError("model_type: missing; this is a whole model, which VisionModel.from_pretrained reads")
@@ -74,17 +83,17 @@ def _by_architecture(raw: Mapping[str, Any]) -> Any:
         )
     if not isinstance(name, str):
         raise ConfigError(f"model_type: expected a name, got {name!r:.60}")
-    if name in TRANSFORMERS_FAMILIES:
-        return TRANSFORMERS_FAMILIES[name].from_transformers(raw)
+    if name in transformers_families():
+        return transformers_families()[name].from_transformers(raw)
     if not name.replace("-", "_").isidentifier() or len(name) > 60:
         raise ConfigError(f"model_type: {name!r:.60} is not a model type; {_known_types()}")
     if isinstance(raw.get("backbone_config"), Mapping):
         raise ConfigError(f"model_type: {name} is a whole model, not a backbone; its `backbone_config` is the backbone")
     try:
-        return TransformersBackboneConfig.from_transformers(raw)
+        return config_class(TRANSFORMERS).from_transformers(raw)
     except ConfigError as error:
         if str(error).startswith("model_type: transformers has no"):
-            close = get_close_matches(name, TRANSFORMERS_FAMILIES, n=1)
+            close = get_close_matches(name, transformers_families(), n=1)
             advice = f"did you mean {close[0]!r}?" if close else _known_types()
             raise ConfigError(f"model_type: no backbone {name!r}; {advice}") from None
         raise
@@ -92,7 +101,7 @@ def _by_architecture(raw: Mapping[str, Any]) -> Any:
 
 def _affordable(config: Any) -> Any:
     """The same config, unless its architecture has more weights than could be meant, none of which is allocated."""
-    if not isinstance(config, FamilyConfig | TransformersBackboneConfig):
+    if not hasattr(config, "from_transformers"):
         return config
     with on_meta():
         backbone = config.build()
@@ -106,15 +115,17 @@ def _affordable(config: Any) -> Any:
 
 
 def _known_types() -> str:
-    return f"known are {', '.join(sorted(TRANSFORMERS_FAMILIES))}, and transformers' other backbones with the extra hf"
+    return (
+        f"known are {', '.join(sorted(transformers_families()))}, and transformers' other backbones with the extra hf"
+    )
 
 
-def _timm_backbone(raw: Mapping[str, Any]) -> TimmBackboneConfig:
+def _timm_backbone(raw: Mapping[str, Any]) -> Any:
     """transformers' `TimmBackboneConfig`."""
     name = raw.get("backbone")
     if not isinstance(name, str):
         raise ConfigError(f"backbone: expected the name of a timm model, got {name!r:.60}")
-    return TimmBackboneConfig(
+    return config_class(TIMM)(
         name,
         out_indices=raw.get("out_indices"),
         output_stride=raw.get("output_stride"),
@@ -123,9 +134,9 @@ def _timm_backbone(raw: Mapping[str, Any]) -> TimmBackboneConfig:
     )
 
 
-def _timm_hub(raw: Mapping[str, Any]) -> TimmBackboneConfig:
+def _timm_hub(raw: Mapping[str, Any]) -> Any:
     """The config.json of timm's own hub repositories: a name, a tag, and facts that timm has itself."""
     published = raw.get("pretrained_cfg")
     tag = published.get("tag") if isinstance(published, Mapping) else None
     name = raw["architecture"]
-    return TimmBackboneConfig(f"{name}.{tag}" if isinstance(tag, str) and tag else name)
+    return config_class(TIMM)(f"{name}.{tag}" if isinstance(tag, str) and tag else name)

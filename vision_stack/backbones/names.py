@@ -12,12 +12,10 @@ import timm
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from vision_stack.backbones.base import CONFIG_FILE, PublishedWeights
-from vision_stack.backbones.config_json import read_backbone_config
-from vision_stack.backbones.pretrained import fetch_from_hub
+from vision_stack.backbones.config_json import TIMM, config_class, read_backbone_config
+from vision_stack.backbones.hub import CONFIG_FILE, PublishedWeights, fetch_from_hub
 from vision_stack.backbones.stages import STAGE_FIELDS
-from vision_stack.backbones.timm_backbone import TimmBackboneConfig
-from vision_stack.config import ConfigError, config_dir, from_dict, registered
+from vision_stack.config import ConfigError, config_dir, from_dict, registered, to_dict
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -27,6 +25,25 @@ def named_backbones() -> dict[str, Path]:
     """The files of configs/backbone by the name that `backbone=` takes, except those of a type only."""
     types = registered("backbone")
     return {file.stem: file for file in sorted((config_dir() / "backbone").glob("*.yaml")) if file.stem not in types}
+
+
+def config_from_pretrained(
+    name: str | Path,
+    *,
+    use_timm_backbone: bool = False,
+    use_pretrained_backbone: bool | str = True,
+    **options: Any,
+) -> Any:
+    """The config of `AutoBackbone.from_pretrained`, with the weights that its backbone is to start from."""
+    config = find_backbone(name, use_timm_backbone=use_timm_backbone)
+    weights = config.initial_weights if use_pretrained_backbone is True else use_pretrained_backbone
+    selection = {option: options.pop(option) for option in STAGE_FIELDS if options.get(option) is not None}
+    if options:
+        config = from_dict({**to_dict(config), **options}, "backbone")
+    config = config.starting_from(weights)
+    if selection:
+        config.select(**selection)
+    return config
 
 
 def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
@@ -41,7 +58,7 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     """
     text = _checked(name)
     if use_timm_backbone:
-        return TimmBackboneConfig(text.removeprefix("timm/")).starting_from(True)
+        return config_class(TIMM)(text.removeprefix("timm/")).starting_from(True)
     folder, timm_name = Path(os.path.expanduser(text)), text.removeprefix("timm/")
     built_in = text in named_backbones() or timm.is_model(timm_name.partition(".")[0])
     # os.path says no to what cannot be a path, such as a name of 300 letters, where pathlib raises an OSError.
@@ -51,7 +68,7 @@ def find_backbone(name: str | Path, *, use_timm_backbone: bool = False) -> Any:
     if text in named_backbones():
         return _read_named(named_backbones()[text]).starting_from(True)
     if built_in:
-        return TimmBackboneConfig(timm_name).starting_from(True)
+        return config_class(TIMM)(timm_name).starting_from(True)
     if _is_hub_id(text):
         return _from_hub(text)
     close = get_close_matches(text, {*named_backbones(), *timm.list_models()}, n=3)

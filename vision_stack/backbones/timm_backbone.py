@@ -21,10 +21,10 @@ from vision_stack.backbones.base import (
     BackboneConfigMixin,
     BackboneOutput,
     OutputNorms,
-    PublishedWeights,
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift

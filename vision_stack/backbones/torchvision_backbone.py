@@ -18,10 +18,10 @@ from vision_stack.backbones.base import (
     BackboneConfigMixin,
     BackboneOutput,
     OutputNorms,
-    PublishedWeights,
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.backbones.torchvision_stages import FAMILIES, Family, Stage, keep_only

@@ -23,12 +23,13 @@ from vision_stack.backbones.base import (
     freeze_batch_norms,
     pad_to_multiple,
 )
+from vision_stack.backbones.config_json import MAX_ENTRIES
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import load_initial_weights
 from vision_stack.config import ConfigError, Positive, register
 from vision_stack.structures import FeatureSpec
 
-MAX_NUMBER, MAX_LAYERS, MAX_ENTRIES = 1_000_000, 200, 256  # far beyond any published backbone
+MAX_NUMBER, MAX_LAYERS = 1_000_000, 200  # far beyond any published backbone
 _NOT_BACKBONES = {"timm_backbone", "timm_wrapper"}  # timm's own models, which `type: timm` takes
 _LAYER_COUNT = re.compile(r"(^|_)(num_)?(hidden_)?(layers|depths?|blocks)$")
 _EVERYWHERE = {"model_type", "out_features", "out_indices", "stage_names", "architectures", "transformers_version"}

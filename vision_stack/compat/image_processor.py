@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vision_stack.backbones.base import CONFIG_FILE
 from vision_stack.backbones.config_json import read_json
+from vision_stack.backbones.hub import CONFIG_FILE
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.names import PROCESSOR_FILE, companion_file, find_backbone
 from vision_stack.config import ConfigError

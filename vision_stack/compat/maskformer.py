@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vision_stack.backbones.auto import as_backbone_config, config_from_pretrained
+from vision_stack.backbones.auto import as_backbone_config
 from vision_stack.backbones.config_json import decode_backbone
+from vision_stack.backbones.names import config_from_pretrained
 from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.losses.criterion import MaskCriterionConfig

@@ -9,9 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from vision_stack.backbones.base import PublishedWeights
+from vision_stack.backbones.hub import PublishedWeights, can_be_had, is_cached
 from vision_stack.backbones.meta import on_meta
-from vision_stack.backbones.pretrained import can_be_had, is_cached
 from vision_stack.backbones.timm_backbone import published_weights
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import DataModule

@@ -7,22 +7,7 @@ from vision_stack.backbones.families.resnet import ResNetConfig
 from vision_stack.backbones.families.swin import SwinConfig, Swinv2Config
 from vision_stack.backbones.families.vit import Dinov2Config, Dinov2WithRegistersConfig, ViTConfig
 
-# transformers' `model_type` -> the config that reads its config.json (`from_transformers`); our `type` is the same.
-TRANSFORMERS_FAMILIES: dict[str, type[FamilyConfig]] = {
-    "convnext": ConvNextConfig,
-    "convnextv2": ConvNextV2Config,
-    "dinov2": Dinov2Config,
-    "dinov2_with_registers": Dinov2WithRegistersConfig,
-    "dinov3_convnext": DINOv3ConvNextConfig,
-    "dinov3_vit": DINOv3ViTConfig,
-    "resnet": ResNetConfig,
-    "swin": SwinConfig,
-    "swinv2": Swinv2Config,
-    "vit": ViTConfig,
-}
-
 __all__ = [
-    "TRANSFORMERS_FAMILIES",
     "ConvNextConfig",
     "ConvNextV2Config",
     "DINOv3ConvNextConfig",
