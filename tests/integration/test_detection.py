@@ -43,6 +43,8 @@ def test_detector_evaluates_and_predicts_boxes(run_dir: Path, tmp_path: Path) ->
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     again = evaluate(checkpoint, run_dir=tmp_path / "eval", overrides=["num_pictures=0", "device=cpu"])
     assert again.metrics["bbox"] == json.loads((run_dir / "metrics.json").read_text())["bbox"]
+    with pytest.raises(ConfigError, match=r"^boundary_ap: task=detection has none, only task=instance; leave it out$"):
+        evaluate(checkpoint, run_dir=tmp_path / "boundary", overrides=["boundary_ap=true", "device=cpu"])
     image = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
     (found,) = VisionModel.from_pretrained(checkpoint).predict([image], threshold=0.0)
     assert found.masks is None

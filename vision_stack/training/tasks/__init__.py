@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from vision_stack.config import ConfigError
 from vision_stack.data.datamodule import DataModule
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
@@ -32,8 +33,14 @@ def build_evaluator(data: DataModule, *, top_k: int, boundary_ap: bool = False) 
     Args:
         top_k: detections of an image that count (objects).
         boundary_ap: boundary AP beside mask and box AP (objects with masks).
+
+    Raises:
+        ConfigError: boundary AP of a task without it.
     """
     spec = TASKS[data.task]
+    if boundary_ap and not spec.has_boundary_ap:
+        having = " or ".join(f"task={name}" for name, each in TASKS.items() if each.has_boundary_ap)
+        raise ConfigError(f"boundary_ap: task={data.task} has none, only {having}; leave it out")
     return spec.evaluator(data.val_ground_truth(), data.categories, top_k=top_k, boundary_ap=boundary_ap)
 
 

@@ -30,10 +30,12 @@ class TaskSpec(ABC, Generic[P]):
     Attributes:
         finds: what a head's queries find, in words.
         has_label_maps: predictions of each image are a PNG in the folder `predictions`, which its record names.
+        has_boundary_ap: the evaluator can compute boundary AP.
     """
 
     finds: ClassVar[str]
     has_label_maps: ClassVar[bool] = False
+    has_boundary_ap: bool = False
 
     @abstractmethod
     def evaluator(

@@ -29,12 +29,12 @@ class ObjectTask(TaskSpec[Instances]):
 
     def __init__(self, iou_types: tuple[IouType, ...]) -> None:
         self.iou_types = iou_types
-        self.has_masks = "segm" in iou_types
+        self.has_masks = self.has_boundary_ap = "segm" in iou_types
 
     def evaluator(
         self, truth: Any, categories: Sequence[Category], *, top_k: int, boundary_ap: bool = False
     ) -> CocoEvaluator:
-        more: tuple[IouType, ...] = ("boundary",) if boundary_ap and self.has_masks else ()
+        more: tuple[IouType, ...] = ("boundary",) if boundary_ap else ()
         return CocoEvaluator(truth, categories, (*self.iou_types, *more), max_detections=top_k)
 
     def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
