@@ -2,7 +2,7 @@
 
 import sys
 
-from vision_stack.commands.predict import main
+from vision_stack.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["predict", *sys.argv[1:]]))

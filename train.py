@@ -2,7 +2,7 @@
 
 import sys
 
-from vision_stack.commands.train import main
+from vision_stack.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

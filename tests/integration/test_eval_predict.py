@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_predict_display_threshold_leaves_the_results_file_alone(run: Path, phot
     high = run_predict(run, str(photos / "a.png"), tmp_path / "high", threshold=0.99)
     assert low == high
     assert len(low) > 0
+
+
+def test_predict_that_shows_nothing_suggests_a_threshold(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = run_predict(run, str(photos / "a.png"), tmp_path / "high", threshold=0.99)
+    best = max(record["score"] for record in records)
+    first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("1 image"))
+    lower = float(re.search(rf"0 objects .* the highest has {best:.2g}; give threshold=([\d.]+) and", first)[1])
+    assert 0 < lower <= best
+    run_predict(run, str(photos / "a.png"), tmp_path / "low", threshold=lower)
+    assert "give threshold" not in capsys.readouterr().out
 
 
 def test_predict_gives_what_the_model_gives_in_python(run: Path, photos: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`vision_stack.train` and `vision_stack.evaluate`, in the words of the command line."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import tiny_run
 
 import vision_stack
-from vision_stack.commands.run_folders import hold, new_run_dir
+from vision_stack.commands import main
+from vision_stack.commands.run_folders import hold, new_run_dir, note_new, remove_unused
 
 SHORT = ["logger=csv", "trainer.log_every_n_steps=20"]
 
@@ -58,6 +60,59 @@ def test_what_has_to_be_fixed_is_a_value_error_of_one_line_in_python(
     assert error.value.__cause__ is None
     with pytest.raises(ValueError, match=r"trainer\.nope: unknown option"):
         vision_stack.evaluate(tmp_path, run_dir=tmp_path / "eval", overrides=["trainer.nope=3"])
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+REFUSED = [
+    ["data=coco"],
+    ["seed=x"],
+    ["optim.lrr=1"],
+    ["weights=nope"],
+    ["run_dir=a/b", "seed=x"],
+    ["run_dir=mine", "data=coco"],
+    ["run_dir=empty", "data=coco"],
+    ["-m", "seed=1,2", "data=coco"],
+    ["-m", "seed=1,2", "data=coco", "run_dir=a/b"],
+    ["resume=a/b/checkpoints/last.ckpt"],
+    ["--cfg", "job", "--resolve"],
+]
+
+
+@pytest.mark.parametrize("argv", REFUSED, ids=" ".join)
+def test_refused_run_leaves_nothing(argv: list[str], working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(working_folder.rglob("*"))
+    assert main(["train", *argv]) == (0 if "--cfg" in argv else 2)
+    assert sorted(working_folder.rglob("*")) == before
+    assert "Traceback" not in capsys.readouterr().err
+    if not {"-m", "--cfg"} & set(argv):
+        with pytest.raises(ValueError, match=r"."):
+            vision_stack.train(overrides=argv)
+        assert sorted(working_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_refused_evaluation_and_prediction_leave_nothing(verb: str, working_folder: Path) -> None:
+    before = sorted(working_folder.rglob("*"))
+    assert main([verb, "checkpoint=nope", *(["source=mine"] if verb == "predict" else [])]) == 2
+    assert sorted(working_folder.rglob("*")) == before
+
+
+def test_refused_run_leaves_the_folder_of_another_process(working_folder: Path) -> None:
+    """Both are below the same parents, which one of them made."""
+    note_new(working_folder / "outputs" / "day" / "a")
+    hold(working_folder / "outputs" / "day" / "a")
+    (working_folder / "outputs" / "day" / "b").mkdir()
+    remove_unused()
+    assert [path.name for path in (working_folder / "outputs" / "day").iterdir()] == ["b"]
 
 
 def test_public_names_are_listed() -> None:

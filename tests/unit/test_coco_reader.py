@@ -167,7 +167,12 @@ def test_placeholder_category_counts_only_if_used(used: bool, names: list[str], 
         {"id": 1, "name": "helmet", "supercategory": "gear"},
         {"id": 2, "name": "vest", "supercategory": "gear"},
     ]
-    assert [c.name for c in read(tmp_path, data).categories] == names
+    split = read(tmp_path, data)
+    assert [c.name for c in split.categories] == names
+    note = (
+        "categories[0]: 'gear' (id 0) has no annotation and is the supercategory of all others, as Roboflow writes it"
+    )
+    assert (note in split.report()) == (not used)
 
 
 GIVEN = (Category(id=3, name="cat"), Category(id=9, name="dog"))
@@ -191,6 +196,20 @@ def test_given_classes_lack_a_used_one_is_one_problem(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     split = read(tmp_path, data, categories=GIVEN, on_error="skip", check_images=False)
     assert len(split.records[0].annotations) == 1
+
+
+def test_given_classes_lack_many_is_one_line_that_names_some_of_both(tmp_path: Path) -> None:
+    names = [f"class {n}" for n in range(26)]
+    data = coco(*({"category_id": n} for n in range(26)), categories=[(name, n) for n, name in enumerate(names)])
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, data, categories=GIVEN)
+    assert "\n" not in str(caught.value)
+    for part in (
+        "categories: 'class 0', 'class 1', 'class 2', 'class 3', 'class 4', 'class 5' and 20 more (26 annotations)",
+        "not among the 2 classes of the training data, 'cat', 'dog'",
+        "give them the names they have there",
+    ):
+        assert part in str(caught.value)
 
 
 def test_exif_is_applied_unless_only_the_stored_size_fits(tmp_path: Path) -> None:

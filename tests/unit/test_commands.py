@@ -1,6 +1,7 @@
 """The command `vision-stack`: verbs, what the processes of a run and a shell's completion start it with, help."""
 
 import importlib
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def test_command_unknown_verb_is_one_line(capsys: pytest.CaptureFixture[str], mo
         (["val"], "val is not a command; did you mean eval?"),
         (["test"], "test is not a command; did you mean eval?"),
         (["infer"], "infer is not a command; did you mean predict?"),
-        (["xyzzy"], "xyzzy is not a command; choose one of: train, eval, predict, backbones, to-transformers"),
+        (["xyzzy"], f"xyzzy is not a command; choose one of: {', '.join(commands.VERBS)}"),
         (["data=my photos"], "data=my photos: no command was given; write vision-stack train 'data=my photos'"),
         (["--epochs", "3"], "--epochs: no command was given; write vision-stack train --epochs 3"),
     ):
@@ -55,6 +56,22 @@ def test_other_processes_of_a_run_find_the_verb(monkeypatch: pytest.MonkeyPatch)
     commands.main(["train", "seed=1"])
     commands.main(["seed=1", "hydra.run.dir=x"])
     assert seen == [("train", ["seed=1"]), ("train", ["seed=1", "hydra.run.dir=x"])]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_a_command_is_imported_is_one_line(signum: signal.Signals) -> None:
+    code = (
+        "import importlib, os; from vision_stack import commands; "
+        f"importlib.import_module = lambda *_: os.kill(os.getpid(), {int(signum)}); commands.main(['train'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (128 + signum, f"stopped by {signum.name}\n")
+
+
+def test_main_leaves_the_handlers_of_signals_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert commands.main(["--help"]) == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_installed_command_is_this_one() -> None:

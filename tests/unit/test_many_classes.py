@@ -111,8 +111,9 @@ def test_categories_of_one_supercategory_are_read_in_linear_time():
     findings = Findings("a.json")
     read_categories(listed, used, findings, given)
     assert time.process_time() - start < 4  # 0.2 s; each with each takes a minute
-    assert len(classes) == len(findings.problems) == COUNT - 1
-    assert "where id 1 is 'other 1'" in str(findings.problems[0])
+    assert len(classes) == COUNT - 1
+    (problem,) = findings.problems
+    assert len(str(problem)) < 500
 
 
 def test_table_of_very_many_classes_shows_the_best_and_the_worst():

@@ -16,7 +16,7 @@ from vision_stack.training.auto import auto_paths, describe_settled, settle, set
 from vision_stack.training.facts import BACKBONES
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.recipe import RULES, Facts, Settled, lookup, quantile
-from vision_stack.training.start import PARTS, without_pretrained
+from vision_stack.training.start import PARTS, backbone_warnings, without_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PEDESTRIANS = Facts(
@@ -194,6 +194,27 @@ def test_auto_where_nothing_follows_is_one_line_that_names_the_option(override: 
 def test_typed_nonsense_beside_auto_is_found_before_the_data_is_read() -> None:
     with pytest.raises(ConfigError, match=r"optim.lr: expected a number"):
         decode_options(without_autos(options("optim.lr=automatic")), TrainOptions)
+
+
+def test_random_backbone_is_warned_of_unless_it_was_typed() -> None:
+    from_scratch = {"model_name": "resnet50", "pretrained": False}
+    (warning,) = backbone_warnings(from_scratch, "coco", ["backbone=resnet50"])
+    assert "THE BACKBONE STARTS FROM RANDOM WEIGHTS" in warning
+    assert backbone_warnings(from_scratch, "coco", ["backbone=resnet50", "backbone.pretrained=false"]) == []
+    assert backbone_warnings(from_scratch, "shapes") == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (3, Settled(1, "half of 3 steps")),
+        (30, Settled(15, "half of 30 steps")),
+        (100, Settled(20, "2% of 100 steps, 20 to 500")),
+        (5000, Settled(100, "2% of 5,000 steps, 20 to 500")),
+    ],
+)
+def test_warmup_says_why_it_is_as_long_as_it_is(steps: int, expected: Settled) -> None:
+    assert settled(options(f"trainer.max_steps={steps}"), PEDESTRIANS)[1]["optim.warmup_steps"] == expected
 
 
 def test_stored_values_go_before_facts_and_typed_values_before_both() -> None:

@@ -3,12 +3,15 @@
 import functools
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,6 +227,38 @@ def test_generate_after_kill_9_removes_what_was_left_but_not_what_is_being_writt
         running.wait()
         killed.kill()
     wait_for(lambda: not any(is_alive(pid) for pid in left))
+
+
+STOPPED = f"""
+from vision_stack.training.interrupts import Stopped, stopping_on_signals
+
+try:
+    with stopping_on_signals():
+        {GENERATE.strip().replace(chr(10), chr(10) + "        ")}
+except Stopped as stop:
+    print(stop)
+"""
+
+
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["it", "its_group"])
+def test_generate_stopped_by_a_signal_leaves_no_traceback_and_no_process(kill: Any, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(functools.partial(has_helpers, process.pid))
+        wait_for(lambda: any(tmp_path.rglob("*.jpg")))
+        left = children(process.pid)
+        kill(process.pid, signal.SIGTERM)
+        assert process.communicate(timeout=30) == ("stopped by SIGTERM\n", "")
+    finally:
+        process.kill()
+    wait_for(lambda: not any(is_alive(pid) for pid in left))
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
 
 VERBS = {
     "train": "train a model on generated scenes or on your own data",
@@ -27,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the verb and its options; what was typed if None.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with _ending_on_signals():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     if argv and argv[0] in ("-sc", "--shell-completion") and "COMP_LINE" in os.environ:
         typed = os.environ["COMP_LINE"].split(" ")
         if len(typed) < 3 or typed[1] not in VERBS:
@@ -47,6 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     os.environ[_VERB] = verb
     return importlib.import_module(f"vision_stack.commands.{verb.replace('-', '_')}").main(argv)
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process with one line while nothing has been imported yet that can do it better."""
+
+    def end(signum: int, _: FrameType | None) -> None:
+        os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
+        os._exit(128 + signum)
+
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    mine = [signum for signum, default in defaults.items() if in_main_thread and signal.getsignal(signum) == default]
+    for signum in mine:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum in mine:
+            signal.signal(signum, defaults[signum])
 
 
 def _not_a_verb(argv: Sequence[str]) -> str:

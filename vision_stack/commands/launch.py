@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from vision_stack.commands.arguments import quote_paths, refuse_training_run, typed_run_dir
 from vision_stack.commands.composing import Composition, check_experiment, plain_options
 from vision_stack.commands.errors import OneLineErrors
-from vision_stack.commands.run_folders import hold
+from vision_stack.commands.run_folders import hold, note_new, remove_unused
 from vision_stack.commands.words import Words, understand
 from vision_stack.config import config_dir
 from vision_stack.ops.files import naming
@@ -68,6 +68,8 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
                 if verb != "train":
                     refuse_training_run(run_dir)
                 hold(run_dir)  # before Hydra writes into it
+            elif run_dir:
+                note_new(run_dir)
             sys.argv[1:] = [*words.flags, *quote_paths(composition.options)]
             with naming(run_dir or "outputs"):  # Hydra writes into it, and does not say where the disk is full
                 main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=composition.name)
@@ -75,6 +77,8 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
+    finally:
+        remove_unused()
     return errors.exit_code
 
 

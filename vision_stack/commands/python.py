@@ -16,7 +16,7 @@ from vision_stack.commands.arguments import open_group, quote_paths, typed_run_d
 from vision_stack.commands.composing import Composition, compose_options
 from vision_stack.commands.errors import raising_value_errors
 from vision_stack.commands.launch import import_plugins
-from vision_stack.commands.run_folders import hold, new_run_dir
+from vision_stack.commands.run_folders import hold, new_run_dir, remove_unused
 from vision_stack.commands.stored_options import train_composition
 from vision_stack.commands.words import understand
 from vision_stack.training.interrupts import Stopped
@@ -102,12 +102,14 @@ def _run(verb: str, composition: Composition) -> Run:
     if run_dir is None:
         run_dir = Path(new_run_dir(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
         options = [*options, f"run_dir={run_dir}"]
-    hold(run_dir)
-    config, _ = compose_options(Composition(composition.name, quote_paths(options)))
-    import_plugins(config["plugins"])
     try:
+        hold(run_dir)
+        config, _ = compose_options(Composition(composition.name, quote_paths(options)))
+        import_plugins(config["plugins"])
         (train_command if verb == "train" else eval_command).run(config, run_dir, options)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
+    finally:
+        remove_unused()
     return Run(run_dir)

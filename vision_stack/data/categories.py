@@ -46,6 +46,13 @@ def read_categories(
     own = _checked(listed, findings.file)
     if given is None:
         placeholder = _placeholder(own, used)
+        if placeholder is not None:
+            findings.note(
+                f"categories[{placeholder.position}]",
+                f"{show(placeholder.name)} (id 0) has no annotation and is the supercategory of all others, as "
+                "Roboflow writes it",
+                "left out of the classes",
+            )
         kept = sorted((c for c in own if c is not placeholder), key=lambda c: c.id)
         classes = tuple(Category(id=c.id, name=c.name, is_thing=c.is_thing) for c in kept)
         return classes, {c.id: label for label, c in enumerate(kept)}
@@ -55,9 +62,9 @@ def read_categories(
     for label, category in enumerate(given):  # "Person" is "person", unless both are classes
         if folded[_folded(category.name)] == 1:
             label_of_name.setdefault(_folded(category.name), label)
-    name_of_id = {category.id: category.name for category in given}
     labels: dict[int, int] = {}
     moved: list[_Listed] = []
+    unknown: list[_Listed] = []
     for entry in own:
         match = label_of_name.get(entry.name, label_of_name.get(_folded(entry.name)))
         if match is not None:
@@ -65,14 +72,9 @@ def read_categories(
             if given[match].id != entry.id:
                 moved.append(entry)
         elif used[entry.id]:
-            same_id = name_of_id.get(entry.id)
-            instead = f", where id {entry.id} is {show(same_id)}" if same_id else ""
-            findings.problem(
-                f"categories[{entry.position}].name",
-                f"{show(entry.name)} (id {entry.id}, {used[entry.id]} annotations) is not among the "
-                f"{len(given)} classes of the training data{instead}",
-                "give it the name it has there, or remove it and its annotations",
-            )
+            unknown.append(entry)
+    if unknown:
+        _report_unknown(unknown, used, given, findings)
     if moved:
         first = moved[0]
         findings.note(
@@ -82,6 +84,33 @@ def read_categories(
             "matched by name; results carry the training data's ids",
         )
     return tuple(given), labels
+
+
+def _report_unknown(
+    unknown: Sequence[_Listed], used: Counter[int], given: Sequence[Category], findings: Findings
+) -> None:
+    """One problem, whatever their number."""
+    count = sum(used[entry.id] for entry in unknown)
+    if len(unknown) == 1:
+        (entry,) = unknown
+        same_id = next((category.name for category in given if category.id == entry.id), None)
+        instead = f", where id {entry.id} is {show(same_id)}" if same_id else ""
+        where, what = (
+            f"categories[{entry.position}].name",
+            f"{show(entry.name)} (id {entry.id}, {count} annotations) is",
+        )
+        remedy = "give it the name it has there, or remove it and its annotations"
+    else:
+        instead = ""
+        where, what = "categories", f"{_some([entry.name for entry in unknown])} ({count:,} annotations) are"
+        remedy = "give them the names they have there, or data of those classes"
+    classes = f"the {len(given)} classes of the training data, {_some([category.name for category in given])}"
+    findings.problem(where, f"{what} not among {classes}{instead}", remedy)
+
+
+def _some(names: Sequence[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return f"{', '.join(map(show, names[:limit]))}{more}"
 
 
 def _checked(listed: list[Any], file: str) -> list[_Listed]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ FORMAT_VERSION = 6  # of the scenes and of the files; to be raised whenever the 
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 JPEG_QUALITY = 95
 SCENES_PER_PROCESS = 200  # with fewer, one process alone is done sooner
+CHUNK = 16  # scenes that a process draws at a time
 
 
 def generate_shapes(
@@ -164,8 +165,16 @@ def _scenes(split: str, count: int, options: dict[str, int]) -> Iterator[_SceneF
         return
     # Forked: a fresh interpreter would take longer to import what it needs than to draw some hundred scenes.
     context = multiprocessing.get_context("fork")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(processes, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        yield from pool.map(draw, range(count), chunksize=16)
+        try:
+            chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+            for future in [pool.submit(_draw_all, draw, chunk) for chunk in chunks]:
+                yield from future.result()
+        except BaseException:  # such as a signal, perhaps only to this process
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()  # what waits then fails; cancelled first, it would make the pool's thread fail
+            raise
 
 
 def _end_with(parent: int) -> None:
@@ -177,6 +186,10 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _draw_all(draw: Callable[[int], _SceneFiles], indices: Iterable[int]) -> list[_SceneFiles]:
+    return [draw(index) for index in indices]
 
 
 def _draw(split: str, options: dict[str, int], index: int) -> _SceneFiles:

@@ -64,7 +64,6 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     root = config["data"].get("root")
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")
-    rank_zero_only(write_config)({**config, "data": to_dict(data_config)}, run_dir)
     task, masks = model.config.task, model.config.head.needs_masks
     data = build_datamodule(data_config, categories=model.categories, task=task, masks=masks)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
@@ -76,6 +75,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     module = SegmentationModule(model, OptimConfig(), evaluator)
     trainer = make_trainer()
     write_profile(trainer)
+    rank_zero_only(write_config)({**config, "data": to_dict(data_config)}, run_dir)
     trainer.validate(module, datamodule=data, verbose=False)
     results = module.results
     if results is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import time
@@ -165,19 +166,24 @@ def _finish(
     by_label = threshold if isinstance(threshold, tuple) else (threshold,) * len(model.categories)
     lowest = {category.id: score for category, score in zip(model.categories, by_label, strict=True)}
     in_words = "that of its class" if isinstance(threshold, tuple) else f"{threshold:g}"
-    count = 0
+    count, best = 0, 0.0
 
     def records() -> Iterator[dict[str, Any]]:
-        nonlocal count
+        nonlocal count, best
         for name, entry in journal.entries(images):
             image = images[name]
             files = {"image": name, "file_name": f"{image.stem}.png"} if spec.has_label_maps else {"file_name": name}
             for record in entry["records"]:
                 count += spec.count(record, lowest)
+                best = max(best, record.get("score", 0.0))
                 yield {**record, "image_id": image.number, **files}
 
     write_predictions(run_dir, records(), spec.header(model.categories))
-    return spec.summary(count, in_words)
+    summary = spec.summary(count, in_words)
+    if best and not count:
+        lower = 10.0 ** math.floor(math.log10(best))
+        summary += f", the highest has {best:.2g}; give threshold={best // lower * lower:.1g} and a new run_dir"
+    return summary
 
 
 def fingerprint(model: VisionModel) -> str:

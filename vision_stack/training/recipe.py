@@ -276,7 +276,10 @@ def _warmup(recipe: Recipe, _: str) -> tuple[int, str]:
     steps = recipe.steps
     if not steps:
         return 100, "length unknown"
-    return min(500, max(20, steps // 50), steps // 2), f"2% of {steps:,} steps, 20 to 500"
+    warmup = min(500, max(20, steps // 50))
+    if warmup > steps // 2:
+        return steps // 2, f"half of {steps:,} steps"
+    return warmup, f"2% of {steps:,} steps, 20 to 500"
 
 
 @rule("trainer.max_steps")

@@ -125,7 +125,7 @@ def train(
     if start and not checkpoint:
         say(*describe_start(start, model.categories, optim, config, overrides))
     if not start and not checkpoint:
-        warnings += backbone_warnings(config["backbone"], data.config.type)
+        warnings += backbone_warnings(config["backbone"], data.config.type, overrides)
     start = None  # a whole model's memory
     say(*(f"warning: {warning}" for warning in warnings))
     _warn_about_limit(data, model.head.max_objects, model.config.head.limit)

@@ -154,8 +154,8 @@ def describe_classes(matches: Sequence[ClassMatch], known: Sequence[str]) -> lis
     return [*rows, *more]
 
 
-def backbone_warnings(options: Mapping[str, Any], data: str) -> list[str]:
-    """Why a backbone may be a poor start for images that were not generated.
+def backbone_warnings(options: Mapping[str, Any], data: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Why a backbone may be a poor start for images that were not generated, unless that was typed.
 
     What `pretrained: auto` did not find, `load_pretrained` has warned of.
     """
@@ -164,8 +164,8 @@ def backbone_warnings(options: Mapping[str, Any], data: str) -> list[str]:
         return []
     if name.startswith("test_"):  # timm's own name for networks to try things out with
         warnings.append(f"THE BACKBONE IS A TOY ({name}), made for generated scenes; give backbone=resnet50")
-    elif options.get("pretrained", False) is False:
-        warnings.append("THE BACKBONE STARTS FROM RANDOM WEIGHTS, as backbone.pretrained=false says; give auto")
+    elif options.get("pretrained", False) is False and not any("backbone.pretrained=" in text for text in overrides):
+        warnings.append("THE BACKBONE STARTS FROM RANDOM WEIGHTS: backbone.pretrained is false; give auto")
     return warnings
 
 

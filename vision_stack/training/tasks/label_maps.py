@@ -72,7 +72,7 @@ class PanopticTask(TaskSpec[PanopticSegmentation]):
         return len(record["segments_info"])
 
     def summary(self, count: int, threshold: str) -> str:
-        return f"{count:,} segments"
+        return f"{count:,} segments" if count else "0 segments; give a lower threshold and a new run_dir"
 
 
 class SemanticTask(TaskSpec[SemanticSegmentation]):
