@@ -2,9 +2,9 @@
 
     python benchmarks/way_of_one_image.py [--head mask_rcnn --task detection] [--list]
 
-Trains on generated scenes, which are written and read before the counting: what is counted is a batch read by the data
-set, collated, and taken through one training step of the model (forward, losses), each function once. Comprehensions and
-lambdas belong to the function that they are in; what torch, timm, torchvision and Lightning do is not counted.
+Trains on generated scenes, which are written before the counting: what is counted is a batch read by the data
+set, collated, and taken through one training step of the model (forward, losses), each function once. Comprehensions
+and lambdas belong to the function that they are in; what torch, timm, torchvision and Lightning do is not counted.
 """
 
 from __future__ import annotations
