@@ -32,7 +32,7 @@ ARCHITECTURE = (
     "neck.num_encoder_layers=2",
     "neck.num_heads=4",  # as the head's, which transformers has one number for
     "neck.ffn_dim=128",
-    "head.mask_positions=false",  # which transformers does not have
+    "head.mask_feature_pos_embed=false",  # which transformers does not have
 )
 EVERY_RUN = (
     "trainer.max_epochs=-1",

@@ -38,6 +38,12 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+RENAMED = {  # options by what they were once called, which commands, checkpoints and config.json may still say
+    "head.loss.semantic_weight": "head.loss.pixel_ce_weight",
+    "head.mask_positions": "head.mask_feature_pos_embed",
+}
+
+
 class ConfigError(ValueError):
     """One line for the user: the full path of the option, what is wrong, what would be right."""
 
@@ -136,6 +142,13 @@ def from_dict(data: Any, kind: str = "", *, cls: type[Config] | None = None, pat
     elif cls.type and "type" in data and data.pop("type") != cls.type:  # a known class may be named
         raise ConfigError(f"{_join(path, 'type')}: expected {cls.type!r}")
     hints = _field_hints(cls)
+    for old, new in ((old.rpartition(".")[2], new.rpartition(".")[2]) for old, new in RENAMED.items()):
+        if old in data and old not in hints and new in hints:
+            if new in data:
+                raise ConfigError(
+                    f"{_join(path, old)}: is now called {new}, which is given, too; leave out one of them"
+                )
+            data[new] = data.pop(old)
     for key in data:
         if key not in hints:
             name = _text(key)[:60]

@@ -215,22 +215,22 @@ def test_sine_positions_channels_not_a_multiple_of_4_fails():
 
 @pytest.mark.parametrize("specs", [PIXEL_DECODER, PYRAMID], ids=["pixel_decoder", "pyramid"])
 @pytest.mark.parametrize("name", MASK_HEADS)
-def test_head_with_mask_positions_tells_equal_pixels_apart_by_their_place(name, specs):
+def test_head_with_mask_feature_pos_embed_tells_equal_pixels_apart_by_their_place(name, specs):
     constant = tuple(torch.ones_like(x) for x in maps_of(specs))
     for positions in (False, True):
-        masks = build(name, specs, mask_positions=positions).eval()(constant).pred_masks
+        masks = build(name, specs, mask_feature_pos_embed=positions).eval()(constant).pred_masks
         assert (masks.flatten(2).std(2) > 1e-3).all() == positions
 
 
-def test_head_with_mask_positions_on_unfit_mask_features_fails_in_one_line():
+def test_head_with_mask_feature_pos_embed_on_unfit_mask_features_fails_in_one_line():
     specs = (FeatureSpec("mask_features", 10, 4), FeatureSpec("stage4", 24, 32))
-    with pytest.raises(ConfigError, match=r"^head.mask_positions: .* multiple of 4 channels, not 10"):
-        build("maskformer", specs, mask_positions=True)
+    with pytest.raises(ConfigError, match=r"^head.mask_feature_pos_embed: .* multiple of 4 channels, not 10"):
+        build("maskformer", specs, mask_feature_pos_embed=True)
 
 
 @pytest.mark.parametrize("name", MASK_HEADS)
-def test_head_with_semantic_weight_trains_a_classifier_of_pixels(name):
-    head = build(name, PYRAMID, loss={"semantic_weight": 2.0})
+def test_head_with_pixel_ce_weight_trains_a_classifier_of_pixels(name):
+    head = build(name, PYRAMID, loss={"pixel_ce_weight": 2.0})
     losses = head.compute_loss(head(maps_of(PYRAMID)), targets_of(2, 0))
     assert losses["loss_semantic"] > 0
     losses["loss_semantic"].backward()

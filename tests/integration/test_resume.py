@@ -305,6 +305,18 @@ def test_changed_options_what_an_older_checkpoint_does_not_store_is_no_change() 
     assert changed_options(old, new) == ["optim.lr: 0.001 -> 0.0005"]
 
 
+def test_resume_checkpoint_of_an_earlier_version_may_have_old_names_of_options(
+    uninterrupted: Run, tmp_path: Path
+) -> None:
+    old = last(uninterrupted[0])
+    head = old["model_config"]["head"]
+    head["mask_positions"] = head.pop("mask_feature_pos_embed")
+    head["loss"]["semantic_weight"] = head["loss"].pop("pixel_ce_weight")
+    torch.save(old, tmp_path / "last.ckpt")
+    tiny_run.train(tmp_path / "run", f"resume='{tmp_path}/last.ckpt'", "trainer.max_epochs=4")
+    assert last(tmp_path / "run")["model_config"]["head"]["mask_feature_pos_embed"] is True
+
+
 def test_resume_another_model_says_what_differs(uninterrupted: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"head\.num_queries: 10 -> 11"):
         tiny_run.train(tmp_path, f"resume='{uninterrupted[0]}/checkpoints/last.ckpt'", "head.num_queries=11")

@@ -180,7 +180,7 @@ def test_weights_of_our_own_directory_go_through_the_same_transfer(published: Pa
 def test_weights_with_a_pixel_classifier_keep_its_rows_by_class_and_are_exported_without_it(
     published: Path, tmp_path: Path
 ) -> None:
-    parts = start_of(published, "head.loss.semantic_weight=2").parts
+    parts = start_of(published, "head.loss.pixel_ce_weight=2").parts
     loaded = VisionModel.from_pretrained(published)
     config, categories = type(loaded.config), loaded.categories
     source = VisionModel(config(**parts, categories=categories)).eval()
@@ -196,10 +196,10 @@ def test_weights_with_a_pixel_classifier_keep_its_rows_by_class_and_are_exported
 
 
 def test_export_of_positions_on_mask_features_fails_in_one_line(published: Path, tmp_path: Path) -> None:
-    parts = start_of(published, "head.mask_positions=true").parts
+    parts = start_of(published, "head.mask_feature_pos_embed=true").parts
     loaded = VisionModel.from_pretrained(published)
     model = VisionModel(type(loaded.config)(**parts, categories=loaded.categories))
-    with pytest.raises(ValueError, match=r"^head.mask_positions: transformers adds no positions"):
+    with pytest.raises(ValueError, match=r"^head.mask_feature_pos_embed: transformers adds no positions"):
         model.export_transformers(tmp_path)
 
 

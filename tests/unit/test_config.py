@@ -5,7 +5,20 @@ from typing import Annotated, ClassVar, Literal
 
 import pytest
 
-from vision_stack.config import Config, ConfigError, Count, Fraction, Range, from_dict, register, registered, to_dict
+import vision_stack.heads  # noqa: F401  registers them
+from vision_stack.commands.option_docs import known_options
+from vision_stack.config import (
+    RENAMED,
+    Config,
+    ConfigError,
+    Count,
+    Fraction,
+    Range,
+    from_dict,
+    register,
+    registered,
+    to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +140,22 @@ def test_register_refuses_a_second_class_of_the_same_name() -> None:
     with pytest.raises(ValueError, match="needs a dataclass"):
         register("test_part", "thing")(object)
     assert list(registered("test_part")) == ["axle", "wheel"]
+
+
+def test_options_by_their_old_names_are_decoded_and_both_names_refused() -> None:
+    head = from_dict({"type": "mask2former", "mask_positions": True, "loss": {"semantic_weight": 4.0}}, kind="head")
+    assert head.mask_feature_pos_embed is True
+    assert head.loss.pixel_ce_weight == 4.0
+    assert "mask_positions" not in to_dict(head)
+    both = {"type": "maskformer", "mask_positions": True, "mask_feature_pos_embed": False}
+    with pytest.raises(
+        ConfigError, match=r"^head\.mask_positions: is now called mask_feature_pos_embed, .* leave out one"
+    ):
+        from_dict(both, kind="head")
+    with pytest.raises(ConfigError, match=r"^head\.mask_positions: unknown option"):
+        from_dict({"type": "mask_rcnn", "mask_positions": True}, kind="head")
+
+
+def test_every_old_name_stands_for_an_option_of_today() -> None:
+    known = known_options("train")
+    assert all(new in known and old not in known for old, new in RENAMED.items())

@@ -247,7 +247,7 @@ def test_semantic_loss_equals_pixel_by_pixel_cross_entropy():
 
 def test_criterion_with_pixel_logits_adds_the_weighted_semantic_loss_alone():
     outputs, targets = make_outputs(), [make_target(3, 1), make_target(0)]
-    criterion = MaskCriterionConfig(semantic_weight=3.0).build(NUM_CLASSES)
+    criterion = MaskCriterionConfig(pixel_ce_weight=3.0).build(NUM_CLASSES)
     pixel_logits = torch.randn(2, NUM_CLASSES + 1, 6, 7, requires_grad=True)
     losses, without = criterion(outputs, targets, pixel_logits), criterion(outputs, targets)
     labels, masks = targets[0]["labels"], targets[0]["masks"].as_subclass(torch.Tensor)

@@ -41,7 +41,7 @@ def gradients(images: slice, counts: tuple[int, ...]) -> Gradients:
         }
         for count in counts
     ]
-    criterion = MaskCriterionConfig(semantic_weight=2.0).build(NUM_CLASSES)
+    criterion = MaskCriterionConfig(pixel_ce_weight=2.0).build(NUM_CLASSES)
     losses = criterion(outputs, targets[images], inputs["pixels"])
     torch.stack(list(losses.values())).sum().backward()
     return {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from vision_stack.config import RENAMED
+
 SMALLEST_IMAGE, LARGEST_IMAGE = 32, 10_000  # pixels
 
 
@@ -109,7 +111,7 @@ _OTHER_NAMES = {
     "class_agnostic_nms": ("agnostic_nms", "agnostic"),
     "run_dir": ("save_dir", "out_dir", "output_dir", "work_dir"),
 }
-_CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others}
+_CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others} | RENAMED
 VERBS_ELSEWHERE = {  # what other tools call the commands
     **dict.fromkeys(("fit", "training", "finetune", "resume"), "train"),
     **dict.fromkeys(("val", "validate", "validation", "test", "evaluate", "evaluation"), "eval"),

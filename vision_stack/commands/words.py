@@ -89,7 +89,8 @@ def _options(
     verb: str, text: str, data: str, assigned: Sequence[tuple[str, str | None]], flags: Sequence[str]
 ) -> list[str]:
     key, value = _split(text)
-    name, value = canonical(key), value or ""
+    bare = key.lstrip("+")
+    name, value = key.removesuffix(bare) + canonical(bare), value or ""
     if alias := ALIASES[verb].get(name):
         return alias.means(value, data)
     if name == "data" and verb != "predict":

@@ -41,7 +41,7 @@ class MaskHeadConfig(HeadConfig):
     num_queries: Count = 100
     hidden_dim: Count = 256
     mask_dim: Count | None = None  # None: that of `mask_features`, or hidden_dim where the neck has no map of that name
-    mask_positions: bool = False  # on the mask features, to tell apart objects that look the same
+    mask_feature_pos_embed: bool = False  # on the mask features, to tell apart objects that look the same
     num_decoder_layers: Layers = 6
     num_heads: Count = 8
     ffn_dim: Count = 2048
@@ -67,7 +67,7 @@ class MaskHead(Head[AnyMaskOutputs]):
         self.mask_dim, self.mask_projection = _mask_projection(config, in_specs[self.mask_index])
         self.criterion = config.loss.build(num_classes)
         # Only used in training.
-        self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.semantic_weight else None
+        self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.pixel_ce_weight else None
 
     def compute_loss(self, outputs: AnyMaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
@@ -144,9 +144,11 @@ def _mask_projection(config: MaskHeadConfig, spec: FeatureSpec) -> tuple[int, nn
         )
     dim = spec.channels if named else config.mask_dim or config.hidden_dim
     parts: list[nn.Module] = [] if named else [projection(spec.channels, dim)]
-    if config.mask_positions:
+    if config.mask_feature_pos_embed:
         if dim % 4:
-            raise ConfigError(f"head.mask_positions: needs mask features of a multiple of 4 channels, not {dim}")
+            raise ConfigError(
+                f"head.mask_feature_pos_embed: needs mask features of a multiple of 4 channels, not {dim}"
+            )
         parts.append(AddedPositions(dim))
     return dim, parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 

@@ -28,7 +28,7 @@ class MaskCriterionConfig(Config):
     class_cost: NonNegative | None = None  # in the matching; None: the weight of the loss
     mask_cost: NonNegative | None = None
     dice_cost: NonNegative | None = None
-    semantic_weight: NonNegative = 0.0  # auxiliary, classes of the mask features' pixels (MaX-DeepLab, Sec. 3.4)
+    pixel_ce_weight: NonNegative = 0.0  # auxiliary, classes of the mask features' pixels (MaX-DeepLab, Sec. 3.4)
     mask_loss: Literal["focal", "point"] = "focal"  # at all pixels as MaskFormer, or at points as Mask2Former
     num_points: Count = 12544  # this and what follows is for "point"
     oversample_ratio: Annotated[float, Range(1.0, 100.0)] = 3.0
@@ -98,7 +98,7 @@ class MaskCriterion(nn.Module):
                 loss_dice=config.dice_weight * dice / num_masks,
             )
             if pixel_logits is not None:
-                named["loss_semantic"] = config.semantic_weight * semantic / pixel_weights[0][0]
+                named["loss_semantic"] = config.pixel_ce_weight * semantic / pixel_weights[0][0]
         return named
 
     def _group_losses(self, group: LayerGroup, objects: Objects) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vision_stack.config import registered, to_dict
+from vision_stack.config import RENAMED, registered, to_dict
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.recipe import AUTO, RULES, Facts, Recipe, Settled, lookup
 
@@ -28,7 +28,7 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     `experiment/shapes.yaml` sets `head.num_queries`, which `head=mask_rcnn` does not have. What was typed stays, and so
     does a recipe that was named, so that mistakes in them are reported.
     """
-    result = copy.deepcopy(dict(options))
+    result = _renamed(options)
     typed = {text.lstrip("+").partition("=")[0] for text in overrides}
     if "experiment" in typed:
         return result
@@ -37,8 +37,18 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         known = {"type", *(field.name for field in dataclasses.fields(cls))} if cls else result[kind].keys()
         for name in result[kind].keys() - known:
             path = f"{kind}.{name}"
-            if not any(key == path or key.startswith(f"{path}.") for key in typed):
+            if path not in RENAMED and not any(key == path or key.startswith(f"{path}.") for key in typed):
                 del result[kind][name]
+    return result
+
+
+def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with the present names of options; both names at once are left for the decoder to refuse."""
+    result = copy.deepcopy(dict(options))
+    for old, new in RENAMED.items():
+        if _has(result, old) and not _has(result, new):
+            (part, old_name), new_name = _parent(result, old), new.rpartition(".")[2]
+            part[new_name] = part.pop(old_name)
     return result
 
 

@@ -154,13 +154,13 @@ def _num_queries(recipe: Recipe, _: str) -> tuple[int, str]:
     return max(fewest, most), f"at most {facts.max_objects} {facts.finds} in an image"
 
 
-@rule("head.mask_positions")
-def _mask_positions(recipe: Recipe, _: str) -> tuple[bool, str]:
+@rule("head.mask_feature_pos_embed")
+def _mask_feature_pos_embed(recipe: Recipe, _: str) -> tuple[bool, str]:
     return _from_scratch(recipe, True, False)
 
 
-@rule("head.loss.semantic_weight")
-def _semantic_weight(recipe: Recipe, _: str) -> tuple[float, str]:
+@rule("head.loss.pixel_ce_weight")
+def _pixel_ce_weight(recipe: Recipe, _: str) -> tuple[float, str]:
     return _from_scratch(recipe, 8.0, 0.0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
-from vision_stack.config import Config, ConfigError, from_dict, to_dict
+from vision_stack.config import RENAMED, Config, ConfigError, from_dict, to_dict
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule
 from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionModelConfig
@@ -66,6 +66,7 @@ def settle_options(
         config = {**config, **{kind: defaults[kind] for kind in PARTS}}
         config["backbone"] = {**config["backbone"], "pretrained": pretrained}
     stored = checkpoint["run_config"].get(RECIPE, {}) if checkpoint else _from_rank_zero()
+    stored = {RENAMED.get(path, path): value for path, value in stored.items()}
     tries = bool(config["trainer"].get("auto_batch"))
     if tries and any(text.lstrip("+").startswith(f"{BATCH}=") for text in overrides):
         raise ConfigError(f"trainer.auto_batch: {BATCH} is given, too; leave out one of them")

@@ -121,8 +121,8 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
     """
     neck, head = parts
     pair = (neck["type"], head["type"])
-    if head["mask_positions"]:
-        raise ConfigError("head.mask_positions: transformers adds no positions to mask features")
+    if head["mask_feature_pos_embed"]:
+        raise ConfigError("head.mask_feature_pos_embed: transformers adds no positions to mask features")
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if pair == ("ms_deform", "mask2former"):
         if neck["num_heads"] != head["num_heads"] or neck["num_points"] != 4:
