@@ -87,6 +87,7 @@ def train(
     optim, finetune = options.optim, options.finetune
     data.config = from_dict(config["data"], kind="data")
     description = model_config(config, data.config, data, start)
+    config["neck"] = to_dict(description.neck)  # fitted to the head
     if checkpoint is not None:
         description = resume.with_pixel_statistics(description, checkpoint)
         resume.check_same_model(checkpoint, to_dict(description))
