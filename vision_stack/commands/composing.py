@@ -13,6 +13,7 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from vision_stack.commands import run_folders  # noqa: F401  registers the resolver that the yaml files use
+from vision_stack.commands.option_docs import groups
 from vision_stack.config import config_dir, suggest
 
 CHOICES = "choices"  # in the plain options: which yaml each group came from
@@ -54,12 +55,12 @@ def plain_options(config: DictConfig, hydra: HydraConf | DictConfig, *, complete
 
 def chosen(hydra: HydraConf | DictConfig) -> dict[str, Any]:
     """The choice in each group, a list where there are several."""
-    groups = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
+    names_of = {group: name for group, name in hydra.runtime.choices.items() if "/" not in group and name}
     for text in hydra.overrides.task:  # Hydra does not record lists
         group, _, names = text.partition("=")
-        if names.startswith("[") and (config_dir() / group).is_dir():
-            groups[group] = choice_names(names)
-    return groups
+        if names.startswith("[") and group in groups():
+            names_of[group] = choice_names(names)
+    return names_of
 
 
 def choice_names(choice: str) -> list[str]:

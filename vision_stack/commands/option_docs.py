@@ -45,7 +45,8 @@ def option_docs(file: Path) -> dict[str, str]:
 
 def groups() -> list[str]:
     """Of options, each with a folder of yaml files; experiments, which set options of other groups, are none."""
-    return sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "experiment")
+    folders = (path.name for path in config_dir().iterdir() if path.is_dir())
+    return sorted(name for name in folders if name != "experiment" and not name.startswith(("_", ".")))
 
 
 def choices(group: str) -> list[str]:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vision_stack.commands.arguments import literal
 from vision_stack.commands.composing import CHOICES
+from vision_stack.commands.option_docs import groups
 from vision_stack.config import config_dir
 
 INSTANTIATED = ("trainer", "callbacks", "logger")  # groups of which objects are made
@@ -128,7 +129,7 @@ def _means(interpolation: str, value: Any, stored: Mapping[str, Any]) -> bool:
 
 def _known_groups() -> set[str]:
     main = read_yaml(config_dir() / "train.yaml").keys() - {"hydra", "defaults"}
-    return main | {path.name for path in config_dir().iterdir() if path.is_dir()} | {CHOICES}
+    return main | {*groups(), CHOICES}
 
 
 def _instructions(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from vision_stack.commands.arguments import (
     typed_run_dir,
 )
 from vision_stack.commands.composing import CHOICES, Composition, choice_names
+from vision_stack.commands.option_docs import groups
 from vision_stack.commands.run_config import check_trusted, literal_options, read_run_config, read_yaml
 from vision_stack.config import config_dir
 from vision_stack.ops.run_files import CONFIG_FILE
@@ -106,7 +107,7 @@ def _lookup(options: Any, path: Sequence[str]) -> Any:
 def _checked(group: str, name: Any, stored: Mapping[str, Any]) -> Any:
     """The stored choice of a group, one name or several."""
     names = name if isinstance(name, list) else [name]
-    if group != "experiment" and not ((config_dir() / group).is_dir() and isinstance(stored.get(group), dict)):
+    if group != "experiment" and not (group in groups() and isinstance(stored.get(group), dict)):
         raise ValueError(f"{CHOICES}.{group}: there is no such group of options")
     if not all(isinstance(each, str) and re.fullmatch(r"\w+(/\w+)*", each, re.ASCII) for each in names):
         raise ValueError(f"{CHOICES}.{group}: expected a name, got {name!s:.60}")
