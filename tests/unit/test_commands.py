@@ -1,6 +1,7 @@
 """The command `vision-stack`: verbs, what the processes of a run and a shell's completion start it with, help."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,22 @@ def test_known_options_are_dotted_as_typed() -> None:
     assert train["callbacks.early_stopping.patience"] == ["early_stopping"]
     assert "trainer.max_epochs" not in known_options("eval")
     assert "threshold" in known_options("predict")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "printed"),
+    [
+        (["--help"], 0, ""),
+        (["--cfg=job"], 1, "error: standard output was closed by the program that read it\n"),
+    ],
+)
+def test_output_that_nobody_reads_gives_no_traceback(argv: list[str], status: int, printed: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "train.py"), *argv]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (status, printed)
 
 
 def test_help_of_a_group_lists_its_choices_each_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,11 @@ class OneLineErrors:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback_: TracebackType | None) -> bool:
         if not isinstance(error, Exception):
             return False
+        if isinstance(error, BrokenPipeError):  # `... | head`: nothing more can be printed, at the exit neither
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            print("error: standard output was closed by the program that read it", file=sys.stderr)
+            self.exit_code = self.exit_code or 1
+            return True
         if is_for_user(error) and not self.tracebacks:
             print(f"error: {one_line(error, self.verb)}", file=sys.stderr)
             self.exit_code = self.exit_code or 2

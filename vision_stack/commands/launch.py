@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -60,7 +61,10 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
             if words.help:
                 from vision_stack.commands.help import help_text
 
-                print(help_text(verb, words.options, words.topics))
+                with contextlib.suppress(BrokenPipeError):  # `--help | head`
+                    print(help_text(verb, words.options, words.topics), flush=True)
+                    return 0
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush it at the exit
                 return 0
             composition = prepare(words)
             run_dir = typed_run_dir(composition.options)
