@@ -22,12 +22,12 @@ def instances(*scores: float) -> Instances:
         ((0.9, 0.4, 0.1), 2, POINT, [0.9, 0.4], "prediction: 2 with score >= 0.31, best F1"),
         ((0.9, 0.4, 0.1), 2, None, [0.9], "prediction: 1 with score >= 0.5"),
         ((0.1, 0.2), 0, POINT, [], "prediction: 0 with score >= 0.31, best F1"),  # rightly none
-        ((0.1, 0.2), 1, POINT, [0.2, 0.1], "prediction: none with score >= 0.31, best F1\nbest 2 of 2 shown"),
+        ((0.1, 0.2), 1, POINT, [0.2, 0.1], "prediction: none with score >= 0.31, best F1\nthe 2 best of 2 shown"),
         (
             (0.01, 0.06, 0.02, 0.05, 0.03, 0.04), 1, NOTHING, [0.06, 0.05, 0.04, 0.03, 0.02],
-            "prediction: no object is found in any image\nbest 5 of 6 shown",
+            "prediction: no correct detection in any image\nthe 5 best of 6 shown",
         ),
-        ((), 1, NOTHING, [], "prediction: no object is found in any image\nno detections"),
+        ((), 1, NOTHING, [], "prediction: no correct detection in any image\nno detections"),
         ((), 1, POINT, [], "prediction: none with score >= 0.31, best F1\nno detections"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ MAX_ROWS = 200  # of classes
 
 
 def format_table(metrics: Mapping[str, Any]) -> Group:
-    """Twelve numbers for masks, boxes and outlines side by side, then AP by class, best first. Numbers are per cent.
+    """Twelve numbers for masks, boxes and outlines side by side, then AP by class, best first. Numbers are percentages.
 
     Args:
         metrics: from `CocoEvaluator.compute`.
@@ -26,7 +26,7 @@ def format_table(metrics: Mapping[str, Any]) -> Group:
     per_class: Mapping[str, Mapping[str, float | None]] = metrics["per_class"]
     parts: list[Any] = [_summary_table(metrics, kinds)]
     if per_class:
-        parts += [Text("AP by class", style="bold"), *_class_tables(per_class, kinds)]
+        parts += [Text("AP by class, %", style="bold"), *_class_tables(per_class, kinds)]
     missing = [name for name, values in per_class.items() if all(values.get(kind) is None for kind in kinds)]
     return Group(*parts, *_missing(missing, len(per_class)))
 
@@ -34,7 +34,7 @@ def format_table(metrics: Mapping[str, Any]) -> Group:
 def score_table(
     summary: Mapping[str, Mapping[str, Any]], per_class: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
 ) -> Group:
-    """A row for each mean, then one for each class that occurs, best first. Numbers are per cent.
+    """A row for each mean, then one for each class that occurs, best first. Numbers are percentages.
 
     Args:
         summary: {"all": {"PQ": ...}, ...}.
@@ -42,11 +42,15 @@ def score_table(
         columns: which metrics, the first one to sort by.
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", *columns):
-        table.add_column(heading, justify="right" if heading else "left")
+    for heading in ("%", *columns):
+        table.add_column(heading, justify="left" if heading == "%" else "right")
     for name, values in summary.items():
         table.add_row(name, *(_percent(values[column]) for column in columns))
-    parts: list[Any] = [table, Text(f"{columns[0]} by class", style="bold"), *_class_tables(per_class, list(columns))]
+    parts: list[Any] = [
+        table,
+        Text(f"{columns[0]} by class, %", style="bold"),
+        *_class_tables(per_class, list(columns)),
+    ]
     missing = [name for name, values in per_class.items() if values[columns[0]] is None]
     return Group(*parts, *_missing(missing, len(per_class)))
 
@@ -61,8 +65,9 @@ def _missing(missing: Sequence[str], total: int) -> list[Text]:
 def _summary_table(metrics: Mapping[str, Any], kinds: list[str]) -> Table:
     recalls = [name for name in metrics[kinds[0]] if name.startswith("AR")]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", *(_TITLES[kind] for kind in kinds), "", *(_TITLES[kind] for kind in kinds)):
-        table.add_column(heading, justify="right" if heading else "left")
+    titles = [_TITLES[kind] for kind in kinds]
+    for heading in ("%", *titles, "", *titles):
+        table.add_column(heading, justify="right" if heading in titles else "left")
     for precision, recall in zip(_SUMMARY, recalls, strict=True):
         cells = [precision, *(_percent(metrics[kind][precision]) for kind in kinds)]
         table.add_row(*cells, recall, *(_percent(metrics[kind][recall]) for kind in kinds))

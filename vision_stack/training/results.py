@@ -107,8 +107,8 @@ def draw_report(report: Report, names: Sequence[str], folder: Path) -> None:
     if report.confusion:
         title = f"{report.unit.capitalize()} by class"
         if point:
-            why = "best F1" if point["f1"] else "as many as there are objects: none matches one of its class"
-            title += f", IoU 0.5, score >= {point['threshold']:.3g} ({why})"
+            why = "best F1" if point["f1"] else "no correct detection"
+            title += f"\nIoU 0.5, score >= {point['threshold']:.3g} ({why})"
         plots.plot_confusion(report.confusion, names, folder / "confusion.png", title=title, unit=report.unit)
 
 

@@ -82,8 +82,8 @@ class ObjectTask(TaskSpec[Instances]):
         if matched and (len(kept) or not len(truth)):
             return kept, f"prediction: {len(kept)} with {which}"
         best = found[found.scores.argsort(descending=True, stable=True)[:FEW]]
-        why = f"none with {which}" if matched else "no object is found in any image"
-        shown = f"best {len(best)} of {len(found)} shown" if len(found) else "no detections"
+        why = f"none with {which}" if matched else "no correct detection in any image"
+        shown = f"the {len(best)} best of {len(found)} shown" if len(found) else "no detections"
         return best, f"prediction: {why}\n{shown}"
 
     def draw(self, image: np.ndarray, found: Instances, categories: Sequence[Category]) -> Image.Image:
