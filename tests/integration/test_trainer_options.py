@@ -175,7 +175,7 @@ def test_both_configs_of_the_trainer_are_accepted() -> None:
 
 def test_clip_norm_is_what_gradients_are_clipped_by() -> None:
     config = tiny_run.compose_options("train", ["optim.clip_norm=0.5"])
-    module: Any = SimpleNamespace(optim=decode_options(config, TrainOptions).optim, _log=lambda _: None)
+    module: Any = SimpleNamespace(optim=decode_options(config, TrainOptions).optim, _is_logged=lambda: False)
     module.model = torch.nn.Linear(2, 2)
     module.model(torch.ones(1, 2)).sum().mul(100).backward()
     optimizer = torch.optim.SGD(module.model.parameters())
