@@ -1,6 +1,7 @@
 """`MaskFormerForInstanceSegmentation` against transformers' class of that name: same arguments, outputs and loss."""
 
 import functools
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import transformers
 from maskformer_oracle import oracle_layers, perturb
 
 from vision_stack import MaskFormerConfig, MaskFormerForInstanceSegmentation
-from vision_stack.published import PublishedModel, convert
+from vision_stack.published import PublishedModel, convert, from_transformers
 
 NUM_LABELS = 7
 TOLERANCE = 1e-4  # of the logits' spread, and relative for the loss; float32 rounding comes to 3e-5
@@ -39,7 +40,8 @@ def pair(use_auxiliary_loss):
     config = MaskFormerConfig(backbone_config=backbone.to_dict(), decoder_config=decoder, id2label=names, **common)
     ours = MaskFormerForInstanceSegmentation(config).eval()
     model = ours.vision_model
-    state, _ = convert(PublishedModel("", "maskformer", {}, theirs.state_dict()), model.backbone, model.state_dict())
+    to_ours = partial(from_transformers, "maskformer", theirs.state_dict())
+    state, _ = convert(PublishedModel("", {}, theirs.state_dict(), to_ours), model.backbone, model.state_dict())
     model.load_state_dict(state, strict=True)
     return theirs, ours
 

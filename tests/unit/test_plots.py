@@ -32,7 +32,7 @@ def test_precision_recall_of_one_class_is_its_curve_with_the_marked_point(figure
     all_classes = np.array([0.1, 0.5]), np.array([1.0, 0.7])
     plots.plot_precision_recall({"cat": constant(0.4)}, "", all_classes=all_classes, mark=(0.5, 0.7, "best F1 0.58"))
     axes = figures[0].axes[0]
-    assert legend(axes) == ["cat 0.400", "all classes, not interpolated", "best F1 0.58"]
+    assert legend(axes) == ["cat 0.400", "not interpolated", "best F1 0.58"]
     assert axes.get_legend().get_title().get_text() == "AP50"
     assert not axes.texts
 

@@ -105,7 +105,7 @@ def test_one_file_for_training_and_validation_is_noted(tmp_path: Path) -> None:
     write(tmp_path, "train")
     (tmp_path / "val.json").symlink_to(tmp_path / "train.json")
     (line,) = data(tmp_path, val_images="train").notes()
-    assert "the annotations of training and validation are one file; validation measures" in line
+    assert "the annotations of training and validation are one file; validation would measure" in line
 
 
 def test_images_in_both_splits_are_counted_by_their_content(tmp_path: Path) -> None:

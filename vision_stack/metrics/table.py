@@ -42,8 +42,8 @@ def score_table(
         columns: which metrics, the first one to sort by.
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("%", *columns):
-        table.add_column(heading, justify="left" if heading == "%" else "right")
+    for title in ("%", *columns):
+        table.add_column(title, justify="left" if title == "%" else "right")
     for name, values in summary.items():
         table.add_row(name, *(_percent(values[column]) for column in columns))
     parts: list[Any] = [

@@ -55,9 +55,7 @@ def plot_precision_recall(
     label = f"{shorten(what, NAME_LENGTH)} {mean.mean():.3f}"
     axes.plot(recall, mean, linewidth=2.5, color="black", zorder=3, label=label)
     if all_classes is not None and found:
-        axes.plot(
-            *all_classes, linewidth=1.2, color="black", linestyle=":", zorder=3, label="all classes, not interpolated"
-        )
+        axes.plot(*all_classes, linewidth=1.2, color="black", linestyle=":", zorder=3, label="not interpolated")
     if mark is not None and found:
         axes.plot(*mark[:2], "o", color="crimson", zorder=4, label=mark[2])
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, IoU 0.5")
