@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig  # noqa: E402
 
 from vision_stack.backbones import TimmBackboneConfig  # noqa: E402
-from vision_stack.config import ConfigError  # noqa: E402
+from vision_stack.config import ConfigError, registered  # noqa: E402
 from vision_stack.heads import Mask2FormerHeadConfig, MaskFormerHeadConfig  # noqa: E402
 from vision_stack.model import InputSize, PanopticOptions, VisionModel, VisionModelConfig  # noqa: E402
 from vision_stack.necks import FPNConfig, MSDeformConfig, PixelDecoderConfig  # noqa: E402
@@ -158,6 +158,21 @@ def test_export_of_parts_that_transformers_has_not_fails_in_one_line(tmp_path):
         VisionModelConfig(neck=FPNConfig(channels=16), head=Mask2FormerHeadConfig(hidden_dim=16), **parts)
     )
     with pytest.raises(ConfigError, match="no model with neck=fpn and head=mask2former; it has ms_deform"):
+        model.export_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
+def test_export_of_a_detector_points_to_torchvision(head, tmp_path):
+    model = VisionModel(
+        VisionModelConfig(
+            backbone=TimmBackboneConfig("resnet18", out_strides=[4, 8, 16, 32]),
+            neck=FPNConfig(channels=16),
+            head=registered("head")[head](),
+            categories=(Category(id=1, name="a"),),
+            task="instance" if head == "mask_rcnn" else "detection",
+        )
+    )
+    with pytest.raises(ConfigError, match=rf"^head={head}: transformers has no such model; to-torchvision writes it"):
         model.export_transformers(tmp_path)
 
 

@@ -34,6 +34,7 @@ DETECTORS: dict[str, Detector] = {
     "retinanet_resnet50_fpn_v2": Detector("retinanet", "v2"),
     "fcos_resnet50_fpn": Detector("fcos"),
 }
+HEADS = frozenset(detector.head for detector in DETECTORS.values())
 # Blocks of layer3, convolutions of a block -> name.
 _RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101", (36, 3): "resnet152"}
 _EPS = 1e-5  # of batch norms
@@ -141,10 +142,9 @@ def to_torchvision(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> di
     Raises:
         ConfigError: torchvision has no detector of these parts; the line says which it has.
     """
-    heads = {detector.head for detector in DETECTORS.values()}
-    if config["head"]["type"] not in heads or config["neck"]["type"] != "fpn":
+    if config["head"]["type"] not in HEADS or config["neck"]["type"] != "fpn":
         parts = f"head={config['head']['type']} neck={config['neck']['type']}"
-        raise ConfigError(f"{parts}: torchvision has only {', '.join(sorted(heads))}, with neck=fpn")
+        raise ConfigError(f"{parts}: torchvision has only {', '.join(sorted(HEADS))}, with neck=fpn")
     theirs = {_named_theirs(name): value for name, value in state.items() if not name.startswith("image_")}
     if _resnet(theirs) is None:
         raise ConfigError(

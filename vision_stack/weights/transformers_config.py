@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vision_stack.config import ConfigError
+from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
 ARCHITECTURES = {
     "maskformer": "MaskFormerForInstanceSegmentation",
@@ -121,8 +122,17 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
     """
     neck, head = parts
     pair = (neck["type"], head["type"])
+    if head["type"] not in ARCHITECTURES:
+        instead = "; to-torchvision writes it for torchvision" if head["type"] in OF_TORCHVISION else ""
+        raise ConfigError(
+            f"head={head['type']}: transformers has no such model{instead}; to-transformers writes head=mask2former "
+            "and maskformer"
+        )
     if head["mask_feature_pos_embed"]:
-        raise ConfigError("head.mask_feature_pos_embed: transformers adds no positions to mask features")
+        raise ConfigError(
+            "head.mask_feature_pos_embed: transformers adds no positions to mask features; train with "
+            "head.mask_feature_pos_embed=false"
+        )
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if pair == ("ms_deform", "mask2former"):
         if neck["num_heads"] != head["num_heads"] or neck["num_points"] != 4:
