@@ -199,9 +199,7 @@ def test_export_of_positions_on_mask_features_fails_in_one_line(published: Path,
     parts = start_of(published, "head.mask_feature_pos_embed=true").parts
     loaded = VisionModel.from_pretrained(published)
     model = VisionModel(type(loaded.config)(**parts, categories=loaded.categories))
-    with pytest.raises(
-        ValueError, match=r"^head.mask_feature_pos_embed: .*; train with head.mask_feature_pos"
-    ):
+    with pytest.raises(ValueError, match=r"^head.mask_feature_pos_embed: .*; train with head.mask_feature_pos"):
         model.export_transformers(tmp_path)
 
 
