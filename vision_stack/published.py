@@ -75,7 +75,7 @@ def locate(source: str | Path) -> Path:
     if found is not None and fetch_from_hub(PublishedWeights(str(source), None), tried):
         fetch_from_hub(PublishedWeights(str(source), None, (PROCESSOR_FILE,)), [])  # not every repository has one
         return found[0].parent
-    raise ValueError(f"{source}: neither a path nor to be had from the hub; tried {', '.join(tried)}")
+    raise ValueError(f"{source}: no such path, and could not be fetched from the Hub; tried {', '.join(tried)}")
 
 
 def is_published(directory: Path) -> bool:

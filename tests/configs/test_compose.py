@@ -92,7 +92,7 @@ def test_unknown_choice_is_one_line_with_the_choices() -> None:
     for name, advice in (("fpm", "did you mean 'fpn'?"), ("xyz", choices)):
         with pytest.raises(MissingConfigException) as error:
             options("train", f"neck={name}")
-        assert errors.one_line(error.value) == f"neck={name}: there is no such neck; {advice}"
+        assert errors.one_line(error.value) == f"unknown neck {name!r}; {advice}"
 
 
 def test_unknown_option_is_one_line_with_its_name() -> None:

@@ -239,7 +239,7 @@ def test_find_images_folder_leaves_out_hidden_files_and_what_runs_wrote(photos: 
         shutil.copy(photos / "a.png", path)
     assert find_images(str(photos))[0] == expected
     assert find_images(str(run_dir / "pictures"))[0] == [run_dir / "pictures" / "a.jpg"]  # said in so many words
-    with pytest.raises(ValueError, match="that a run wrote left out"):
+    with pytest.raises(ValueError, match="pictures written by runs are ignored"):
         find_images(str(run_dir))
 
 

@@ -43,7 +43,7 @@ def test_train_from_python_wrong_option_raises_one_line(tmp_path: Path) -> None:
     [
         ({"overrides": ["nope=3"]}, "nope: unknown option; --help lists them"),
         ({"overrides": ["optim.lrr=3"]}, r"optim\.lrr: unknown option; did you mean optim\.lr\?"),
-        ({"backbone": "resnet51"}, "backbone=resnet51: there is no such backbone; did you mean 'resnet50'"),
+        ({"backbone": "resnet51"}, "unknown backbone 'resnet51'; did you mean 'resnet50'"),
         ({"overrides": ["seed={"]}, "."),
         ({"overrides": ["data.num_train=${nope}"]}, "is not an option"),
         ({"overrides": ["device=gpu"]}, "device: PyTorch finds no GPU here"),

@@ -92,9 +92,9 @@ def test_one_line_error_device_without_a_gpu_says_what_to_give() -> None:
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        ("head/nope", "head=nope: there is no such head; choose one of: a, b"),
+        ("head/nope", "unknown head 'nope'; choose one of: a, b"),
         ("backbone/vit/x", "backbone=timm backbone.model_name=vit/x takes any of timm's"),
-        ("hydra/launcher/x", "hydra/launcher=x: there is no such hydra/launcher; choose one of: a, b"),
+        ("hydra/launcher/x", "unknown hydra/launcher 'x'; choose one of: a, b"),
     ],
 )
 def test_one_line_error_of_a_choice_that_does_not_exist(choice: str, expected: str) -> None:

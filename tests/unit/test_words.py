@@ -42,8 +42,14 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["--pretrained", "data=coco"], "--pretrained true"),
     (["SOLVER.MAX_ITER", "10"], "write steps=VALUE"),
     (["head"], "write head=VALUE; --help head lists them"),
-    (["x.ckpt"], "write resume=x.ckpt, which continues its run, or weights=x.ckpt"),
-    (["x.json"], "write data=x.json"),
+    (["x.ckpt"], "did you mean resume=x.ckpt, which continues its run, or weights=x.ckpt"),
+    (["x.json"], "'x.json' is not an option; did you mean data=x.json?"),
+    (["precision=fp8"], "precision=fp8: unknown; give 32-true, bf16-mixed, 16-mixed, auto, or fp32, bf16, fp16"),
+    (["trainer.precision=fp8"], "precision=fp8: unknown; give 32-true, bf16-mixed, 16-mixed, auto, or fp32"),
+    (["stepps=2"], "stepps: unknown option; did you mean steps?"),
+    (["epoch_s=2"], "did you mean epochs?"),
+    (["save_period=2"], "give callbacks.checkpoints.every_n_steps"),
+    (["fraction=0.1"], "give data.max_train_images=N"),
     (["epochs=3", "max_epochs=5"], "epochs=3 and max_epochs=5 both set trainer.max_epochs"),
     (["lr=1", "optim.lr=2"], "lr=1 and optim.lr=2 both set optim.lr"),
     (["name=a", "run_dir=b"], "both set run_dir"),
@@ -80,6 +86,12 @@ def test_word_that_can_mean_nothing_is_one_line_with_the_remedy(argv: list[str],
         (["device=cuda:1"], ["trainer.accelerator=gpu", "trainer.devices=[1]"]),
         (["device=0,1"], ["trainer.accelerator=gpu", "trainer.devices=[0,1]"]),
         (["precision=bf16"], ["trainer.precision=bf16-mixed"]),
+        (["task=segment"], ["task=instance"]),
+        (["task=instance_segmentation"], ["task=instance"]),
+        (["--task", "detect"], ["task=detection"]),
+        (["trainer.precision=bf16"], ["trainer.precision=bf16-mixed"]),
+        (["precision=16-mixed,bf16-mixed"], ["trainer.precision=16-mixed,bf16-mixed"]),
+        (["per_device_train_batch_size=3"], ["data.batch_size=3"]),
         (["precision=64-true"], ["trainer.precision=64-true"]),
         (["name=my run"], ["run_dir=outputs/my run"]),
         (["save_dir=x y"], ["run_dir=x y"]),
@@ -113,6 +125,7 @@ def test_image_size_of_real_data_is_its_longest_side() -> None:
 
 def test_other_verbs_have_their_own_short_names() -> None:
     assert understand("predict", ["--model", "a.ckpt", "--conf=0.3"]).options == ["checkpoint=a.ckpt", "threshold=0.3"]
+    assert understand("predict", ["score_thr=0.3"]).options == ["threshold=0.3"]
     assert understand("eval", ["weights=a.ckpt", "batch=2"]).options == ["checkpoint=a.ckpt", "data.eval_batch_size=2"]
 
 
@@ -212,10 +225,10 @@ def test_unknown_option_is_one_line_that_names_what_to_write(verb: str, key: str
 @pytest.mark.parametrize(
     ("verb", "word", "expected"),
     [
-        ("eval", "runs/best.ckpt", "write checkpoint=runs/best.ckpt"),
-        ("predict", "best.ckpt", "write checkpoint=best.ckpt"),
-        ("predict", "a.jpg", "write source=a.jpg"),
-        ("predict", "photos/*.png", "write source=photos/"),
+        ("eval", "runs/best.ckpt", "did you mean checkpoint=runs/best.ckpt"),
+        ("predict", "best.ckpt", "did you mean checkpoint=best.ckpt"),
+        ("predict", "a.jpg", "did you mean source=a.jpg"),
+        ("predict", "photos/*.png", "did you mean source=photos/"),
     ],
 )
 def test_bare_path_says_which_option_it_is(verb: str, word: str, expected: str) -> None:
@@ -226,12 +239,12 @@ def test_bare_path_says_which_option_it_is(verb: str, word: str, expected: str) 
 
 def test_bare_folder_says_which_option_it_is(tmp_path: Path) -> None:
     for verb, expected in (("train", "data="), ("eval", "data="), ("predict", "source=")):
-        with pytest.raises(ValueError, match=f"write {expected}{tmp_path}"):
+        with pytest.raises(ValueError, match=rf"did you mean {expected}{tmp_path}.*\?$"):
             understand(verb, [str(tmp_path)])
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     for verb, expected in (("train", "resume="), ("eval", "checkpoint="), ("predict", "checkpoint=")):
-        with pytest.raises(ValueError, match=f"write {expected}{tmp_path}"):
+        with pytest.raises(ValueError, match=rf"did you mean {expected}{tmp_path}.*\?$"):
             understand(verb, [str(tmp_path)])
 
 

@@ -64,12 +64,41 @@ _PRECISION = {
     **dict.fromkeys(("fp16", "float16", "16", "amp"), "16-mixed"),
     **dict.fromkeys(("bf16", "bfloat16"), "bf16-mixed"),
 }
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto")  # that help speaks of
+_MORE_PRECISIONS = frozenset((*PRECISIONS, "16-true", "bf16-true", "64", "64-true", "transformer-engine", "null"))
+_TASKS = {
+    **dict.fromkeys(("segment", "segmentation", "seg", "instance_segmentation", "instance-segmentation"), "instance"),
+    **dict.fromkeys(("detect", "det", "object_detection", "object-detection"), "detection"),
+    **dict.fromkeys(("semantic_segmentation", "semantic-segmentation"), "semantic"),
+    **dict.fromkeys(("panoptic_segmentation", "panoptic-segmentation"), "panoptic"),
+}
+
+
+def known_value(name: str, value: str) -> str:
+    """The value of an option that other tools call otherwise: `detection` for task=detect.
+
+    Raises:
+        ValueError: a precision that there is not; one line with those that there are.
+    """
+    if name == "task":
+        return _TASKS.get(value.lower(), value)
+    if name == "trainer.precision":
+        value = _PRECISION.get(value.lower(), value)
+        if re.fullmatch(r"\w[\w-]*", value) and value not in _MORE_PRECISIONS:
+            raise ValueError(f"precision={value}: unknown; give {', '.join(PRECISIONS)}, or fp32, bf16, fp16")
+    return value
+
+
 _CHECKPOINT = Alias(_option("checkpoint"), "checkpoint", "the model")
 _RUN_NAME = Alias(lambda value, _: [f"run_dir=outputs/{value}"], "run_dir=outputs/NAME", "folder of the run")
 _FOR_BOTH = {
     "workers": Alias(_option("data.num_workers"), "data.num_workers", "processes that load images"),
     "device": Alias(_train_device, "trainer.accelerator, trainer.devices", "cpu, cuda, cuda:1, mps or 0,1"),
-    "precision": Alias(_option("trainer.precision", _PRECISION), "trainer.precision", "fp32, bf16 or fp16"),
+    "precision": Alias(
+        lambda value, _: [f"trainer.precision={known_value('trainer.precision', value)}"],
+        "trainer.precision",
+        "fp32, bf16 or fp16",
+    ),
     "name": _RUN_NAME,
     "root": Alias(_option("data.root"), "data.root", "folder of the data"),
 }
@@ -101,11 +130,11 @@ _OTHER_NAMES = {
     "epochs": ("epoch", "num_epochs", "max_epochs", "max_epoch"),
     "steps": ("max_steps", "max_iter", "max_iters", "iterations", "iters", "num_steps", "solver.max_iter"),
     "lr": ("learning_rate", "lr0", "base_lr", "solver.base_lr"),
-    "batch_size": ("batch", "bs"),
+    "batch_size": ("batch", "bs", "per_device_train_batch_size"),
     "imgsz": ("img", "image_size", "img_size", "input_size"),
     "workers": ("num_workers", "dataloader.num_workers"),
     "root": ("data_root",),
-    "conf": ("confidence",),
+    "conf": ("confidence", "score_thr", "score_thresh", "score_threshold"),
     "top_k": ("max_det", "max_detections"),
     "nms_iou": ("iou",),
     "class_agnostic_nms": ("agnostic_nms", "agnostic"),

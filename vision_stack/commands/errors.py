@@ -128,10 +128,10 @@ def _no_such_choice(match: re.Match[str], _: str) -> str:
         group, _, name = match["choice"].rpartition("/")
     if group == "backbone" and not difflib.get_close_matches(name, match["names"].split(), n=1, cutoff=0.6):
         return (
-            f"backbone={name}: there is no such backbone; `vision-stack backbones` lists them, "
+            f"unknown backbone {name!r}; `vision-stack backbones` lists them, "
             f"backbone=timm backbone.model_name={name} takes any of timm's"
         )
-    return f"{group}={name}: there is no such {group or 'config'}; {suggest(name, match['names'].split())}"
+    return f"unknown {group or 'config'} {name!r}; {suggest(name, match['names'].split())}"
 
 
 def _from_a_call(match: re.Match[str], _: str) -> str:

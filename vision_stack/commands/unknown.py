@@ -26,7 +26,9 @@ _EVERY = {  # name -> what to do
     **dict.fromkeys(("amp", "half", "fp16", "bf16", "mixed_precision"), _PRECISION),
     **dict.fromkeys(("augment", "augmentation", "augmentations", "mosaic", "mixup", "copy_paste", "scale"), _AUGMENT),
     "fliplr": "give data.train_transform.flip",
-    **dict.fromkeys(("conf", "threshold", "score_threshold"), "predict has threshold=0.5; training needs none"),
+    "save_period": "give callbacks.checkpoints.every_n_steps",
+    "fraction": "give data.max_train_images=N, the first images only",
+    **dict.fromkeys(("conf", "threshold"), "predict has threshold=0.5; training needs none"),
     "nbs": "give trainer.accumulate_grad_batches=N; a derived learning rate follows the effective batch",
     **dict.fromkeys(
         ("accumulate", "grad_accum", "gradient_accumulation_steps"), "give trainer.accumulate_grad_batches"
@@ -98,6 +100,9 @@ def _instead(verb: str, key: str) -> str:
             return f"give {_choose(group, name)}"
     close = [option for option in known if option.rpartition(".")[2] == name]
     close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    short = difflib.get_close_matches(name, ALIASES[verb], n=1, cutoff=0.75)
+    if short and (not close or "." in close[0]) and "." not in key:
+        return f"did you mean {short[0]}?"
     if close:
         return f"did you mean {' or '.join(_with_its_choice(verb, option) for option in close[:4])}?"
     if verb != "train" and (name in ALIASES["train"] or name in {o.rpartition(".")[2] for o in known_options("train")}):

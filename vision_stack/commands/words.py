@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vision_stack.commands.aliases import ALIASES, canonical
+from vision_stack.commands.aliases import ALIASES, canonical, known_value
 from vision_stack.commands.arguments import PATH_KEYS
 from vision_stack.commands.data_words import data_options
 from vision_stack.commands.option_docs import groups, known_options
@@ -97,7 +97,7 @@ def _options(
         keys = {key for key, _ in assigned}
         elsewhere = "hydra.searchpath" in keys or any(flag.startswith(("-cd", "--config-dir")) for flag in flags)
         return data_options(value, {canonical(key) for key in keys}, own_yaml=elsewhere)
-    return [text if name == key else f"{name}={value}"]
+    return [f"{name}={known_value(canonical(bare), value)}"]
 
 
 def _assignments(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -214,8 +214,9 @@ def _check_bare_word(verb: str, text: str) -> None:
     if name in exact and not Path(text).exists():
         listing = f"; --help {text} lists them" if text in groups() and verb == "train" else ""
         raise ValueError(f"{text}: has no value; write {name}=VALUE{listing}")
-    instead = ", or ".join(_meanings(verb, text)) or "OPTION=VALUE, as in data.root=DIR or source=FILE"
-    raise ValueError(f"{text!r}: is not an option; write {instead}")
+    meanings = ", or ".join(_meanings(verb, text))
+    instead = f"did you mean {meanings}?" if meanings else "write OPTION=VALUE, as in data.root=DIR or source=FILE"
+    raise ValueError(f"{text!r} is not an option; {instead}")
 
 
 def _meanings(verb: str, text: str) -> Iterator[str]:
@@ -229,7 +230,7 @@ def _meanings(verb: str, text: str) -> Iterator[str]:
         elif is_folder or suffix == ".json" or path.name in ("data.yaml", "data.yml"):
             yield f"data={text}"
         elif suffix in (".yaml", ".yml"):
-            yield f"experiment=NAME; {OWN_YAML}"
+            yield f"experiment=NAME ({OWN_YAML})"
     elif is_model:
         yield f"checkpoint={text}"
     elif verb == "predict":

@@ -42,7 +42,7 @@ def find_images(source: str) -> Source:
     closed: list[str] = []
     if path.is_dir():
         found = [p for p in _files_below(path, closed) if p.suffix.lower() in IMAGE_SUFFIXES]
-        hint = f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder, those that a run wrote left out"
+        hint = f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder (pictures written by runs are ignored)"
     elif path.is_file():
         found, hint = [path], ""
     else:
