@@ -53,7 +53,7 @@ from vision_stack.weights.checkpoint import model_state, read_checkpoint
 from vision_stack.weights.checks import check_finite, check_fit, check_size, faults_of
 from vision_stack.weights.export import export_transformers
 from vision_stack.weights.files import WEIGHTS_FILE, find_weights_file, read_json, read_tensors, save_tensors
-from vision_stack.weights.torchvision_detectors import to_torchvision
+from vision_stack.weights.torchvision_detectors import constructor, to_torchvision
 
 MAX_LETTERS = 2_000_000  # of all class names, so that what is written can be read (weights/files.py)
 SIZE_DIVISOR = 32  # what evaluation pads to by default; the same here, so that borders look the same
@@ -320,15 +320,20 @@ class VisionModel(nn.Module):
         """
         export_transformers(self, self.config, Path(directory))
 
-    def export_torchvision(self, file: str | Path) -> None:
+    def export_torchvision(self, file: str | Path) -> str:
         """Write a state dict that torchvision's detector of the same parts loads, with one class more, the background.
+
+        Returns:
+            The call that builds torchvision's detector, as Python.
 
         Raises:
             ConfigError: torchvision has no detector of these parts; the line says which it has.
         """
-        state = to_torchvision(to_dict(self.config), self.state_dict())
+        plain = to_dict(self.config)
+        state = to_torchvision(plain, self.state_dict())
         with replacing(file) as stream:
             torch.save(state, stream)
+        return constructor(plain)
 
 
 def _decode(plain: Mapping[str, Any], source: str | Path) -> VisionModelConfig:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.models import detection, get_model_weights
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from vision_stack.config import ConfigError
-from vision_stack.model import VisionModel
+from vision_stack.config import ConfigError, from_dict
+from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.structures import ImageInfo
 from vision_stack.weights.torchvision_detectors import DETECTORS
 
@@ -77,7 +78,10 @@ def test_state_dict_of_a_detector_finds_the_same_and_goes_back(name: str, images
     assert not ours.load_report.unexpected
     assert_finds_the_same(ours, expected, images)
 
-    ours.export_torchvision(tmp_path / "back.pth")
+    call = ours.export_torchvision(tmp_path / "back.pth")
+    assert (
+        call == f"torchvision.models.detection.{name}(weights=None, weights_backbone=None, num_classes={ANY_CLASSES})"
+    )
     again = detector(name)
     again.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True))
     for one, other in zip(found_by(again, images), expected, strict=True):
@@ -131,3 +135,35 @@ def test_names_and_files_that_are_no_detector_are_one_line(tmp_path: Path) -> No
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"other\.pth: not a state dict of a detector of torchvision; give a \.ckpt"):
         VisionModel.from_pretrained(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neck", "head", "problem"),
+    [
+        ("resnet18", {"norm": "none"}, {}, "backbone=timm: not a ResNet-50"),
+        ("resnet50", {"norm": "group"}, {}, r"backbone\.fpn\.inner_blocks\.0\..*: another layer"),
+        ("resnet50", {"norm": "none", "channels": 96}, {}, r"backbone\.fpn\..*: another layer, or one of another size"),
+        ("resnet50", {"norm": "none", "upsample": "bilinear"}, {}, r"neck\.upsample: bilinear, not nearest"),
+        ("resnet50", {"norm": "none"}, {"anchor_scale": 4.0}, r"head\.anchor_scale: 4\.0, not 8\.0"),
+        ("resnet50", {"norm": "none"}, {}, ""),
+    ],
+)
+def test_only_what_torchvision_builds_is_written(
+    backbone: str, neck: dict[str, Any], head: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    plain = {
+        "backbone": {"type": "timm", "model_name": backbone, "out_strides": [4, 8, 16, 32]},
+        "neck": {"type": "fpn", **neck},
+        "head": {"type": "mask_rcnn", **head},
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    model = VisionModel(from_dict(plain, cls=VisionModelConfig))
+    if not problem:
+        call = model.export_torchvision(tmp_path / "file.pth")
+        theirs = eval(call, {"torchvision": torchvision})
+        theirs.load_state_dict(torch.load(tmp_path / "file.pth", weights_only=True))
+        return
+    remedy = r"train with head=mask_rcnn head\.version=v1 backbone=resnet50 neck=fpn neck\.channels=256 neck\.norm=none"
+    with pytest.raises(ConfigError, match=rf"^{problem}.*, so torchvision's maskrcnn_resnet50_fpn .*; {remedy}"):
+        model.export_torchvision(tmp_path / "file.pth")
+    assert not (tmp_path / "file.pth").exists()

@@ -21,8 +21,6 @@ def main(argv: Sequence[str]) -> int:
     with errors:
         from vision_stack.model import VisionModel
 
-        model = VisionModel.from_pretrained(options.source)
-        model.export_torchvision(options.file)
-        classes = len(model.config.categories) + 1
-        print(f"wrote {options.file}; torchvision's detector with num_classes={classes} loads it by load_state_dict")
+        built = VisionModel.from_pretrained(options.source).export_torchvision(options.file)
+        print(f"wrote {options.file}; load_state_dict takes it in\n{built}")
     return errors.exit_code

@@ -10,9 +10,9 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import WeightsEnum, detection, get_model_weights
 
-from vision_stack.config import ConfigError
+from vision_stack.config import ConfigError, registered, to_dict
 
 PREFIX = "torchvision/"  # of the names that `weights=` takes
 
@@ -37,6 +37,18 @@ DETECTORS: dict[str, Detector] = {
 HEADS = frozenset(detector.head for detector in DETECTORS.values())
 # Blocks of layer3, convolutions of a block -> name.
 _RESNETS = {(2, 2): "resnet18", (6, 2): "resnet34", (6, 3): "resnet50", (23, 3): "resnet101", (36, 3): "resnet152"}
+_REMEDY = {  # name -> options of its parts
+    name: " ".join(
+        [
+            f"head={known.head}",
+            *([f"head.version={known.version}"] if known.version else []),
+            "backbone=resnet50 neck=fpn neck.channels=256",
+            f"neck.norm={'batch' if 'rcnn' in known.head and known.version == 'v2' else 'none'}",
+            "and the other options of the neck and the head at their defaults",
+        ]
+    )
+    for name, known in DETECTORS.items()
+}
 _EPS = 1e-5  # of batch norms
 # Layers before torchvision 0.13, which the older published files have -> as they are since.
 _OLD_NAMES = [
@@ -133,7 +145,7 @@ def to_ours(detector: Detector, state: Mapping[str, Tensor], file: str) -> dict[
 
 
 def to_torchvision(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors by torchvision's names, for the model that torchvision builds with `num_classes` + 1.
+    """Our tensors by torchvision's names, for the model that `constructor` names.
 
     Args:
         config: plain options of a `VisionModelConfig`.
@@ -146,13 +158,52 @@ def to_torchvision(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> di
         parts = f"head={config['head']['type']} neck={config['neck']['type']}"
         raise ConfigError(f"{parts}: torchvision has only {', '.join(sorted(HEADS))}, with neck=fpn")
     theirs = {_named_theirs(name): value for name, value in state.items() if not name.startswith("image_")}
-    if _resnet(theirs) is None:
-        raise ConfigError(
-            f"backbone={config['backbone']['type']}: torchvision's detectors have a ResNet of torchvision's; train "
-            "with backbone=torchvision backbone.model_name=resnet50"
-        )
-    anchors = 0 if "rcnn" in config["head"]["type"] else _anchors(theirs)
-    return {key: _with_background(key, value, anchors) for key, value in theirs.items()}
+    anchors = 0 if "rcnn" in config["head"]["type"] or _resnet(theirs) is None else _anchors(theirs)
+    theirs = {key: _with_background(key, value, anchors) for key, value in theirs.items()}
+    name = _name_of(config)
+    if problem := _misfit(name, config, theirs):
+        raise ConfigError(f"{problem}, so torchvision's {name} does not load it; train with {_REMEDY[name]}")
+    return theirs
+
+
+def constructor(config: Mapping[str, Any]) -> str:
+    """The call that builds torchvision's model for what `to_torchvision` returns, with its sizes of images."""
+    size = config["input_size"]
+    sizes = {"min_size": (size["short_edge"], 800), "max_size": (size["long_edge"], 1333)}
+    arguments = ["weights=None", "weights_backbone=None", f"num_classes={len(config['categories']) + 1}"]
+    arguments += [f"{name}={value}" for name, (value, default) in sizes.items() if value != default]
+    return f"torchvision.models.detection.{_name_of(config)}({', '.join(arguments)})"
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    """Of torchvision's model with this head."""
+    head = config["head"]
+    return next(
+        name for name, known in DETECTORS.items() if (known.head, known.version) == (head["type"], head.get("version"))
+    )
+
+
+def _misfit(name: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    """What differs from torchvision's model of this name: an option, or a tensor; None if it loads the state."""
+    network = str(config["backbone"].get("model_name")).partition(".")[0]
+    if network != "resnet50" or _resnet(state) != "resnet50":
+        return f"backbone={config['backbone']['type']}: not a ResNet-50 of torchvision's or timm's"
+    default = to_dict(registered("head")[config["head"]["type"]]())
+    for option in ("anchor_scale", "aspect_ratios"):  # which no tensor shows
+        if config["head"].get(option) != default.get(option):
+            return f"head.{option}: {config['head'][option]}, not {default[option]}"
+    if config["neck"]["upsample"] != "nearest":
+        return f"neck.upsample: {config['neck']['upsample']}, not nearest"
+    with torch.device("meta"):
+        model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=len(config["categories"]) + 1)
+    wanted = _shapes(model.state_dict())
+    differing = sorted(key for key, shape in (_shapes(state).items() ^ wanted.items()))
+    return f"{differing[0]}: another layer, or one of another size" if differing else None
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Without counters, which frozen batch norms do not have."""
+    return {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
 def _resnet(state: Mapping[str, Tensor]) -> str | None:
