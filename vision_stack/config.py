@@ -264,7 +264,9 @@ def _decode_union(value: Any, choices: tuple[Any, ...], path: str) -> Any:
             return _decode(value, choice, path)
         except ConfigError as error:
             problems.append(str(error))
-    raise ConfigError(problems[0] if len(problems) == 1 else "; or ".join(problems))
+    if isinstance(value, int | float):  # a mapping is not what was meant
+        problems = [problem for problem in problems if "expected a mapping" not in problem] or problems
+    raise ConfigError("; or ".join(problems))
 
 
 def _decode_tuple(value: Any, args: tuple[Any, ...], path: str) -> tuple[Any, ...]:

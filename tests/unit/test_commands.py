@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import vision_stack
 from vision_stack import commands
 from vision_stack.commands import train
 from vision_stack.commands.help import help_text
@@ -24,6 +25,12 @@ def test_command_alone_lists_the_verbs(argv: list[str], capsys: pytest.CaptureFi
     assert commands.main(argv) == 0
     printed = capsys.readouterr().out
     assert all(f"\n  {verb} " in printed for verb in commands.VERBS)
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["train", "--version"], ["backbones", "--version"]])
+def test_version_is_that_of_this_package(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(argv) == 0
+    assert capsys.readouterr().out == f"vision-stack {vision_stack.__version__}\n"
 
 
 def test_command_unknown_verb_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

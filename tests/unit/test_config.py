@@ -70,6 +70,16 @@ def test_from_dict_lists_and_ints_become_what_the_field_says() -> None:
     assert isinstance(wheel.inner.weight, float)
 
 
+def test_number_outside_a_range_is_not_told_of_mappings() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Limits(Config):
+        threshold: Annotated[float, Range(0, 1)] | dict[str, float] | None = None
+
+    with pytest.raises(ConfigError) as error:
+        Limits(threshold=2)
+    assert str(error.value) == "threshold: 2 is outside the allowed range 0 to 1"
+
+
 @pytest.mark.parametrize(
     ("data", "line"),
     [

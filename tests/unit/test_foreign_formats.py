@@ -20,7 +20,7 @@ FORMATS = {  # files -> what it is, what to do
     ),
     "yolo boxes": ({**YOLO, "labels/train/a.txt": "3 0.1 0.2 1 1e-3"}, "boxes in 1 .txt", "--task object-detection"),
     "yolo without data.yaml": ({"labels/a.txt": "0 0.1 0.2 0.3 0.4"}, "a YOLO data set", "docs/label_formats.md"),
-    "pascal voc": ({"Annotations/a.xml": VOC}, "Pascal VOC", "--input-folder {root}/Annotations"),
+    "pascal voc": ({"Annotations/a.xml": VOC}, "Pascal VOC", "and the same for val; then give task=detection"),
     "labelme": ({"a.json": json.dumps({"flags": {}, "shapes": []})}, "LabelMe", "export it as COCO json"),
     "via": ({"a.json": json.dumps({"_via_settings": {}})}, "VGG Image Annotator", "export it as COCO json"),
     "label studio": ({"a.json": json.dumps([{"annotations": [{"result": []}]}])}, "Label Studio", "export it as COCO"),
@@ -66,7 +66,7 @@ def test_other_folders_are_not_taken_for_one(files: dict[str, str], tmp_path: Pa
 
 
 def test_coco_in_a_folder_of_another_format_says_which(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds a YOLO data set .*which is not read: no annotation file of the train"):
+    with pytest.raises(DataError, match=r"found a YOLO data set .* instead of COCO json: no annotation file"):
         find_splits(write(tmp_path, FORMATS["yolo boxes"][0]))
 
 

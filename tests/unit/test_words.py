@@ -164,7 +164,7 @@ def test_data_folder_of_another_format_says_which_and_how_to_convert_it(tmp_path
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
     for typed in (tmp_path, tmp_path / "data.yaml"):
-        with pytest.raises(ValueError, match=r"a YOLO data set .*, which is not read; .*labelformat convert") as error:
+        with pytest.raises(ValueError, match=r"found a YOLO data set .* instead of COCO json; .*labelformat") as error:
             understand("train", [f"data={typed}"])
         assert "\n" not in str(error.value)
 

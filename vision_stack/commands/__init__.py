@@ -49,11 +49,17 @@ def _run(argv: list[str]) -> int:
     elif argv[:1] in ([], ["-h"], ["--help"]):
         print(_usage())
         return 0
+    elif argv[0] == "--version":
+        print(_version())
+        return 0
     elif _VERB in os.environ:
         verb = os.environ[_VERB]
     else:
         print(f"error: {_not_a_verb(argv)}", file=sys.stderr)
         return 2
+    if "--version" in argv:
+        print(_version())
+        return 0
     os.environ[_VERB] = verb
     return importlib.import_module(f"vision_stack.commands.{verb.replace('-', '_')}").main(argv)
 
@@ -88,6 +94,12 @@ def _not_a_verb(argv: Sequence[str]) -> str:
     if close:
         return f"{word} is not a command; did you mean {VERBS_ELSEWHERE.get(close[0], close[0])}?"
     return f"{word} is not a command; choose one of: {', '.join(VERBS)}"
+
+
+def _version() -> str:
+    from vision_stack import __version__
+
+    return f"vision-stack {__version__}"
 
 
 def _usage() -> str:

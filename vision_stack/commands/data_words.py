@@ -52,5 +52,5 @@ def _refuse(value: str, files: Files) -> NoReturn:
     """For what it holds, if that is known."""
     if found := describe(files):
         what, remedy = found
-        raise ValueError(f"data={value}: {what}, which is not read; {remedy}")
+        raise ValueError(f"data={value}: found {what} instead of COCO json; {remedy}")
     raise ValueError(f"data={value}: no COCO json found; there are {files.counts()}. {SUPPORTED}")

@@ -17,6 +17,7 @@ HEAD = 4096  # bytes
 DOCUMENTED = "docs/label_formats.md"
 _NUMBERS = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}")
 _EXPORT = "export it as COCO json from the tool that made it"
+_LABELFORMAT = "convert it with `pip install labelformat` and"
 
 
 class Files(NamedTuple):
@@ -86,8 +87,8 @@ def _yolo(files: Files) -> tuple[str, str] | None:
         f"--input-split train --output-format coco --output-file "
         f"{shlex.quote(str(files.root / 'annotations' / 'instances_train.json'))}"
     )
-    boxes = "" if polygons else ", and give task=detection"
-    return what, f"convert it by `pip install labelformat` and `{command}`, in the same way for val{boxes}"
+    boxes = "" if polygons else "; then give task=detection"
+    return what, f"{_LABELFORMAT} `{command}`, and the same for val{boxes}"
 
 
 def _is_yolo_yaml(head: str) -> bool:
@@ -103,13 +104,14 @@ def _pascal_voc(files: Files) -> tuple[str, str] | None:
         f"{shlex.quote(str(folders[0]))} --category-names NAME,NAME --output-format coco --output-file "
         f"{shlex.quote(str(folders[0].parent / 'annotations' / 'instances_train.json'))}"
     )
-    return "Pascal VOC (boxes in .xml files)", f"convert it by `pip install labelformat` and `{command}`"
+    what = "Pascal VOC (boxes in .xml files)"
+    return what, f"{_LABELFORMAT} `{command}`, and the same for val; then give task=detection"
 
 
 def _json_of_a_tool(files: Files) -> tuple[str, str] | None:
     for _, head in files.heads(".json"):
         if '"shapes"' in head and ('"flags"' in head or '"imagePath"' in head):
-            return "LabelMe's json files", _EXPORT
+            return "LabelMe json files", _EXPORT
         if '"_via_' in head or '"shape_attributes"' in head:
             return "json of the VGG Image Annotator", _EXPORT
         if head.startswith("[") and '"annotations"' in head and '"result"' in head:

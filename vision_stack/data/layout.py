@@ -233,7 +233,7 @@ def _not_found(root: Path, split: SplitName, kind: AnnotationKind, candidates: l
     files = list_files(root)
     if found := describe(files):
         what, remedy = found
-        raise data_error(root, "data.root", f"holds {what}, which is not read: {missing}", remedy)
+        raise data_error(root, "data.root", f"found {what} instead of COCO json: {missing}", remedy)
     message = f"{missing}; there are {files.shown('.json') or files.counts()}"
     if split == "val" and kind == "instances":
         remedy = (
