@@ -41,8 +41,11 @@ def test_train_from_python_wrong_option_raises_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"overrides": ["nope=3"]}, "nope: unknown option; --help lists them"),
+        ({"overrides": ["nope=3"]}, "nope: unknown option; `vision-stack train --help` lists them"),
         ({"overrides": ["optim.lrr=3"]}, r"optim\.lrr: unknown option; did you mean optim\.lr\?"),
+        ({"overrides": ["stepps=2"]}, r"stepps: unknown option; did you mean steps\?"),
+        ({"stepps": 2}, r"stepps: unknown option; did you mean steps\?"),
+        ({"epochs": "many"}, "trainer.max_epochs"),
         ({"backbone": "resnet51"}, "unknown backbone 'resnet51'; did you mean 'resnet50'"),
         ({"overrides": ["seed={"]}, "."),
         ({"overrides": ["data.num_train=${nope}"]}, "is not an option"),
@@ -60,6 +63,17 @@ def test_what_has_to_be_fixed_is_a_value_error_of_one_line_in_python(
     assert error.value.__cause__ is None
     with pytest.raises(ValueError, match=r"trainer\.nope: unknown option"):
         vision_stack.evaluate(tmp_path, run_dir=tmp_path / "eval", overrides=["trainer.nope=3"])
+
+
+def test_options_are_keywords_as_they_are_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("vision_stack.commands.train.run", lambda config, *_: seen.append(config))
+    vision_stack.train(
+        run_dir=tmp_path / "run", epochs=3, precision="bf16", measure=False, **{"optim.betas": (0.8, 0.9)}
+    )
+    trainer = seen[0]["trainer"]
+    assert (trainer["max_epochs"], trainer["precision"], seen[0]["measure"]) == (3, "bf16-mixed", False)
+    assert seen[0]["optim"]["betas"] == [0.8, 0.9]
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def train(
     weights: str | Path | None = None,
     run_dir: str | Path | None = None,
     overrides: Sequence[str] = (),
+    **options: Any,
 ) -> Run:
     """Train a model, as `vision-stack train` does with the options of the same names.
 
@@ -63,6 +64,7 @@ def train(
         root: folder of the data.
         run_dir: where everything goes; a new folder `outputs/<date>/<time>` if None.
         overrides: any other options as they are typed: `["optim.lr=1e-4", "epochs=30"]`.
+        options: the same as values, `epochs=30`; with a dot in the name, `**{"optim.lr": 1e-4}`.
 
     Raises:
         ValueError: options or data that have to be fixed; one line.
@@ -70,7 +72,7 @@ def train(
     named = {"data": data, "task": task, "backbone": backbone, "neck": neck, "head": head}
     named |= {"data.root": root, "weights": weights, "run_dir": run_dir}
     with raising_value_errors("train"):
-        return _run("train", train_composition(understand("train", [*_typed(named), *overrides]).options))
+        return _run("train", train_composition(understand("train", [*_typed(named | options), *overrides]).options))
 
 
 def evaluate(
@@ -80,20 +82,30 @@ def evaluate(
     root: str | Path | None = None,
     run_dir: str | Path | None = None,
     overrides: Sequence[str] = (),
+    **options: Any,
 ) -> Run:
-    """Evaluate a checkpoint, as `vision-stack eval` does with the options of the same names.
+    """Evaluate a checkpoint, as `vision-stack eval` does with the options of the same names; see `train`.
 
     Raises:
         ValueError: no such checkpoint, or options or data that have to be fixed; one line.
     """
     named = {"checkpoint": checkpoint, "data": data, "data.root": root, "run_dir": run_dir}
     with raising_value_errors("eval"):
-        options = open_group(understand("eval", [*_typed(named), *overrides]).options, "data")
-        return _run("eval", Composition("eval", options))
+        words = understand("eval", [*_typed(named | options), *overrides])
+        return _run("eval", Composition("eval", open_group(words.options, "data")))
 
 
-def _typed(named: dict[str, str | Path | None]) -> list[str]:
-    return [f"{name}={value}" for name, value in named.items() if value is not None]
+def _typed(named: dict[str, Any]) -> list[str]:
+    """Options as they would be typed; None leaves one out."""
+    return [f"{name}={_text(value)}" for name, value in named.items() if value is not None]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return "null" if value is None else str(value)
 
 
 def _run(verb: str, composition: Composition) -> Run:

@@ -107,7 +107,7 @@ def _instead(verb: str, key: str) -> str:
         return f"did you mean {' or '.join(_with_its_choice(verb, option) for option in close[:4])}?"
     if verb != "train" and (name in ALIASES["train"] or name in {o.rpartition(".")[2] for o in known_options("train")}):
         return f"it is one of train's, and {verb} has none of that kind; leave it out"
-    return "--help lists them"
+    return f"`vision-stack {verb} --help` lists them"
 
 
 def _with_its_choice(verb: str, option: str) -> str:

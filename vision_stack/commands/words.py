@@ -174,7 +174,7 @@ def _check(verb: str, text: str, key: str, value: str) -> None:
     if not name:
         raise ValueError(f"{text}: there is no option before '='; write OPTION=VALUE")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key}: unknown option; --help lists them")
+        raise ValueError(f"{key}: unknown option; `vision-stack {verb} --help` lists them")
     if value.startswith("="):
         raise ValueError(f"{text}: one '=' too many; write {key}={value.lstrip('=')}")
     if not value and ("." not in name or name in PATH_KEYS):
