@@ -154,6 +154,16 @@ def test_data_folder_with_coco_json_is_read_as_coco(tmp_path: Path) -> None:
     ]
 
 
+def test_data_file_of_a_known_layout_is_told_of_the_folder(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps({}))
+    file = tmp_path / "train" / "_annotations.coco.json"
+    with pytest.raises(ValueError, match=rf"did you mean data={tmp_path}\?"):
+        understand("train", [f"data={file}"])
+    assert understand("train", [f"data={file}", "data.val_annotations=x.json"]).options[0] == "data=coco"
+
+
 def test_data_folder_of_another_format_says_which_and_how_to_convert_it(tmp_path: Path) -> None:
     for name in ("images/a.jpg", "images/b.jpg", "labels/a.txt", "data.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -97,9 +97,7 @@ def _not_a_verb(argv: Sequence[str]) -> str:
 
 
 def _version() -> str:
-    from vision_stack import __version__
-
-    return f"vision-stack {__version__}"
+    return f"vision-stack {importlib.import_module('vision_stack').__version__}"
 
 
 def _usage() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NoReturn
 from vision_stack.commands.option_docs import choices
 from vision_stack.config import suggest
 from vision_stack.data.foreign import Files, describe, list_files
+from vision_stack.data.layout import find_splits
+from vision_stack.data.validation import DataError
 
 SUPPORTED = (
     "Supported: data=coco (COCO json), data=coco_panoptic (json and PNGs), data=semantic (images and label maps), "
@@ -41,11 +44,23 @@ def data_options(value: str, typed: Collection[str], *, own_yaml: bool = False) 
             _refuse(value, files)
         return ["data=coco", f"data.root={path}"]
     if path.suffix == ".json":
+        if not any(name.startswith("data.") or name == "root" for name in typed) and (folder := _data_set_of(path)):
+            raise ValueError(f"data={value}: one of the files of a data set; did you mean data={folder}?")
         root = [] if {"root", "data.root"} & set(typed) else [f"data.root={path.parent}"]
         return ["data=coco", *root, f"data.train_annotations={path.absolute()}"]
     if path.suffix in (".yaml", ".yml"):
         _refuse(value, list_files(path.absolute().parent))
     raise ValueError(f"data={value}: cannot read {path.suffix or 'such'} files as data. {SUPPORTED}")
+
+
+def _data_set_of(file: Path) -> Path | None:
+    """The folder with a known layout in which this json is a split, if it has both splits."""
+    for folder in list(file.parents)[:2]:
+        with contextlib.suppress(DataError):
+            layout = find_splits(folder, required=())
+            if layout.train and layout.val and any(split.annotation_file.samefile(file) for split in layout if split):
+                return folder
+    return None
 
 
 def _refuse(value: str, files: Files) -> NoReturn:
