@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from vision_stack.commands import run_folders  # noqa: F401  registers the resolver that the yaml files use
 from vision_stack.commands.option_docs import groups
-from vision_stack.config import config_dir, suggest
+from vision_stack.config import config_dir
 
 CHOICES = "choices"  # in the plain options: which yaml each group came from
 
@@ -78,7 +79,15 @@ def check_experiment(config: HydraConf | DictConfig) -> None:
     known = sorted(_experiments(loader))
     for name in names if isinstance(names, ListConfig) else [names]:
         if name not in known:
-            raise ValueError(f"experiment={name}: there is no such experiment; {suggest(name, known)}")
+            raise ValueError(f"experiment={name}: there is no such experiment; {_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Those that were probably meant, in folders too, or all that can be run."""
+    whole = [each for each in known if not each.startswith("parts/")]  # which others are made of
+    leaf = name.rpartition("/")[2]
+    close = [each for each in whole if each.endswith(f"/{leaf}")] or difflib.get_close_matches(name, whole, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose one of: {', '.join(whole)}"
 
 
 def _experiments(loader: ConfigLoader, folder: str = "") -> Iterator[str]:

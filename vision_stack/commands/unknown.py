@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vision_stack.commands.aliases import ALIASES, canonical
 from vision_stack.commands.option_docs import choices, groups, known_options
@@ -99,7 +99,7 @@ def _instead(verb: str, key: str) -> str:
         if name in choices(group):
             return f"give {_choose(group, name)}"
     close = [option for option in known if option.rpartition(".")[2] == name]
-    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    close = close or _closest(key, known)
     short = difflib.get_close_matches(name, ALIASES[verb], n=1, cutoff=0.75)
     if short and (not close or "." in close[0]) and "." not in key:
         return f"did you mean {short[0]}?"
@@ -108,6 +108,15 @@ def _instead(verb: str, key: str) -> str:
     if verb != "train" and (name in ALIASES["train"] or name in {o.rpartition(".")[2] for o in known_options("train")}):
         return f"it is one of train's, and {verb} has none of that kind; leave it out"
     return f"`vision-stack {verb} --help` lists them"
+
+
+def _closest(key: str, known: Collection[str]) -> list[str]:
+    """The option that was probably meant; what both have in common by their group does not count."""
+    group, dot, name = key.partition(".")
+    siblings = {option.partition(".")[2]: option for option in known if option.startswith(f"{group}.")} if dot else {}
+    if siblings:
+        return [siblings[close] for close in difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)]
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.7)
 
 
 def _with_its_choice(verb: str, option: str) -> str:
