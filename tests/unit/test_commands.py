@@ -118,6 +118,19 @@ def test_help_explains_every_option_of_what_is_chosen() -> None:
     assert "optim." not in help_text("eval", [])
 
 
+def test_help_on_a_word_explains_that_option_or_lists_that_group() -> None:
+    experiments = help_text("train", [], ["experiment"])
+    assert "finetune/small_data" in experiments
+    assert "@package" not in experiments
+    about = help_text("train", [], ["lr"])
+    assert "learning rate (optim.lr)" in about
+    assert "optim.lr " in about
+    assert "optim.weight_decay" not in about
+    assert "head.num_queries" in help_text("train", [], ["num_queries"])
+    assert "seed of all random numbers" in help_text("train", [], ["seed"])
+    assert "With data=DIR most are auto" in help_text("train", [])
+
+
 def test_help_takes_seconds_at_most(tmp_path: Path) -> None:
     begin = time.monotonic()
     command = [sys.executable, "-m", "vision_stack", "train", "--help"]

@@ -274,6 +274,8 @@ def test_data_of_the_users_own_yaml_files_is_left_to_hydra() -> None:
 
 def test_help_takes_groups_and_refuses_other_words() -> None:
     assert understand("train", ["--help", "head"]).topics == ("head",)
+    for topic in ("experiment", "lr", "optim.lr", "num_queries", "learning_rate"):
+        assert understand("train", ["--help", topic]).topics == (topic,)
     assert understand("train", ["--help", "head=maskformer"]).options == ["head=maskformer"]
     with pytest.raises(ValueError, match="is not an option"):
         understand("train", ["--help", "nope"])

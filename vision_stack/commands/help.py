@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vision_stack.commands.aliases import ALIASES
+from vision_stack.commands.aliases import ALIASES, canonical
 from vision_stack.commands.composing import Composition, chosen, compose_options
-from vision_stack.commands.option_docs import choices, introduction, option_docs
+from vision_stack.commands.option_docs import choices, groups, introduction, known_options, option_docs
 from vision_stack.config import config_dir
 
 PARTS = ("backbone", "neck", "head")
@@ -22,6 +22,10 @@ INTRODUCTIONS = {
     "eval": "Evaluate a checkpoint: AP, PQ or mIoU, by its task.",
     "predict": "Predict on images: pictures and predictions.json.",
 }
+SHOWN_VALUES = (
+    "Values shown are those of data=shapes, the generated scenes. With data=DIR most are auto: derived from data and\n"
+    "device, printed, and stored."
+)
 EXAMPLES = {
     "train": ("", "data=DIR", "data=coco data.root=DIR backbone=swin_tiny epochs=30", "resume=auto"),
     "eval": ("checkpoint=outputs/.../checkpoints/best.ckpt", "checkpoint=DIR data=coco data.root=DIR"),
@@ -41,10 +45,12 @@ def help_text(verb: str, typed: Sequence[str], topics: Sequence[str] = ()) -> st
     """All options of a verb; with groups named (`--help head=mask2former`), those of these groups.
 
     Args:
-        topics: groups whose choices are asked for instead (`--help head`).
+        topics: groups whose choices are asked for instead (`--help head`), or options (`--help lr`).
     """
+    of_groups = [_all_choices(topic) for topic in topics if topic in {*groups(), "experiment"}]
+    of_options = [_about(verb, topic) for topic in topics if topic not in {*groups(), "experiment"}]
     if topics:
-        return "\n\n".join(map(_all_choices, topics))
+        return "\n\n".join([*of_groups, *of_options])
     values, hydra = compose_options(Composition(verb, ["run_dir='outputs/<date>/<time>'", *typed]))
     names = chosen(hydra)
     named = [group for group in names if any(text.startswith(f"{group}=") for text in typed)]
@@ -52,8 +58,25 @@ def help_text(verb: str, typed: Sequence[str], topics: Sequence[str] = ()) -> st
     return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, names, values)]))
 
 
+def _about(verb: str, topic: str) -> str:
+    """The options of this name, of every group that has one; with a short name, what it stands for."""
+    name = canonical(topic)
+    alias = ALIASES[verb].get(name)
+    places = alias.place.split(", ") if alias else []
+    rows = [Documented(name, "", f"{alias.text} ({alias.place})")] if alias else []
+    for option, having in known_options(verb).items():
+        if option in (name, *places) or (not alias and option.endswith(f".{name}")):
+            group, _, key = option.partition(".")
+            files = [config_dir() / group / f"{choice}.yaml" for choice in having] or [config_dir() / f"{verb}.yaml"]
+            texts = dict.fromkeys(option_docs(file).get(key if having else option, "") for file in files)
+            rows += [Documented(option, "", text) for text in texts]
+    return "\n".join(_table(rows, show_default=False))
+
+
 def _introduction(verb: str) -> str:
     lines = [INTRODUCTIONS[verb], ""]
+    if verb == "train":
+        lines = [INTRODUCTIONS[verb], SHOWN_VALUES, ""]
     lines += [f"  vision-stack {verb} {example}".rstrip() for example in EXAMPLES[verb]]
     rows = [Documented(name, "", f"{alias.text} ({alias.place})") for name, alias in ALIASES[verb].items()]
     return "\n".join([*lines, "", "Short names, also as flags (--name VALUE):", *_table(rows, show_default=False)])
@@ -90,7 +113,11 @@ def _section(group: str, name: str, values: Mapping[str, Any]) -> str:
 
 
 def _all_choices(group: str) -> str:
-    rows = [Documented(f"{group}={name}", "", introduction(group, name)) for name in choices(group)]
+    rows = [
+        Documented(f"{group}={name}", "", introduction(group, name))
+        for name in choices(group)
+        if not name.startswith("parts/")
+    ]
     more = ["", "`vision-stack backbones` lists them with their sizes."] if group == "backbone" else []
     how = f"Choices (options of one: --help {rows[0].name}):"
     return "\n".join([how, *_table(rows, show_default=False), *more])

@@ -50,14 +50,17 @@ def groups() -> list[str]:
 
 
 def choices(group: str) -> list[str]:
-    """Names of its yaml files."""
-    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+    """Names of its yaml files; those of experiments are in folders, too."""
+    folder = config_dir() / group
+    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def introduction(group: str, choice: str) -> str:
     """The comment that a yaml file begins with."""
     lines = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
-    return " ".join(line.strip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.strip("# ") for line in comment if not line.startswith("# @package"))
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class Words(NamedTuple):
 
     flags: list[str]  # Hydra's own, with their values
     options: list[str]  # option=value
-    topics: tuple[str, ...] = ()  # groups of options that --help is asked about
+    topics: tuple[str, ...] = ()  # groups and options that --help is asked about
 
     @property
     def help(self) -> bool:
@@ -73,7 +73,7 @@ def understand(verb: str, argv: Sequence[str]) -> Words:
     topics = []
     for text in typed:
         key, value = _split(text)
-        if value is None and words.help and text in groups():
+        if value is None and words.help and _is_topic(verb, text):
             topics.append(text)
         elif value is None:
             _check_bare_word(verb, text)
@@ -199,6 +199,13 @@ def _check_agreement(meant: Sequence[tuple[str, str]]) -> None:
         if other.partition("=")[0] != text.partition("=")[0] and other_option != option:
             raise ValueError(f"{other} and {text} both set {key}; leave out one of them")
         seen[key] = (text, option)
+
+
+def _is_topic(verb: str, text: str) -> bool:
+    """Whether help has something to say about a word: a group, an option, or the last part of its name."""
+    known = known_options(verb)
+    names = {*ALIASES[verb], *known, *(option.rpartition(".")[2] for option in known)}
+    return canonical(text) in names or (verb == "train" and text in {*groups(), "experiment"})
 
 
 def _check_bare_word(verb: str, text: str) -> None:
