@@ -308,7 +308,10 @@ def test_weights_that_name_nothing_say_what_may_be_given(name: str) -> None:
 
 
 def test_weights_hub_id_without_network_says_what_was_tried() -> None:
-    with pytest.raises(ValueError, match=r"^weights: facebook/no-such-model: neither a path nor to be had .* cache"):
+    with pytest.raises(
+        ValueError,
+        match=r"^weights: facebook/no-such-model: no such path, and could not be fetched from the Hub; .* cache",
+    ):
         start_of(Path("facebook/no-such-model"))
 
 

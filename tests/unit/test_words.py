@@ -46,6 +46,8 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["x.json"], "'x.json' is not an option; did you mean data=x.json?"),
     (["precision=fp8"], "precision=fp8: unknown; give 32-true, bf16-mixed, 16-mixed, auto, or fp32, bf16, fp16"),
     (["trainer.precision=fp8"], "precision=fp8: unknown; give 32-true, bf16-mixed, 16-mixed, auto, or fp32"),
+    (["task=segmnt"], "task=segmnt: unknown task; did you mean task=instance?"),
+    (["task=semantics"], "did you mean task=semantic?"),
     (["stepps=2"], "stepps: unknown option; did you mean steps?"),
     (["epoch_s=2"], "did you mean epochs?"),
     (["save_period=2"], "give callbacks.checkpoints.every_n_steps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -78,9 +79,13 @@ def known_value(name: str, value: str) -> str:
     """The value of an option that other tools call otherwise: `detection` for task=detect.
 
     Raises:
-        ValueError: a precision that there is not; one line with those that there are.
+        ValueError: an unknown task or precision; one line with those that there are.
     """
     if name == "task":
+        tasks = {task: task for task in ("instance", "detection", "semantic", "panoptic")} | _TASKS
+        close = difflib.get_close_matches(value.lower(), tasks, n=1, cutoff=0.7) if value.lower() not in tasks else []
+        if close and re.fullmatch(r"[\w-]+", value):
+            raise ValueError(f"task={value}: unknown task; did you mean task={tasks[close[0]]}?")
         return _TASKS.get(value.lower(), value)
     if name == "trainer.precision":
         value = _PRECISION.get(value.lower(), value)
