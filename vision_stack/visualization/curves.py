@@ -90,7 +90,7 @@ def _draw(axes: Axes, title: str, lines: Series, last_step: float) -> None:
 
 def _plain(value: float) -> str:
     """0, 0.02, 35, and as learning rates are written: 2.5e-4."""
-    if 0 < abs(value) < 1e-2:
+    if 0 < abs(value) < 1e-3:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.3g}"
