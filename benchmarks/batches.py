@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,3 +51,11 @@ def max_rss() -> float:
     """The most memory that was ever resident in this process, MiB (Linux; `getrusage` would count the parent's too)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def peak_of_process(script: str, *arguments: object) -> tuple[float, float]:
+    """The two figures, MiB at the peak and before, that a script prints last as json."""
+    command = [sys.executable, script, *map(str, arguments)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak, before = json.loads(printed.splitlines()[-1])
+    return peak, before

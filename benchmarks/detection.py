@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from batches import cycle, first_batches, max_rss, open_data
+from batches import cycle, first_batches, max_rss, open_data, peak_of_process
 from detection_peers import BACKBONES, Ours, Theirs
 from timing import alternate, report
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -115,11 +113,8 @@ def _compare_memory(options: argparse.Namespace) -> None:
     print("\npeak resident memory of a process that takes two train steps, MiB above that before")
     for backbone in options.backbones:
         for side in SIDES:
-            command = [sys.executable, __file__, "--memory-of", side, "--backbones", backbone]
-            command += ["--data", str(options.data), "--threads", str(options.threads)]
-            command += ["--allocator", options.allocator]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            peak, before = json.loads(printed.splitlines()[-1])
+            how = ("--data", options.data, "--threads", options.threads, "--allocator", options.allocator)
+            peak, before = peak_of_process(__file__, "--memory-of", side, "--backbones", backbone, *how)
             print(f"  {backbone:20s} {side:20s} {peak - before:7.0f}", flush=True)
 
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from batches import cycle, first_batches, open_data
+from batches import cycle, first_batches, open_data, peak_of_process
 from mask2former_criterion import REQUIRED as OBJECTS
 from mask2former_criterion import SIDES, compare_criteria, peak_memory
 from mask2former_peers import BACKBONES, Ours, Theirs
@@ -73,10 +71,8 @@ def _compare_memory(options: argparse.Namespace) -> None:
     print("\npeak resident memory of a process that does two steps of the criterion, MiB above that before")
     for count in options.objects:
         for side in SIDES:
-            command = [sys.executable, __file__, "--memory-of", side, "--objects", str(count)]
-            command += ["--threads", str(options.threads), "--allocator", options.allocator]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            peak, before = json.loads(printed.splitlines()[-1])
+            how = ("--threads", options.threads, "--allocator", options.allocator)
+            peak, before = peak_of_process(__file__, "--memory-of", side, "--objects", count, *how)
             print(f"  {count:3d} objects an image   {side:28s} {peak - before:7.0f}", flush=True)
 
 

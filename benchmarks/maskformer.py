@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from batches import cycle, first_batches, max_rss, open_data
+from batches import cycle, first_batches, max_rss, open_data, peak_of_process
 from maskformer_peers import Ours, Theirs, new_state
 from maskformer_postprocess import compare_postprocessing
 from timing import Times, alternate, report
@@ -118,10 +116,8 @@ def _convolution_share(steps: Callable[[], object]) -> float:
 def _compare_memory(options: argparse.Namespace) -> None:
     print("\npeak resident memory of a process that builds the model and takes six steps, MiB (above that before)")
     for layers, side in itertools.product(options.layers, SIDES):
-        command = [sys.executable, __file__, "--memory-of", side, "--layers", layers, "--data", str(options.data)]
-        command += ["--threads", str(options.threads), "--allocator", options.allocator]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        peak, before = json.loads(printed.splitlines()[-1])
+        how = ("--data", options.data, "--threads", options.threads, "--allocator", options.allocator)
+        peak, before = peak_of_process(__file__, "--memory-of", side, "--layers", layers, *how)
         print(f"  {layers:4s} layers   {side:28s} {peak:7.0f}   ({peak - before:.0f})", flush=True)
 
 

@@ -26,12 +26,9 @@ from vision_stack.ops.files import replacing
 from vision_stack.ops.image import pad_batch, resize_image, resized_size
 from vision_stack.published import (
     CONFIG_FILE,
-    DETECTOR_SUFFIX,
     PublishedModel,
     convert,
-    is_published,
     locate,
-    read_detector,
     read_published,
 )
 from vision_stack.structures import (
@@ -267,11 +264,10 @@ class VisionModel(nn.Module):
             ValueError: the source holds no such model, or its weights do not fit its config; one line.
         """
         path = locate(source)
-        if not path.is_dir() and path.suffix != DETECTOR_SUFFIX:
-            return cls.from_checkpoint(read_checkpoint(path), path)
-        if not path.is_dir() or is_published(path):
-            published = read_published(path, source) if path.is_dir() else read_detector(path, source)
+        if published := read_published(path, source):
             return cls._built(_decode(published.config, published.source), published.state, published.source, published)
+        if not path.is_dir():
+            return cls.from_checkpoint(read_checkpoint(path), path)
         config = _decode(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
         return cls._built(config, read_tensors(find_weights_file(str(path))), path)
 

@@ -28,9 +28,9 @@ from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
 from vision_stack.weights.torchvision_detectors import PREFIX, options_of, published, recognise, to_ours
 from vision_stack.weights.transformers_config import (
-    COCO_PANOPTIC,
     OWN_FIELDS,
     OWN_KEY,
+    THINGS,
     class_names,
     guess_task,
     is_foreign,
@@ -38,7 +38,7 @@ from vision_stack.weights.transformers_config import (
 )
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
-DETECTOR_SUFFIX = ".pth"  # of a state dict of torchvision's
+_DETECTOR_SUFFIX = ".pth"  # of a state dict of torchvision's
 _DECODERS = {"maskformer": maskformer.convert_decoder, "mask2former": mask2former.convert_decoder}
 
 
@@ -78,19 +78,23 @@ def locate(source: str | Path) -> Path:
     raise ValueError(f"{source}: no such path, and could not be fetched from the Hub; tried {', '.join(tried)}")
 
 
-def is_published(directory: Path) -> bool:
-    """Whether transformers wrote the directory; ConfigError if its config.json cannot be read."""
-    return (directory / CONFIG_FILE).is_file() and is_foreign(read_json(directory / CONFIG_FILE))
-
-
-def read_published(directory: Path, source: str | Path) -> PublishedModel:
-    """A directory with config.json, weights and, if there is one, preprocessor_config.json.
+def read_published(path: Path, source: str | Path) -> PublishedModel | None:
+    """The model of a directory that transformers wrote, or of a state dict of one of torchvision's detectors (`.pth`);
+    None of any other path, which is one of ours.
 
     Raises:
-        ConfigError: one line with the file and the field: not such a directory, or a model that is not built here.
+        ConfigError: one line with the file and the field: it cannot be read, or is a model that is not built here.
     """
+    if path.suffix == _DETECTOR_SUFFIX and not path.is_dir():
+        return _read_detector(path, source)
+    if (path / CONFIG_FILE).is_file() and is_foreign(raw := read_json(path / CONFIG_FILE)):
+        return _read_directory(path, raw, source)
+    return None
+
+
+def _read_directory(directory: Path, raw: Mapping[str, Any], source: str | Path) -> PublishedModel:
+    """A directory with config.json, which holds `raw`, weights and, if there is one, preprocessor_config.json."""
     file = directory / CONFIG_FILE
-    raw = read_json(file)
     try:
         neck, head = to_parts(raw)
         names = class_names(raw)
@@ -98,7 +102,7 @@ def read_published(directory: Path, source: str | Path) -> PublishedModel:
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     task = guess_task(str(source), raw["model_type"])
-    num_things = COCO_PANOPTIC[1] if len(names) == COCO_PANOPTIC[0] else len(names)
+    num_things = THINGS.get((task, len(names)), len(names))
     config = {
         "backbone": backbone,
         "neck": neck,
@@ -112,12 +116,8 @@ def read_published(directory: Path, source: str | Path) -> PublishedModel:
     return PublishedModel(str(source), config, state, partial(from_transformers, raw["model_type"], state))
 
 
-def read_detector(file: Path, source: str | Path) -> PublishedModel:
-    """A state dict of one of torchvision's detectors.
-
-    Raises:
-        ConfigError: it is of no such model; one line.
-    """
+def _read_detector(file: Path, source: str | Path) -> PublishedModel:
+    """A state dict of one of torchvision's detectors."""
     state = read_tensors(file)
     detector = recognise(state)
     if detector is None:

@@ -300,7 +300,7 @@ def test_folder_that_cannot_be_listed_is_counted_and_named(
     assert "photos/closed" in out
     assert "cannot be listed (Permission denied); change its permissions" in out
     assert f"{'1 image' if pattern == '*/*.png' else '4 images'}, 1 folder skipped" in out
-    with pytest.raises(ValueError, match=r"no image .* in this folder.*closed: cannot be listed"):
+    with pytest.raises(ValueError, match=r"no images .* in this folder.*closed: cannot be listed"):
         find_images(str(photos / "closed"))
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from detector_parity import BATCH, SIZES, maps
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
@@ -12,7 +13,6 @@ from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageI
 
 NUM_CLASSES = 4
 SPECS = tuple(FeatureSpec(f"p{i}", 256, 2**i) for i in range(3, 8))
-SIZES = ((120, 160), (128, 150))  # of two images in a batch of 128 x 160
 MODELS = [
     ("retinanet_resnet50_fpn", RetinaNetHeadConfig(version="v1")),
     ("retinanet_resnet50_fpn_v2", RetinaNetHeadConfig(version="v2")),
@@ -36,13 +36,6 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, DenseHead]:
     return theirs, ours
 
 
-def maps(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(
-        torch.randn(2, 256, -(-128 // s.stride), -(-160 // s.stride), generator=generator, dtype=dtype) for s in SPECS
-    )
-
-
 def targets() -> list[Target]:
     boxes = torch.tensor([[20.0, 10.0, 70.0, 60.0], [90.0, 70.0, 150.0, 110.0], [3.0, 80.0, 20.0, 101.0]])
     nothing: Target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
@@ -51,7 +44,7 @@ def targets() -> list[Target]:
 
 def theirs_of(model: Any, features: tuple[torch.Tensor, ...]) -> tuple[Any, list[torch.Tensor], list[int]]:
     outputs = model.head(list(features))
-    anchors = model.anchor_generator(ImageList(torch.zeros(2, 3, 128, 160), list(SIZES)), list(features))
+    anchors = model.anchor_generator(ImageList(torch.zeros(2, 3, *BATCH), list(SIZES)), list(features))
     each = len(anchors[0]) // sum(x.shape[2] * x.shape[3] for x in features)
     return outputs, anchors, [each * x.shape[2] * x.shape[3] for x in features]
 
@@ -75,8 +68,8 @@ def detections_of(model: Any, features: tuple[torch.Tensor, ...]) -> list[dict[s
 
 def test_losses_are_equal(pair: tuple[Any, DenseHead]) -> None:
     model, head = pair
-    expected = losses_of(model, maps())
-    losses = head.train().compute_loss(head(Features(maps(), (128, 160), SIZES)), targets())
+    expected = losses_of(model, maps(SPECS))
+    losses = head.train().compute_loss(head(Features(maps(SPECS), BATCH, SIZES)), targets())
     assert losses.keys() == {f"loss_{name}" for name in expected}
     for name, loss in expected.items():
         assert loss > 0.01
@@ -87,8 +80,8 @@ def test_detections_are_equal_in_original_pixels(pair: tuple[Any, DenseHead]) ->
     model, head = pair
     head.eval()
     with torch.no_grad():
-        expected = detections_of(model, maps())
-        outputs = head(Features(maps(), (128, 160), SIZES))
+        expected = detections_of(model, maps(SPECS))
+        outputs = head(Features(maps(SPECS), BATCH, SIZES))
     infos = [ImageInfo(i, "", (2 * h, 2 * w), (h, w)) for i, (h, w) in enumerate(SIZES)]
     options = DecodeOptions(threshold=0.0, top_k=1000)
     for found, theirs, info in zip(head.predict(outputs, infos, "detection", options), expected, infos, strict=True):
@@ -103,6 +96,6 @@ def test_detections_are_equal_in_original_pixels(pair: tuple[Any, DenseHead]) ->
 def test_shifted_level_is_noticed(pair: tuple[Any, DenseHead]) -> None:
     """The comparison would fail for a planted fault."""
     model, head = pair
-    faulty = (maps()[0].roll(1, dims=-1), *maps()[1:])
-    losses = head.train().compute_loss(head(Features(faulty, (128, 160), SIZES)), targets())
-    assert any(abs(losses[f"loss_{name}"] - loss) > 1e-6 for name, loss in losses_of(model, maps()).items())
+    faulty = (maps(SPECS)[0].roll(1, dims=-1), *maps(SPECS)[1:])
+    losses = head.train().compute_loss(head(Features(faulty, BATCH, SIZES)), targets())
+    assert any(abs(losses[f"loss_{name}"] - loss) > 1e-6 for name, loss in losses_of(model, maps(SPECS)).items())

@@ -264,12 +264,15 @@ def test_published_size_without_aspect_is_warned_about_and_bad_scale_refused(tmp
         VisionModel.from_pretrained(tmp_path)
 
 
-def test_panoptic_checkpoint_of_coco_classes_has_eighty_things(tmp_path):
-    directory = tmp_path / "mask2former-tiny-coco-panoptic"
-    mask2former("resnet", "18", classes=133).save_pretrained(directory)
+@pytest.mark.parametrize(
+    ("task", "classes", "things"), [("panoptic", 133, 80), ("panoptic", 5, 5), ("instance", 133, 133)]
+)
+def test_only_panoptic_models_of_cocos_classes_have_stuff(tmp_path, task, classes, things):
+    directory = tmp_path / f"mask2former-tiny-coco-{task}"
+    mask2former("resnet", "18", classes=classes).save_pretrained(directory)
     config = VisionModel.from_pretrained(directory).config
-    assert config.task == "panoptic"
-    assert sum(category.is_thing for category in config.categories) == 80
+    assert config.task == task
+    assert sum(category.is_thing for category in config.categories) == things
 
 
 @pytest.mark.parametrize(

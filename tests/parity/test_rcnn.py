@@ -1,10 +1,11 @@
-"""Faster and Mask R-CNN against torchvision's models of the same weights."""
+"""Faster and Mask R-CNN against torchvision's models of the same weights, in float64."""
 
 from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
+from detector_parity import BATCH, SIZES, maps
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -17,8 +18,6 @@ from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageI
 
 NUM_CLASSES = 4
 SPECS = tuple(FeatureSpec(f"p{i}", 256, 2**i) for i in range(2, 7))
-CLOSE = {"rtol": 1e-5, "atol": 1e-3}  # regions are pooled in another order of sums
-SIZES = ((120, 160), (128, 150))  # of two images in a batch of 128 x 160
 MODELS = [
     ("fasterrcnn_resnet50_fpn", FasterRCNNHeadConfig(version="v1")),
     ("fasterrcnn_resnet50_fpn_v2", FasterRCNNHeadConfig(version="v2")),
@@ -32,22 +31,15 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, FasterRCNNHead]:
     """torchvision's model and our head with its weights, all of them perturbed so that there are detections."""
     name, config = request.param
     torch.manual_seed(0)
-    theirs = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
+    theirs = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1).double()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
         theirs.rpn.head.bbox_pred.weight.mul_(0.3)
-    ours = config.build(SPECS, NUM_CLASSES)
+    ours = config.build(SPECS, NUM_CLASSES).double()
     state = {k: v for k, v in theirs.state_dict().items() if k.startswith(("rpn.", "roi_heads."))}
     ours.load_state_dict(state)  # strictly: the names are torchvision's own
     return theirs, ours
-
-
-def maps(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(
-        torch.randn(2, 256, -(-128 // s.stride), -(-160 // s.stride), generator=generator, dtype=dtype) for s in SPECS
-    )
 
 
 def targets() -> list[Target]:
@@ -61,7 +53,7 @@ def targets() -> list[Target]:
 
 def run_theirs(model: Any, features: tuple[torch.Tensor, ...], theirs: Any) -> tuple[Any, Any]:
     named = OrderedDict(zip(["0", "1", "2", "3", "pool"], features, strict=True))
-    images = ImageList(torch.zeros(2, 3, 128, 160), list(SIZES))
+    images = ImageList(torch.zeros(2, 3, *BATCH), list(SIZES))
     proposals, losses = model.rpn(images, named, theirs)
     found, more = model.roi_heads(named, proposals, list(SIZES), theirs)
     return found, {**losses, **more}
@@ -71,14 +63,17 @@ def test_losses_of_the_same_seed_are_equal(pair: tuple[Any, FasterRCNNHead]) -> 
     model, head = pair
     model.train()
     head.train()
-    theirs = [{**t, "labels": t["labels"] + 1, "masks": t["masks"].to(torch.uint8)} for t in targets()]
+    theirs = [
+        {"labels": t["labels"] + 1, "boxes": t["boxes"].double(), "masks": t["masks"].to(torch.uint8)}
+        for t in targets()
+    ]
     torch.manual_seed(3)
-    _, expected = run_theirs(model, maps(), theirs)
+    _, expected = run_theirs(model, maps(SPECS), theirs)
     torch.manual_seed(3)
-    losses = head.compute_loss(head(Features(maps(), (128, 160), SIZES), targets()), targets())
+    losses = head.compute_loss(head(Features(maps(SPECS), BATCH, SIZES), targets()), targets())
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
-        torch.testing.assert_close(loss, expected[name], **CLOSE)
+        torch.testing.assert_close(loss, expected[name], rtol=1e-12, atol=0)
 
 
 def test_detections_are_equal_with_boxes_and_masks_in_original_pixels(pair: tuple[Any, FasterRCNNHead]) -> None:
@@ -86,17 +81,17 @@ def test_detections_are_equal_with_boxes_and_masks_in_original_pixels(pair: tupl
     model.eval()
     head.eval()
     with torch.no_grad():
-        expected, _ = run_theirs(model, maps(), None)
-        outputs = head(Features(maps(), (128, 160), SIZES))
+        expected, _ = run_theirs(model, maps(SPECS), None)
+        outputs = head(Features(maps(SPECS), BATCH, SIZES))
     infos = [ImageInfo(i, "", (2 * h, 2 * w), (h, w)) for i, (h, w) in enumerate(SIZES)]
     task = "instance" if head.roi_heads.has_mask() else "detection"
     for found, theirs, info in zip(
         head.predict(outputs, infos, task, DecodeOptions(threshold=0.0)), expected, infos, strict=True
     ):
         assert len(found) > 5
-        torch.testing.assert_close(found.boxes, 2 * theirs["boxes"], **CLOSE)
+        torch.testing.assert_close(found.boxes, 2 * theirs["boxes"].float(), rtol=1e-6, atol=1e-4)
         torch.testing.assert_close(found.labels, theirs["labels"] - 1)
-        torch.testing.assert_close(found.scores, theirs["scores"], **CLOSE)
+        torch.testing.assert_close(found.scores, theirs["scores"].float(), rtol=1e-6, atol=0)
         if task == "instance":
             pasted = paste_masks_in_image(theirs["masks"], 2 * theirs["boxes"], info.size)[:, 0]
             sure = (pasted - 0.5).abs() > 1e-4  # elsewhere rounding decides
@@ -112,11 +107,11 @@ def test_shifted_level_is_noticed(pair: tuple[Any, FasterRCNNHead]) -> None:
     model.eval()
     head.eval()
     with torch.no_grad():
-        expected, _ = run_theirs(model, maps(), None)
-        faulty = (maps()[0].roll(1, dims=-1), *maps()[1:])
-        found = head.detections(head(Features(faulty, (128, 160), SIZES)), DecodeOptions(threshold=0.0))
+        expected, _ = run_theirs(model, maps(SPECS), None)
+        faulty = (maps(SPECS)[0].roll(1, dims=-1), *maps(SPECS)[1:])
+        found = head.detections(head(Features(faulty, BATCH, SIZES)), DecodeOptions(threshold=0.0))
     same = [
-        a.boxes.shape == b["boxes"].shape and torch.allclose(a.boxes, b["boxes"], **CLOSE)
+        a.boxes.shape == b["boxes"].shape and torch.allclose(a.boxes.double(), b["boxes"], rtol=1e-6, atol=1e-4)
         for a, b in zip(found, expected, strict=True)
     ]
     assert not all(same)

@@ -137,6 +137,24 @@ def test_names_and_files_that_are_no_detector_are_one_line(tmp_path: Path) -> No
         VisionModel.from_pretrained(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("damage", ["missing", "two rows", "number"])
+def test_state_dict_of_a_detector_with_a_broken_tensor_is_one_line_with_the_file(
+    name: str, damage: str, tmp_path: Path
+) -> None:
+    state = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=ANY_CLASSES).state_dict()
+    dense = "rcnn" not in name
+    key = "head.regression_head.bbox_reg.weight" if dense else "roi_heads.box_predictor.cls_score.weight"
+    if damage == "missing":
+        state.pop(key if dense else "roi_heads.box_predictor.cls_score.bias")
+    else:
+        state[key] = state[key][:2] if damage == "two rows" else torch.tensor(1.0)
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(ConfigError, match=r"^.*broken\.pth: .*") as error:
+        VisionModel.from_pretrained(tmp_path / "broken.pth")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("backbone", "neck", "head", "problem"),
     [

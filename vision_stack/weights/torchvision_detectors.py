@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -81,9 +81,9 @@ def published(name: str) -> WeightsEnum:
     return get_model_weights(name).DEFAULT
 
 
-def file_name(weights: WeightsEnum) -> str:
-    """As torch.hub keeps it."""
-    return PurePath(urlparse(weights.url).path).name
+def _published_as(file: str) -> str | None:
+    """The name of the detector whose published weights torch.hub keeps in a file of this name."""
+    return next((name for name in DETECTORS if PurePath(urlparse(published(name).url).path).name == file), None)
 
 
 def recognise(state: Mapping[str, Tensor]) -> Detector | None:
@@ -133,7 +133,8 @@ def to_ours(detector: Detector, state: Mapping[str, Tensor], file: str) -> dict[
     Two things differ beside the names: ours have no row of the background where it is never found, and our batch norms
     an epsilon.
     """
-    zero_eps = any(known.zero_eps and file == file_name(published(name)) for name, known in DETECTORS.items())
+    name = _published_as(file)
+    zero_eps = name is not None and DETECTORS[name].zero_eps
     anchors = 0 if "rcnn" in detector.head else _anchors(state)
     ours = {}
     for old, value in state.items():
@@ -215,21 +216,35 @@ def _resnet(state: Mapping[str, Tensor]) -> str | None:
 
 def _class_names(detector: Detector, state: Mapping[str, Tensor], file: str) -> list[str]:
     """Of all rows but the background's; those of published weights as torchvision has them."""
-    for name, known in DETECTORS.items():
-        weights = published(name)
-        if file == file_name(weights) and known.head == detector.head:
-            names = weights.meta["categories"][1:]
-            return [name if name != "N/A" else f"unused {i}" for i, name in enumerate(names, 1)]
+    name = _published_as(file)
+    if name and DETECTORS[name].head == detector.head:
+        names = published(name).meta["categories"][1:]
+        return [each if each != "N/A" else f"unused {i}" for i, each in enumerate(names, 1)]
     if "rcnn" in detector.head:
-        rows = len(state["roi_heads.box_predictor.cls_score.weight"])
+        rows = _rows(state, "roi_heads.box_predictor.cls_score.weight")
     else:
-        rows = len(state["head.classification_head.cls_logits.weight"]) // _anchors(state)
+        anchors = _anchors(state)
+        rows = _rows(state, f"{_CLASSIFIER}weight", multiple_of=anchors) // anchors
     return [f"class {i}" for i in range(1, rows)]
 
 
 def _anchors(state: Mapping[str, Tensor]) -> int:
     """Of each cell, of RetinaNet and FCOS."""
-    return len(state["head.regression_head.bbox_reg.weight"]) // 4
+    return _rows(state, "head.regression_head.bbox_reg.weight", multiple_of=4) // 4
+
+
+def _rows(state: Mapping[str, Tensor], key: str, multiple_of: int = 1) -> int:
+    """Of the tensor of this name, at least one.
+
+    Raises:
+        ConfigError: there is no such tensor, or it has another number of rows.
+    """
+    if key not in state:
+        raise ConfigError(f"{key}: missing from the state dict")
+    shape = tuple(state[key].shape)
+    if not shape or not shape[0] or shape[0] % multiple_of:
+        raise ConfigError(f"{key}: its shape {list(shape)} does not start with a multiple of {multiple_of}")
+    return shape[0]
 
 
 def _renewed(key: str, detector: Detector) -> str:
@@ -244,24 +259,24 @@ def _renewed(key: str, detector: Detector) -> str:
 
 def _renamed(key: str) -> str:
     """Their key -> ours."""
-    for theirs, ours in _OURS:
-        if key.startswith(theirs):
-            name = ours + key.removeprefix(theirs)
-            if ours in _FPN:
-                name = re.sub(r"\.([01])\.(?=\w+$)", lambda m: f".{_FPN_LAYERS[m[1]]}.", name)
-            return name
-    return key
+    return _translated(key, _OURS, _FPN_LAYERS)
 
 
 def _named_theirs(name: str) -> str:
     """Our key -> theirs."""
-    for theirs, ours in _OURS:
-        if name.startswith(ours):
-            key = theirs + name.removeprefix(ours)
-            if ours in _FPN:
-                key = re.sub(r"\.(conv|norm)\.(?=\w+$)", lambda m: f".{_FPN_NUMBERS[m[1]]}.", key)
-            return key
-    return name
+    return _translated(name, [(ours, theirs) for theirs, ours in _OURS], _FPN_NUMBERS)
+
+
+def _translated(key: str, beginnings: Sequence[tuple[str, str]], fpn_layers: Mapping[str, str]) -> str:
+    """The key with its beginning exchanged and, in an FPN, the last layer but one, too."""
+    for old, new in beginnings:
+        if key.startswith(old):
+            name = new + key.removeprefix(old)
+            if not {old, new} & set(_FPN):
+                return name
+            path, layer, tensor = name.rsplit(".", 2)
+            return f"{path}.{fpn_layers.get(layer, layer)}.{tensor}"
+    return key
 
 
 def _without_background(key: str, value: Tensor, anchors: int) -> Tensor:

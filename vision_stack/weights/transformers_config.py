@@ -19,7 +19,7 @@ ARCHITECTURES = {
 MAX_LAYERS = 200  # as many as none has; a file that says more is not worth building
 OWN_KEY = "vision_stack"  # in a config.json that is written here: what transformers has no field for
 OWN_FIELDS = ("task", "categories", "panoptic")
-COCO_PANOPTIC = (133, 80)  # classes, of which the first are things, in every published COCO panoptic model
+THINGS = {("panoptic", 133): 80}  # task, number of classes -> how many of them, the first, are things; else all are
 
 _Fields = tuple[tuple[str, str, Any], ...]  # theirs, ours, transformers' default
 

@@ -43,9 +43,9 @@ class TaskSpec(ABC, Generic[P]):
     ) -> Evaluator:
         """The evaluator of images whose ground truth the data gives (`DataModule.val_ground_truth`)."""
 
-    @abstractmethod
     def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
         """Arguments of `VisionModel.decode` for what results keep, by `threshold` and `top_k` of the options."""
+        return {"threshold": threshold}
 
     @abstractmethod
     def written(self, image_id: int, found: P, categories: Sequence[Category]) -> Written:

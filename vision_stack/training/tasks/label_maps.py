@@ -17,7 +17,7 @@ from vision_stack.metrics import PanopticEvaluator, SemanticEvaluator
 from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories
 from vision_stack.ops.label_maps import rgb_to_ids
-from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation, Threshold
+from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 from vision_stack.training.tasks.base import Records, TaskSpec, Written
 from vision_stack.visualization.overlay import draw_panoptic, draw_semantic
 
@@ -32,9 +32,6 @@ class PanopticTask(TaskSpec[PanopticSegmentation]):
         self, truth: Any, categories: Sequence[Category], *, top_k: int, boundary_ap: bool = False
     ) -> PanopticEvaluator:
         return PanopticEvaluator(truth, categories)
-
-    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
-        return {"threshold": threshold}
 
     def written(self, image_id: int, found: PanopticSegmentation, categories: Sequence[Category]) -> Written:
         label_map, segments = encode_panoptic(found, categories)
@@ -85,9 +82,6 @@ class SemanticTask(TaskSpec[SemanticSegmentation]):
         self, truth: Any, categories: Sequence[Category], *, top_k: int, boundary_ap: bool = False
     ) -> SemanticEvaluator:
         return SemanticEvaluator(truth, categories)
-
-    def kept(self, threshold: Threshold | None, top_k: int) -> dict[str, Any]:
-        return {"threshold": threshold}
 
     def written(self, image_id: int, found: SemanticSegmentation, categories: Sequence[Category]) -> Written:
         return Written([{"image_id": image_id}], encode_semantic(found, categories))
