@@ -11,6 +11,7 @@ from vision_stack.backbones.base import crop_to_image
 from vision_stack.config import ConfigError, from_dict, registered
 from vision_stack.layers.transformer import DetrEncoderLayer
 from vision_stack.structures import FeatureSpec, Pyramid
+from vision_stack.testing import check_neck
 
 LEVELS = {
     "three": (FeatureSpec("a", 6, 4), FeatureSpec("b", 8, 8), FeatureSpec("c", 12, 16)),
@@ -22,8 +23,12 @@ SMALL = {
     "pixel_decoder": {"channels": 16, "mask_channels": 12, "ffn_dim": 32},
     "fpn": {"channels": 16},
     "simple_pyramid": {"channels": 16},
+    "hybrid_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_blocks": 1},
     "ms_deform": {"channels": 16, "mask_channels": 12, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
 }
+
+
+NEEDS_COARSER = {("ms_deform", "one"), ("hybrid_encoder", "one")}  # than stride 4
 
 
 def maps_of(specs, height, width, *, channels_last=False):
@@ -42,7 +47,7 @@ def build(name, specs, **options):
 
 @pytest.mark.parametrize(
     ("name", "levels"),
-    [pair for pair in itertools.product(registered("neck"), LEVELS) if pair != ("ms_deform", "one")],
+    [pair for pair in itertools.product(registered("neck"), LEVELS) if pair not in NEEDS_COARSER],
 )
 def test_neck_any_levels_and_odd_sizes_gives_maps_as_declared(name, levels):
     neck = build(name, LEVELS[levels])
@@ -58,7 +63,12 @@ def test_neck_any_levels_and_odd_sizes_gives_maps_as_declared(name, levels):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in registered("neck")), ("pixel_decoder", {"num_encoder_layers": 2})]
+    ("name", "options"),
+    [
+        *((name, {}) for name in registered("neck")),
+        ("pixel_decoder", {"num_encoder_layers": 2}),
+        ("hybrid_encoder", {"fusion": "elan"}),
+    ],
 )
 def test_neck_channels_last_gives_equal_channels_last_maps(name, options):
     neck, specs = build(name, LEVELS["four"], **options), LEVELS["four"]
@@ -175,6 +185,27 @@ def test_ms_deform_unfit_strides_fails_with_the_remedy(strides, remedy):
         build("ms_deform", specs)
     assert remedy in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strides", "line"),
+    [
+        ((4,), "neck.finest_stride: 8, but the maps have strides (4,); lower it, or take coarser maps"),
+        ((4, 8, 32), "needs strides that double from map to map, got (8, 32); choose them by backbone.out_strides"),
+        ((16, 16), "needs strides that double from map to map, got (16, 16); choose them by"),
+    ],
+)
+def test_hybrid_encoder_unfit_strides_fails_with_the_remedy(strides, line):
+    specs = tuple(FeatureSpec(f"m{i}", 8, stride) for i, stride in enumerate(strides))
+    with pytest.raises(ConfigError) as error:
+        build("hybrid_encoder", specs)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"fusion": "elan"}, {"expansion": 0.5, "num_encoder_layers": 0}])
+def test_hybrid_encoder_with_other_blocks_keeps_the_contract(options):
+    check_neck(from_dict({"type": "hybrid_encoder", **SMALL["hybrid_encoder"], **options}, "neck"))
 
 
 def test_ms_deform_gives_mask_features_and_every_coarser_map():

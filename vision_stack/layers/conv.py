@@ -1,9 +1,10 @@
-"""Convolution, norm and ReLU, as the necks use them."""
+"""Convolution, norm and activation, as the necks use them."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
@@ -28,6 +29,28 @@ def conv_norm(
         layers["norm"] = nn.BatchNorm2d(out_channels)
     if relu:
         layers["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers)
+
+
+def conv_norm_act(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    activation: Callable[[], nn.Module] | None = None,
+) -> nn.Sequential:
+    """Convolution `conv` without bias, `norm` and, where given, `act`, as the DETRs that run in real time have them.
+
+    H x W cells become ceil(H / stride) x ceil(W / stride). Initialised as PyTorch does.
+    """
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, norm=norm(out_channels))
+    if activation is not None:
+        layers["act"] = activation()
     return nn.Sequential(layers)
 
 

@@ -1,9 +1,10 @@
-"""Sine position encoding of a feature map (DETR, Appendix A.4), and a layer that adds it."""
+"""Sine position encodings of a feature map (DETR's and RT-DETR's), and a layer that adds one."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,27 +26,54 @@ def sine_position_encoding(
     Raises:
         ValueError: `channels` is not a multiple of 4.
     """
+    return _on_grid(_normalised, height, width, channels, device, dtype)
+
+
+def cell_position_encoding(
+    height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Encoding of every cell's row and column, as RT-DETR has it (and MoCo v3's ViT): [height * width, channels].
+
+    Sines and then cosines of the row number, then those of the column number, not normalised: wavelengths from 2 pi to
+    2 pi * 10000 cells. Arguments, dtype and errors as for `sine_position_encoding`.
+    """
+    return _on_grid(_by_cell, height, width, channels, device, dtype)
+
+
+Axis = Callable[[int, int, torch.device, torch.dtype], Tensor]  # encodes the positions along one axis
+
+
+def _on_grid(axis: Axis, height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if channels % 4:
         raise ValueError(f"sine position encoding needs channels that are a multiple of 4, got {channels}")
     if torch.compiler.is_compiling():  # a traced tensor must not end up in the cache
-        return _encode(height, width, channels, device, dtype)
-    return _encode_cached(height, width, channels, device, dtype)
+        return _encode(axis, height, width, channels, device, dtype)
+    return _encode_cached(axis, height, width, channels, device, dtype)
 
 
-def _encode(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _encode(axis: Axis, height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
-    y = _encode_axis(height, channels // 2, device, wide)[:, None].expand(-1, width, -1)
-    x = _encode_axis(width, channels // 2, device, wide)[None].expand(height, -1, -1)
+    y = axis(height, channels // 2, device, wide)[:, None].expand(-1, width, -1)
+    x = axis(width, channels // 2, device, wide)[None].expand(height, -1, -1)
     return torch.cat([y, x], dim=2).flatten(0, 1).to(dtype)
 
 
 @functools.lru_cache(maxsize=32)
-def _encode_cached(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _encode_cached(
+    axis: Axis, height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # what validation caches, training must be able to use
-        return _encode(height, width, channels, device, dtype)
+        return _encode(axis, height, width, channels, device, dtype)
 
 
-def _encode_axis(length: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _by_cell(length: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Encoding of the numbers 0 .. length - 1: [length, channels]."""
+    exponent = torch.arange(0, channels, 2, device=device, dtype=dtype) / channels
+    angle = torch.arange(length, device=device, dtype=dtype)[:, None] / 10000.0**exponent
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _normalised(length: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Encoding of the positions 1 .. length along one axis: [length, channels]."""
     position = torch.arange(1, length + 1, device=device, dtype=dtype)
     angle = position / (length + 1e-6) * (2 * math.pi)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.layers.attention import MultiHeadAttention
@@ -11,11 +14,18 @@ from vision_stack.layers.mlp import FeedForward
 class DetrEncoderLayer(nn.Module):
     """Self-attention and feed-forward, each followed by dropout, the residual and a LayerNorm."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
         self.self_attn_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn = FeedForward(dim, ffn_dim, dropout, activation)
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -24,6 +34,18 @@ class DetrEncoderLayer(nn.Module):
         q = k = x + position
         x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class MapEncoder(nn.ModuleList):
+    """DETR's encoder layers on the cells of one map."""
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """x [B, C, h, w], position of its cells, row by row [h * w, C] -> [B, C, h, w]."""
+        tokens = x.flatten(2).transpose(1, 2)
+        for layer in self:
+            tokens = layer(tokens, position)
+        # Tokens row by row are a channels-last map already: views, no copies.
+        return tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class DetrDecoderLayer(nn.Module):

@@ -1,6 +1,7 @@
 """Necks: between the backbone's maps and what a head reads. Importing this package registers them."""
 
 from vision_stack.necks.fpn import FPN, FPNConfig
+from vision_stack.necks.hybrid_encoder import HybridEncoder, HybridEncoderConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
 from vision_stack.necks.none import NoNeck, NoNeckConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
@@ -9,6 +10,8 @@ from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
 __all__ = [
     "FPN",
     "FPNConfig",
+    "HybridEncoder",
+    "HybridEncoderConfig",
     "MSDeform",
     "MSDeformConfig",
     "NoNeck",

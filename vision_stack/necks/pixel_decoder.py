@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vision_stack.config import ConfigError, Count, Depth, Fraction, register
 from vision_stack.layers.conv import conv_norm, init_conv
 from vision_stack.layers.position_encoding import sine_position_encoding
-from vision_stack.layers.transformer import DetrEncoderLayer
+from vision_stack.layers.transformer import DetrEncoderLayer, MapEncoder
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 
@@ -99,7 +99,7 @@ class CoarsestMapEncoder(nn.Module):
     def __init__(self, config: PixelDecoderConfig, in_channels: int) -> None:
         super().__init__()
         self.input_projection = init_conv(nn.Conv2d(in_channels, config.channels, kernel_size=1))
-        self.layers = nn.ModuleList(
+        self.layers = MapEncoder(
             DetrEncoderLayer(config.channels, config.num_heads, config.ffn_dim, config.dropout)
             for _ in range(config.num_encoder_layers)
         )
@@ -108,8 +108,4 @@ class CoarsestMapEncoder(nn.Module):
         x = self.input_projection(x)
         _, channels, height, width = x.shape
         position = sine_position_encoding(height, width, channels, x.device, x.dtype)
-        tokens = x.flatten(2).transpose(1, 2)  # [B, h * w, C]
-        for layer in self.layers:
-            tokens = layer(tokens, position)
-        # Tokens row by row are a channels-last map already: views, no copies.
-        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return self.layers(x, position)
