@@ -223,6 +223,22 @@ class LayeredMaskOutputs(NamedTuple):
 AnyMaskOutputs = MaskOutputs | LayeredMaskOutputs
 
 
+@exportable
+class BoxOutputs(NamedTuple):
+    """Outputs of a head of the DETR family. Boxes are (cx, cy, w, h) as shares of their image without padding.
+
+    While training, Q may be several groups of queries, one after the other.
+    """
+
+    pred_logits: Tensor  # [B, Q, K], of sigmoids
+    pred_boxes: Tensor  # [B, Q, 4]
+    aux_logits: Tensor  # [L, B, Q, K], earlier decoder layers, first to last
+    aux_boxes: Tensor  # [L, B, Q, 4]
+    image_sizes: Tensor  # [B, 2] (width, height) without padding, in pixels
+    encoder_logits: Tensor | None = None  # [B, P, K] of P proposals, or [B, P, 1]: an object of any class
+    encoder_boxes: Tensor | None = None  # [B, P, 4]
+
+
 @dataclass(frozen=True)
 class Instances:
     """The objects found in one image, best first, in the image's own pixels."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vision_stack.config import ConfigError, from_dict
-from vision_stack.heads.boxes import BoxHead, Candidates, covered
+from vision_stack.heads.boxes import BoxHead, Candidates
+from vision_stack.ops.boxes import covered
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo
 from vision_stack.training.auto import fitting
 

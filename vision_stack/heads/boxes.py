@@ -1,4 +1,4 @@
-"""What detectors share: from scored boxes to detections, ignored regions, and the pyramid that they read.
+"""What detectors share: from scored boxes to detections, and the pyramid that they read.
 
 A detector of one's own derives from `BoxHead` and gives `forward`, `compute_loss` and `candidates`.
 """
@@ -24,12 +24,10 @@ from vision_stack.structures import (
     HeadConfig,
     ImageInfo,
     Instances,
-    Target,
     Task,
 )
 
 Outputs = TypeVar("Outputs")
-COVERED = 0.5  # the share of a box in an ignored region from which on it is not background
 
 
 class Candidates(NamedTuple):
@@ -127,20 +125,6 @@ def image_list(features: Features) -> ImageList:
     """Sizes as torchvision's anchor generator and proposals read them; there are no pixels in it."""
     sizes = [(height, width) for height, width in features.image_sizes]
     return ImageList(torch.empty(len(sizes), 3, *features.size, device="meta"), sizes)
-
-
-def covered(boxes: Tensor, regions: Tensor) -> Tensor:
-    """The largest share of each box [N, 4] that lies in one of the regions [M, 4]: [N]."""
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    corner, end = torch.maximum(boxes[:, None, :2], regions[:, :2]), torch.minimum(boxes[:, None, 2:], regions[:, 2:])
-    common = (end - corner).clamp(min=0).prod(2)  # [N, M]
-    return (common / area[:, None].clamp(min=1e-6)).amax(1)
-
-
-def is_ignored(boxes: Tensor, target: Mapping[str, Any] | Target) -> Tensor | None:
-    """[N] True where a box [N, 4] is not background, since it lies in an ignored region; None without such regions."""
-    regions = target.get("ignored")
-    return covered(boxes, regions) >= COVERED if isinstance(regions, Tensor) and len(regions) else None
 
 
 def check_pyramid(head: str, in_specs: tuple[FeatureSpec, ...], strides: tuple[int, ...]) -> int:

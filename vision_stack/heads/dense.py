@@ -25,9 +25,9 @@ from vision_stack.heads.boxes import (
     Candidates,
     check_pyramid,
     image_list,
-    is_ignored,
     precise,
 )
+from vision_stack.ops.boxes import is_ignored
 from vision_stack.structures import Features, FeatureSpec, Pyramid, Target
 
 STRIDES = (8, 16, 32)  # that there must be; coarser maps are read, too

@@ -32,9 +32,9 @@ from vision_stack.heads.boxes import (
     image_list,
     in_original_pixels,
     instances,
-    is_ignored,
     precise,
 )
+from vision_stack.ops.boxes import is_ignored
 from vision_stack.ops.roi_align import roi_align
 from vision_stack.postprocess.paste import paste_masks
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Instances, Pyramid, Target, Task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative, Range
 from vision_stack.losses.functional import classification_loss, focal_and_dice_loss, semantic_loss
-from vision_stack.losses.matcher import Matches, Objects, Weights, match
+from vision_stack.losses.matcher import Matches, Objects, Weights, match, warn_about_dropped
 from vision_stack.losses.point_losses import uncertain_point_losses
 from vision_stack.structures import AnyMaskOutputs, LayerGroup, Target
 
@@ -89,10 +88,10 @@ class MaskCriterion(nn.Module):
             )
             divisors = [class_weights, class_.new_full((1,), sum(objects.counts))]
             if pixel_logits is not None:
-                semantic, weights = semantic_loss(_widened(pixel_logits), *objects, config.no_object_weight)
+                semantic, weights = semantic_loss(widened(pixel_logits), *objects, config.no_object_weight)
                 divisors.append(weights[None])
-            class_weights, num_masks, *pixel_weights = _mean_over_ranks(divisors)
-            named = _named(
+            class_weights, num_masks, *pixel_weights = mean_over_ranks(divisors)
+            named = named_by_layer(
                 loss_class=config.class_weight * class_ / class_weights,
                 loss_mask=config.mask_weight * mask / num_masks,
                 loss_dice=config.dice_weight * dice / num_masks,
@@ -104,13 +103,14 @@ class MaskCriterion(nn.Module):
     def _group_losses(self, group: LayerGroup, objects: Objects) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sums over the batch, of each layer of the group: class loss, the weights in it, mask loss, dice loss."""
         config = self.config
-        logits, mask_embed = _widened(group.logits), _widened(group.mask_embed)
-        features = _widened(group.mask_features)
+        logits, mask_embed = widened(group.logits), widened(group.mask_embed)
+        features = widened(group.mask_features)
         matches = match(
             logits, mask_embed, features, objects, config.costs,
             mask_cost=config.mask_loss, num_points=config.num_points,
         )  # fmt: skip
-        self._note_dropped(matches.dropped, num_queries=logits.shape[2])
+        self.objects_without_query = matches.dropped
+        warn_about_dropped(matches.dropped, num_queries=logits.shape[2])
 
         labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
         labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
@@ -136,15 +136,6 @@ class MaskCriterion(nn.Module):
             )
         return losses[0].flatten(), losses[1].flatten()
 
-    def _note_dropped(self, dropped: int, num_queries: int) -> None:
-        self.objects_without_query = dropped
-        if dropped:
-            warnings.warn(
-                f"some images have more objects than the head has queries ({num_queries}); the objects that fit worst "
-                "are not learnt from; raise head.num_queries",
-                stacklevel=4,
-            )
-
 
 def _in_order(groups: Sequence[LayerGroup], parts: Sequence[Tensor]) -> Tensor:
     """Values of each group's layers -> of all layers, in the head's order."""
@@ -154,7 +145,8 @@ def _in_order(groups: Sequence[LayerGroup], parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))[[places.index(layer) for layer in range(len(places))]]
 
 
-def _widened(values: Tensor) -> Tensor:
+def widened(values: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -172,20 +164,21 @@ def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Te
     return torch.cat(masks).unflatten(1, features.shape[-2:])
 
 
-def _mean_over_ranks(divisors: Sequence[Tensor]) -> list[Tensor]:
+def mean_over_ranks(divisors: Sequence[Tensor], at_least: float = 1e-6) -> list[Tensor]:
     """What losses that are summed over a rank's part of the batch are divided by: vectors, in a single exchange.
 
     DDP averages the gradients of all ranks. With a divisor that is the mean of all ranks', the average is the gradient
-    that one process would find for the whole batch. Where nothing was summed, as without any object, it is not zero.
+    that one process would find for the whole batch. Where nothing was summed, as without any object, it is not zero but
+    that of a sum of `at_least`.
     """
     ranks, total = 1, torch.cat(list(divisors))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         ranks = torch.distributed.get_world_size()
         torch.distributed.all_reduce(total)
-    return list((total.clamp(min=1e-6) / ranks).split([len(divisor) for divisor in divisors]))
+    return list((total.clamp(min=at_least) / ranks).split([len(divisor) for divisor in divisors]))
 
 
-def _named(**losses: Tensor) -> dict[str, Tensor]:
+def named_by_layer(**losses: Tensor) -> dict[str, Tensor]:
     """Losses [L + 1] per layer, the last layer's first, under its plain name."""
     named = {name: per_layer[-1] for name, per_layer in losses.items()}
     for name, per_layer in losses.items():

@@ -7,6 +7,7 @@ image are one computation. The costs of the whole batch go to the host in one co
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def match(
         counts = objects.counts[images]
         if not any(counts):
             continue
-        theirs = _rows(objects.counts, images, maps.device)
+        theirs = padded_rows(objects.counts, images, maps.device)
         features = maps[images].flatten(2)
         if points is not None:
             features = sample_maps(maps[images], points.expand(len(counts), -1, -1))
@@ -94,11 +95,8 @@ def match(
         labels = objects.labels[theirs][:, None].expand(-1, layers * num_queries, -1)
         cost = weights.mask * mask + weights.dice * dice - weights.class_ * prob[images].gather(2, labels)
         costs += [each[:, :count].flatten() for each, count in zip(cost, counts, strict=True)]
-    on_host = torch.cat(costs).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
-    if not np.isfinite(on_host).all():
-        _warn_about_costs()
-        on_host = np.nan_to_num(on_host, nan=UNUSABLE_COST, posinf=UNUSABLE_COST, neginf=UNUSABLE_COST)
-    return _assign(on_host, layers, num_queries, objects.counts, logits.device)
+    (matches,) = assign(costs, [(layers, num_queries)], objects.counts, logits.device)
+    return matches
 
 
 def _points(
@@ -115,11 +113,33 @@ def _points(
     return points, sample_masks(masks, points)
 
 
-def _rows(counts: tuple[int, ...], images: slice, device: torch.device) -> Tensor:
+def padded_rows(counts: tuple[int, ...], images: slice, device: torch.device) -> Tensor:
     """Each image's objects by their position in `Objects`, filled up with any others: [images, most objects]."""
     first = torch.tensor([sum(counts[:image]) for image in range(len(counts))][images])
     rows = first[:, None] + torch.arange(max(counts[images]))
     return rows.clamp(max=sum(counts) - 1).to(device, non_blocking=True)
+
+
+def assign(
+    costs: Sequence[Tensor], stacks: Sequence[tuple[int, int]], counts: tuple[int, ...], device: torch.device
+) -> list[Matches]:
+    """Solve all assignment problems on the host, to which the costs go in one copy.
+
+    NaN or infinite costs count as very large ones, and are warned about.
+
+    Args:
+        costs: flat parts, one after the other those of all stacks; each stack's image by image as [layers, num_queries,
+            count].
+        stacks: (layers, num_queries) of layers that have equally many queries; a Matches is given for each.
+        counts: objects of every image.
+    """
+    on_host = torch.cat(list(costs)).cpu().numpy() if costs else np.empty(0, dtype=np.float32)
+    if not np.isfinite(on_host).all():
+        _warn_about_costs()
+        on_host = np.nan_to_num(on_host, nan=UNUSABLE_COST, posinf=UNUSABLE_COST, neginf=UNUSABLE_COST)
+    ends = np.cumsum([layers * num_queries * sum(counts) for layers, num_queries in stacks])
+    parts = np.split(on_host, ends[:-1])
+    return [_assign(part, *stack, counts, device) for part, stack in zip(parts, stacks, strict=True)]
 
 
 def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:
@@ -145,11 +165,21 @@ def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int,
     return Matches(on_layer, of_image, queries, objects, tuple(per_image), dropped)
 
 
+def warn_about_dropped(dropped: int, num_queries: int) -> None:
+    """Say that objects are not learnt from, if any are not."""
+    if dropped:
+        warnings.warn(
+            f"some images have more objects than the head has queries ({num_queries}); the objects that fit worst "
+            "are not learnt from; raise head.num_queries",
+            stacklevel=5,
+        )
+
+
 def _warn_about_costs() -> None:
     warnings.warn(
         "the matching costs contain NaN or infinity, so some objects get an arbitrary query; the usual cause is a "
         "diverged model: lower the learning rate, clip gradients, or train with precision bf16-mixed instead of "
         "16-mixed",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -1,0 +1,148 @@
+"""The loss of detectors of the DETR family: queries are matched to the objects by class and box, then supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from vision_stack.config import Config, ConfigError, NonNegative
+from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, labels_for, match_boxes
+from vision_stack.losses.class_losses import CLASS_LOSSES, ClassLossName
+from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
+from vision_stack.losses.matcher import Matches, warn_about_dropped
+from vision_stack.ops.boxes import iou_and_giou, is_ignored
+from vision_stack.structures import BoxOutputs, Target
+
+PARTS = ("class", "bbox", "giou")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxCriterionConfig(Config):
+    """Options of `BoxCriterion`; the defaults are Deformable DETR's. LW-DETR: "ia_bce", class_weight 1; RT-DETR:
+    "varifocal", class_weight 1; DEIM: "mal", class_weight 1.
+    """
+
+    class_loss: ClassLossName = "focal"
+    class_weight: NonNegative = 2.0
+    bbox_weight: NonNegative = 5.0  # of L1
+    giou_weight: NonNegative = 2.0
+    class_cost: NonNegative = 2.0  # in the matching, whatever the loss that of the focal loss
+    bbox_cost: NonNegative = 5.0
+    giou_cost: NonNegative = 2.0
+
+    def check(self) -> None:
+        if not any(self.costs):
+            raise ConfigError("bbox_cost: all matching costs are 0; at least one of class, bbox, giou must count")
+
+    @property
+    def costs(self) -> BoxCosts:
+        return BoxCosts(self.class_cost, self.bbox_cost, self.giou_cost)
+
+    def build(self) -> BoxCriterion:
+        return BoxCriterion(self)
+
+
+class BoxCriterion(nn.Module):
+    """Set-prediction loss of DETR (Carion et al. 2020, Sec. 3.1) with sigmoid classes (Deformable DETR, Sec. A.4).
+
+    All decoder layers are supervised, and the encoder's proposals where there are any; each layer is matched on its
+    own, and so is each group of queries (Group DETR, Chen et al. 2023, Sec. 3.2).
+    """
+
+    def __init__(self, config: BoxCriterionConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int = 1) -> dict[str, Tensor]:
+        """Weighted losses of all layers, float32 (of float64 outputs float64) whatever autocast says; their sum is the
+        total. Sums over queries are divided by the number of objects, of all ranks, and by the number of groups.
+
+        Args:
+            outputs: of the head.
+            targets: one per image, boxes xyxy in pixels; N may be 0. A query without an object whose box lies in one of
+                the `ignored` regions has no class loss.
+            num_groups: how many groups the queries, and the proposals, are of.
+
+        Returns:
+            scalars `loss_class`, `loss_bbox`, `loss_giou` of the last layer, with `_0` ... `_{L-1}` of the earlier ones
+            and with `_encoder` of the proposals.
+        """
+        with torch.autocast(outputs.pred_logits.device.type, enabled=False):
+            layers = len(outputs.aux_logits) + 1
+            stacks = [
+                LayerStack(
+                    _grouped(torch.cat([outputs.aux_logits, outputs.pred_logits[None]]), num_groups),
+                    _grouped(torch.cat([outputs.aux_boxes, outputs.pred_boxes[None]]), num_groups),
+                )
+            ]
+            if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
+                proposals = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
+                stacks.append(LayerStack(*(_grouped(x, num_groups) for x in proposals)))
+            objects = _objects(targets, outputs.image_sizes, stacks[0].boxes.dtype)
+            matched = match_boxes(stacks, objects, self.config.costs)
+            warn_about_dropped(matched[0].dropped, num_queries=stacks[0].logits.shape[2])
+
+            sums = []
+            for stack, matches in zip(stacks, matched, strict=True):
+                ignored = _ignored(stack.boxes.detach(), targets, outputs.image_sizes)
+                sums.append(self._sums(stack, objects, matches, ignored))
+            per_layer = torch.cat(sums, dim=1).unflatten(1, (-1, num_groups)).sum(2)  # [3, layers, the encoder last]
+            (num_boxes,) = mean_over_ranks([per_layer.new_full((1,), sum(objects.counts))], at_least=1.0)
+            weights = (self.config.class_weight, self.config.bbox_weight, self.config.giou_weight)
+            losses = {
+                f"loss_{part}": weight * sums / (num_boxes * num_groups)
+                for part, weight, sums in zip(PARTS, weights, per_layer, strict=True)
+            }
+            named = named_by_layer(**{name: values[:layers] for name, values in losses.items()})
+            if len(stacks) > 1:
+                named |= {f"{name}_encoder": values[layers] for name, values in losses.items()}
+        return named
+
+    def _sums(self, stack: LayerStack, objects: BoxObjects, matches: Matches, ignored: Tensor | None) -> Tensor:
+        """Sums over the batch, of each layer: class loss, L1 and 1 - GIoU, [3, L]."""
+        queries = (matches.layers, matches.images, matches.queries)
+        boxes, wanted = stack.boxes[queries], objects.boxes[matches.objects]
+        iou, giou = iou_and_giou(*(box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted)))
+
+        cells = (*queries, labels_for(stack, objects.labels)[matches.objects])
+        loss = CLASS_LOSSES[self.config.class_loss]
+        negative = loss.negative(stack.logits)
+        negative = negative.index_put(cells, negative.new_zeros(()))
+        if ignored is not None:
+            ignored[queries] = False
+            negative = negative.masked_fill(ignored[..., None], 0.0)
+        positive = loss.positive(stack.logits[cells], iou.detach())
+
+        of_pairs = torch.stack([positive, F.l1_loss(boxes, wanted, reduction="none").sum(1), 1 - giou])
+        sums = of_pairs.new_zeros(3, len(stack.logits)).index_add(1, matches.layers, of_pairs)
+        return sums + F.pad(negative.sum((1, 2, 3))[None], (0, 0, 0, 2))
+
+
+def _grouped(x: Tensor, num_groups: int) -> Tensor:
+    """[L, B, G * Q, D] -> [L * G, B, Q, D]."""
+    return widened(x).unflatten(2, (num_groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _objects(targets: Sequence[Target], image_sizes: Tensor, dtype: torch.dtype) -> BoxObjects:
+    # Every operation on a tensor subclass such as tv_tensors.BoundingBoxes pays for dispatch in Python.
+    labels = [target["labels"].as_subclass(Tensor) for target in targets]
+    pairs = zip(targets, image_sizes.to(dtype).repeat(1, 2), strict=True)
+    boxes = torch.cat([target["boxes"].as_subclass(Tensor).to(dtype) / size for target, size in pairs])
+    return BoxObjects(torch.cat(labels), box_convert(boxes, "xyxy", "cxcywh"), tuple(len(each) for each in labels))
+
+
+def _ignored(boxes: Tensor, targets: Sequence[Target], image_sizes: Tensor) -> Tensor | None:
+    """[L, B, Q] True where a box [L, B, Q, 4] lies in an ignored region of its image; None without such regions."""
+    if not any("ignored" in target for target in targets):
+        return None
+    corners = box_convert(boxes * image_sizes.to(boxes.dtype).repeat(1, 2)[:, None], "cxcywh", "xyxy")
+    found = torch.zeros(boxes.shape[:3], dtype=torch.bool, device=boxes.device)
+    for image, target in enumerate(targets):
+        if (inside := is_ignored(corners[:, image].flatten(0, 1), target)) is not None:
+            found[:, image] = inside.view(len(boxes), -1)
+    return found
