@@ -22,6 +22,7 @@ LEVELS = {
 SMALL = {
     "pixel_decoder": {"channels": 16, "mask_channels": 12, "ffn_dim": 32},
     "fpn": {"channels": 16},
+    "scale_projector": {"channels": 16, "num_blocks": 1},
     "simple_pyramid": {"channels": 16},
     "hybrid_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_blocks": 1},
     "ms_deform": {"channels": 16, "mask_channels": 12, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
@@ -68,6 +69,7 @@ def test_neck_any_levels_and_odd_sizes_gives_maps_as_declared(name, levels):
         *((name, {}) for name in registered("neck")),
         ("pixel_decoder", {"num_encoder_layers": 2}),
         ("hybrid_encoder", {"fusion": "elan"}),
+        ("scale_projector", {"norm": "batch", "scales": [2.0, 1.0, 0.5]}),
     ],
 )
 def test_neck_channels_last_gives_equal_channels_last_maps(name, options):
@@ -206,6 +208,39 @@ def test_hybrid_encoder_unfit_strides_fails_with_the_remedy(strides, line):
 @pytest.mark.parametrize("options", [{"fusion": "elan"}, {"expansion": 0.5, "num_encoder_layers": 0}])
 def test_hybrid_encoder_with_other_blocks_keeps_the_contract(options):
     check_neck(from_dict({"type": "hybrid_encoder", **SMALL["hybrid_encoder"], **options}, "neck"))
+
+
+@pytest.mark.parametrize(
+    ("strides", "scales", "out"),
+    [
+        ((14, 14), [2.0, 1.0, 0.5], [("p3", 7), ("p4", 14), ("p5", 28)]),
+        ((4, 8, 16, 32), [2.0, 1.0, 0.5], [("p3", 8), ("p4", 16), ("p5", 32)]),
+        ((8, 32), [1.0], [("p4", 16)]),
+        ((4, 8, 16), [0.5], [("p5", 32)]),
+    ],
+)
+def test_scale_projector_gives_a_map_for_each_scale_of_any_strides(strides, scales, out):
+    specs = tuple(FeatureSpec(f"m{i}", 8 + i, stride) for i, stride in enumerate(strides))
+    neck = build("scale_projector", specs, scales=scales)
+    assert neck.out_specs == tuple(FeatureSpec(name, 16, stride) for name, stride in out)
+    maps = crop_to_image(neck(maps_of(specs, 75, 101)), neck.out_specs, (75, 101))
+    assert [m.shape[-2:] for m in maps] == [(-(-75 // s.stride), -(-101 // s.stride)) for s in neck.out_specs]
+
+
+def test_scale_projector_strides_too_far_from_the_wanted_one_fail_with_the_remedy():
+    specs = (FeatureSpec("a", 8, 4), FeatureSpec("b", 8, 64))
+    with pytest.raises(
+        ConfigError, match=r"a map of stride 16 from maps of strides \(4, 64\); choose others by neck.sc"
+    ):
+        build("scale_projector", specs)
+    with pytest.raises(ConfigError, match=r"of stride 7.5 from maps of strides \(15, 15\)"):
+        build("scale_projector", tuple(FeatureSpec(f"m{i}", 8, 15) for i in range(2)), scales=[2.0])
+
+
+@pytest.mark.parametrize("scales", [[], [1.0, 2.0], [4.0], [1.0, 1.0]])
+def test_scale_projector_other_scales_fail_in_one_line(scales):
+    with pytest.raises(ConfigError, match=r"^neck.scales: some of 2, 1 and 0.5 in this order, got \["):
+        build("scale_projector", LEVELS["four"], scales=scales)
 
 
 def test_ms_deform_gives_mask_features_and_every_coarser_map():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,4 +81,34 @@ class RepELAN(nn.Module):
         parts = list(self.split(x).chunk(2, dim=1))
         for branch in self.branches:
             parts.append(branch(parts[-1]))
+        return self.merge(torch.cat(parts, dim=1))
+
+
+class C2f(nn.Module):
+    """YOLOv8's block, as LW-DETR's projector has it (Chen et al. 2024, Sec. 3.1): the outputs of all steps are merged.
+
+    Args:
+        expansion: width inside the block, as a factor of `out_channels`.
+        norm: makes the norm of so many channels.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, expansion: float, norm: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__()
+        width = int(out_channels * expansion)
+
+        def conv(inputs: int, outputs: int, kernel_size: int) -> nn.Sequential:
+            return conv_norm_act(inputs, outputs, kernel_size, norm=norm, activation=nn.SiLU)
+
+        self.split = conv(in_channels, 2 * width, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(width, width, 3), conv(width, width, 3)) for _ in range(num_blocks)
+        )
+        self.merge = conv((2 + num_blocks) * width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.split(x).chunk(2, dim=1))
+        for block in self.blocks:
+            parts.append(block(parts[-1]))
         return self.merge(torch.cat(parts, dim=1))

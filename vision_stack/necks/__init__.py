@@ -5,6 +5,7 @@ from vision_stack.necks.hybrid_encoder import HybridEncoder, HybridEncoderConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
 from vision_stack.necks.none import NoNeck, NoNeckConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from vision_stack.necks.scale_projector import ScaleProjector, ScaleProjectorConfig
 from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "NoNeckConfig",
     "PixelDecoder",
     "PixelDecoderConfig",
+    "ScaleProjector",
+    "ScaleProjectorConfig",
     "SimplePyramid",
     "SimplePyramidConfig",
 ]
