@@ -23,6 +23,7 @@ TINY = {
     "vit": {**PLAIN, "intermediate_size": 48, "image_size": 32},
     "dinov2": {**PLAIN, "image_size": 28},
     "dinov2_with_registers": {**PLAIN, "image_size": 28, "patch_size": 14},
+    "rf_detr_dinov2": {**PLAIN, "image_size": 28, "num_windows": 2, "window_block_indexes": [0, 2]},
     "dinov3_vit": {**PLAIN, "intermediate_size": 48, "num_register_tokens": 2},
     "dinov3_convnext": CONVNEXT,
 }

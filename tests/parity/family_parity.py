@@ -42,6 +42,12 @@ def of_dinov3_convnext(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     return [stem, *of_backbone(theirs, pixel_values)]
 
 
+def of_windowed_dinov2(theirs: nn.Module, pixel_values: Tensor) -> list[Tensor]:
+    """Of every stage, with the windows of those that the config selected."""
+    theirs.config.out_features = theirs.config.stage_names
+    return of_backbone(theirs, pixel_values)
+
+
 @dataclass(frozen=True)
 class Case:
     """A family: transformers' model, options of its config, image sizes beside the native one."""
@@ -59,6 +65,7 @@ _CONVNEXT = {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 2, 1, 1], "layer_sc
 _PLAIN = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
 _LAYERS = {"out_features": ["stem", "stage1", "stage2", "stage3"]}
 _DINOV2 = {**_PLAIN, **_LAYERS, "image_size": 70, "patch_size": 14}
+_WINDOWS = {"image_size": 56, "num_windows": 2, "out_features": ["stage1", "stage3"]}
 _DINOV3 = {**_PLAIN, **_LAYERS, "intermediate_size": 96}
 _SWIN = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4, **PYRAMID}
 
@@ -103,6 +110,15 @@ CASES = {
         transformers.Dinov2WithRegistersBackbone,
         {**_DINOV2, "num_register_tokens": 4},
         ((70, 70), (65, 98), (140, 42)),
+    ),
+    "rf_detr_dinov2": Case(  # of rectangles, transformers' windows are none
+        transformers.RfDetrDinov2Backbone, {**_DINOV2, **_WINDOWS}, ((56, 56), (75, 84), (28, 20)), of_windowed_dinov2
+    ),
+    "rf_detr_dinov2, SwiGLU": Case(
+        transformers.RfDetrDinov2Backbone,
+        {**_DINOV2, **_WINDOWS, "use_swiglu_ffn": True},
+        ((56, 56), (75, 84)),
+        of_windowed_dinov2,
     ),
     "dinov3_vit": Case(
         transformers.DINOv3ViTBackbone, {**_DINOV3, "num_register_tokens": 4}, ((64, 64), (65, 98), (96, 32))

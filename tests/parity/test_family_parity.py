@@ -79,6 +79,14 @@ def forget_the_registers(ours):
     ours.net.reg_token.zero_()
 
 
+def attend_to_the_whole_image_before_a_map(ours):
+    ours.config.__dict__["window_block_indexes"] = (1,)
+
+
+def forget_the_windows(ours):
+    ours.config.__dict__["window_block_indexes"] = ()
+
+
 def swap_gate_and_value(ours):
     fc1 = ours.net.blocks[0].mlp.fc1
     fc1.weight.copy_(fc1.weight.roll(len(fc1.weight) // 2, 0))
@@ -119,6 +127,10 @@ FAULTS = [
     ("dinov2, giant", swap_gate_and_value, "stage1"),
     ("dinov2_with_registers", forget_the_registers, "stage1"),
     ("dinov2_with_registers", antialias_positions_or_not, "stem"),
+    ("rf_detr_dinov2", attend_to_the_whole_image_before_a_map, "stage1"),
+    ("rf_detr_dinov2", forget_the_windows, "stage1"),
+    ("rf_detr_dinov2", antialias_positions_or_not, "stem"),
+    ("rf_detr_dinov2, SwiGLU", swap_gate_and_value, "stage1"),
     ("dinov3_vit", interleave_rotary_positions, "stage1"),
     ("dinov3_vit", rotate_by_index, "stage1"),
     ("dinov3_vit, gated, raw maps", swap_split_gate_and_value, "stage1"),

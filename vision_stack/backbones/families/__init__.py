@@ -6,6 +6,7 @@ from vision_stack.backbones.families.dinov3 import DINOv3ViTConfig
 from vision_stack.backbones.families.resnet import ResNetConfig
 from vision_stack.backbones.families.swin import SwinConfig, Swinv2Config
 from vision_stack.backbones.families.vit import Dinov2Config, Dinov2WithRegistersConfig, ViTConfig
+from vision_stack.backbones.families.windowed_dinov2 import WindowedDinov2Config
 
 __all__ = [
     "ConvNextConfig",
@@ -20,4 +21,5 @@ __all__ = [
     "SwinConfig",
     "Swinv2Config",
     "ViTConfig",
+    "WindowedDinov2Config",
 ]

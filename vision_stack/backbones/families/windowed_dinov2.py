@@ -1,0 +1,87 @@
+"""RF-DETR's DINOv2, most of whose blocks attend within windows (Robinson et al. 2025), as in LW-DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from vision_stack.backbones.families.vit import Dinov2Backbone, Dinov2Config
+from vision_stack.backbones.stages import select_stages
+from vision_stack.config import Range, register
+from vision_stack.weights.windowed_dinov2 import convert_windowed_dinov2
+
+
+@register("backbone", "rf_detr_dinov2")
+@dataclass(kw_only=True)
+class WindowedDinov2Config(Dinov2Config):
+    """DINOv2 ViT-B/14 by default; the published models are ViT-S with patches of 16, 12 or 14 pixels.
+
+    Where `window_block_indexes` is left out, the blocks that attend to the whole image are those numbered like the
+    selected stages. Stage k is what block k - 1 gives, so that the block before a map attends within windows and the
+    one after it does not. The published weights are made for this.
+    """
+
+    num_windows: Annotated[int, Range(1, 64)] = 4  # a side
+    window_block_indexes: tuple[Annotated[int, Range(0, 200)], ...] | None = None  # None: as the stages are selected
+
+    def check(self) -> None:
+        super().check()
+        if self.window_block_indexes is None:
+            chosen = select_stages(self.stages, self.out_features, self.out_indices, self.out_strides).out_features
+            whole = [i for i, stage in enumerate(self.stages) if stage.name in chosen]
+            self.window_block_indexes = tuple(i for i in range(whole[-1]) if i not in whole)
+
+    def transformers_fields(self) -> dict[str, Any]:
+        return {**super().transformers_fields(), "use_mask_token": False}  # of pretraining
+
+    def build(self) -> WindowedDinov2Backbone:
+        return WindowedDinov2Backbone(self)
+
+
+class WindowedDinov2Backbone(Dinov2Backbone):
+    """Every window is a sequence of its own, with a copy of the class token, from the first block to the last.
+
+    Where a block attends to the whole image, the windows of an image follow one another in one sequence: all else in
+    a block sees one token at a time. Positions are resampled with antialiasing.
+
+    Differs from transformers 5.24: none for square images. Of others it cuts no rectangles; here they are.
+    """
+
+    config: WindowedDinov2Config
+    prefix = "rf_detr_dinov2"
+    to_timm = staticmethod(convert_windowed_dinov2)
+    antialias = True
+
+    def __init__(self, config: WindowedDinov2Config) -> None:
+        super().__init__(config)
+        self.multiple = config.patch_size * config.num_windows  # windows of equal size
+
+    def run(self, x: Tensor) -> Iterator[Tensor]:
+        config, net = self.config, self.net
+        tokens = next(super().run(x))  # the sum of patches and positions, no block yet
+        patches = tokens[:, net.num_prefix_tokens :]
+        rows, columns = (length // self.multiple for length in x.shape[-2:])  # of a window
+        cells = patches.unflatten(1, (config.num_windows, rows, config.num_windows, columns))
+        windows = cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [B, W * W, h * w, C]
+        first = tokens[:, None, : net.num_prefix_tokens].expand(-1, windows.shape[1], -1, -1)
+        tokens = torch.cat([first, windows], dim=2)
+        yield tokens
+        for number, block in enumerate(net.blocks):
+            apart = number in (config.window_block_indexes or ())
+            sequences = tokens.flatten(0, 1) if apart else tokens.flatten(1, 2)
+            tokens = block(sequences).view_as(tokens)
+            yield tokens
+
+    def tokens(self, x: Tensor) -> Any:
+        """None: the tokens of windows are not those of an image, row by row."""
+        return None
+
+    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        side = self.config.num_windows
+        rows, columns = (length // self.multiple for length in size)
+        cells = x[:, :, self.net.num_prefix_tokens :].unflatten(2, (rows, columns)).unflatten(1, (side, side))
+        return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
