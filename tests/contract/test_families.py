@@ -16,6 +16,17 @@ CONVNEXT = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]}
 SWIN = {"embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
 TINY = {
     "resnet": {"hidden_sizes": [16, 24, 32], "depths": [1, 2, 1], "embedding_size": 8},
+    "rt_detr_resnet": {"hidden_sizes": [16, 24, 32], "depths": [1, 2, 1], "embedding_size": 8},
+    "hgnet_v2": {
+        "stem_channels": [3, 8, 8],
+        "stage_mid_channels": [8, 8, 8],
+        "stage_out_channels": [16, 24, 32],
+        "stage_num_blocks": [1, 2, 1],
+        "stage_light_block": [False, False, True],
+        "stage_kernel_size": [3, 3, 5],
+        "stage_numb_of_layers": [2, 2, 2],
+        "use_learnable_affine_block": True,
+    },
     "swin": SWIN,
     "swinv2": {**SWIN, "image_size": 128},
     "convnext": CONVNEXT,
@@ -26,6 +37,15 @@ TINY = {
     "rf_detr_dinov2": {**PLAIN, "image_size": 28, "num_windows": 2, "window_block_indexes": [0, 2]},
     "dinov3_vit": {**PLAIN, "intermediate_size": 48, "num_register_tokens": 2},
     "dinov3_convnext": CONVNEXT,
+}
+# Fields that follow from others here.
+THEIRS = {
+    "hgnet_v2": {
+        "depths": [1, 2, 1],
+        "hidden_sizes": [16, 24, 32],
+        "stage_in_channels": [8, 16, 24],
+        "stage_downsample": [False, True, True],
+    }
 }
 FAMILIES = pytest.mark.parametrize("family", transformers_families())
 
@@ -79,7 +99,7 @@ def test_family_early_stage_alone_is_the_same_map_and_builds_nothing_after_it(fa
 def test_family_config_survives_dicts_and_transformers_json(family):
     config = tiny(family, out_indices=[-1], drop_path_rate=0.2)
     assert from_dict(to_dict(config), "backbone") == config
-    theirs = transformers.AutoConfig.for_model(family, **TINY[family], drop_path_rate=0.2)
+    theirs = transformers.AutoConfig.for_model(family, **TINY[family], **THEIRS.get(family, {}), drop_path_rate=0.2)
     raw = json.loads(json.dumps(theirs.to_dict()))
     assert transformers_families()[family].from_transformers(raw).stages == config.stages
 
@@ -108,6 +128,8 @@ PUBLISHED = [
     ("convnext_tiny", "convnext", {}),
     ("convnextv2_tiny", "convnextv2", {}),
     ("convnext_tiny.dinov3_lvd1689m", "dinov3_convnext", {}),
+    ("resnet50d", "rt_detr_resnet", {}),
+    ("hgnetv2_b4", "hgnet_v2", {}),
     ("vit_base_patch16_224", "vit", {}),
     ("vit_base_patch14_dinov2", "dinov2", {"image_size": 518}),
     ("vit_giant_patch14_dinov2", "dinov2", {"image_size": 518, "hidden_size": 1536, "num_hidden_layers": 40,
@@ -180,6 +202,10 @@ HOSTILE = [
     ("resnet", {"depths": [10_000, 4]}, "depths[0]: 10000 is outside"),
     ("resnet", {"depths": "3"}, "depths: expected a list"),
     ("resnet", {"depths": [3, 4], "hidden_sizes": [8, 8, 8]}, "depths: [3, 4] and hidden_sizes"),
+    ("rt_detr_resnet", {"layer_type": "basic", "hidden_sizes": [32, 64], "depths": [1, 1]}, "hidden_sizes: with"),
+    ("hgnet_v2", {"stage_downsample": [True] * 4}, "stage_downsample: [True, True, True, True] is not supported"),
+    ("hgnet_v2", {"stage_in_channels": [48, 96, 512, 1024]}, "stage_in_channels: [48, 96, 512, 1024] is not supported"),
+    ("hgnet_v2", {"stem_strides": [1, 1, 1, 1, 1]}, "stem_strides: [1, 1, 1, 1, 1] is not supported"),
     ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage: True is not supported"),
     ("vit", {"num_hidden_layers": 10_000}, "num_hidden_layers: 10000 is outside"),
     ("vit", {"hidden_size": "768"}, "hidden_size: expected a whole number"),

@@ -18,8 +18,14 @@ SELECTION = ("out_features", "out_indices", "out_strides", "image_mean", "image_
 def values(hint):
     """Some values that the annotation of a field allows."""
     text = str(hint)
+    if text.startswith("tuple[bool"):
+        return [(False,) * n for n in range(1, 7)]
     if text.startswith("tuple"):
-        return [(8,) * n for n in range(1, 7)] + [(16, 32, 64), (1, 2, 4), (2, 2, 18, 2), (4, 8, 16, 32)]
+        return (
+            [(3,) * n for n in range(1, 7)]
+            + [(8,) * n for n in range(1, 7)]
+            + [(16, 32, 64), (1, 2, 4), (2, 2, 18, 2), (4, 8, 16, 32)]
+        )
     if hint is bool:
         return [False, True]
     low_high = typing.get_args(hint)

@@ -60,6 +60,16 @@ class Case:
 
 
 PYRAMID = {"out_features": ["stem", "stage1", "stage2", "stage3", "stage4"]}
+_THREE = {"out_features": PYRAMID["out_features"][:4]}
+_HGNET = {
+    "stem_channels": [3, 12, 16],
+    "stage_mid_channels": [8, 12, 16, 24],
+    "stage_num_blocks": [1, 2, 2, 1],
+    "stage_downsample": [False, True, True, True],
+    "stage_light_block": [False, False, True, True],
+    "stage_kernel_size": [3, 3, 5, 5],
+    "stage_numb_of_layers": [3, 3, 2, 2],
+}
 _STAGES = {"out_features": PYRAMID["out_features"][1:]}
 _CONVNEXT = {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 2, 1, 1], "layer_scale_init_value": 1.0}
 _PLAIN = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
@@ -83,6 +93,38 @@ CASES = {
     "resnet, v1": Case(
         transformers.ResNetBackbone,
         {"hidden_sizes": [32, 64, 64, 64], "depths": [1, 2, 1, 1], "downsample_in_bottleneck": True, **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "rt_detr_resnet": Case(
+        transformers.RTDetrResNetBackbone,
+        {"embedding_size": 24, "hidden_sizes": [32, 64, 64, 128], "depths": [2, 1, 1, 2], **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "rt_detr_resnet, basic": Case(
+        transformers.RTDetrResNetBackbone,
+        {"embedding_size": 32, "hidden_sizes": [32, 48, 64], "depths": [2, 1, 1], "layer_type": "basic", **_THREE},
+        ((64, 64), (65, 98)),
+    ),
+    "rt_detr_resnet, v1": Case(
+        transformers.RTDetrResNetBackbone,
+        {"hidden_sizes": [32, 64, 96], "depths": [1, 2, 1], "downsample_in_bottleneck": True, **_THREE},
+        ((64, 64), (65, 98)),
+    ),
+    "hgnet_v2": Case(
+        transformers.HGNetV2Backbone,
+        {**_HGNET, "stage_out_channels": [32, 48, 64, 96], "stage_in_channels": [16, 32, 48, 64], **PYRAMID},
+        ((64, 64), (65, 98)),
+    ),
+    "hgnet_v2, affine, three stages": Case(  # as in DEIMv2's smallest
+        transformers.HGNetV2Backbone,
+        {
+            **{name: value[:3] if name.startswith("stage") else value for name, value in _HGNET.items()},
+            "stage_out_channels": [32, 48, 64],
+            "stage_in_channels": [16, 32, 48],
+            "use_learnable_affine_block": True,
+            "depths": [1, 1, 1],
+            **_THREE,
+        },
         ((64, 64), (65, 98)),
     ),
     "swin": Case(transformers.SwinBackbone, _SWIN, ((224, 224), (250, 333))),
@@ -148,7 +190,9 @@ def perturb(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             scale = "norm" in type(module).__name__.lower() and name == "weight"
-            if scale or name in ("lambda1", "gamma", "layer_scale_parameter"):
+            if isinstance(module, nn.BatchNorm2d) and scale:
+                p.uniform_(1.0, 2.0)  # a ReLU follows
+            elif scale or name in ("lambda1", "gamma", "layer_scale_parameter", "scale"):
                 p.uniform_(0.5, 1.5)
             elif p.ndim == 1 or "position" in name or "token" in name or "GRN" in type(module).__name__:
                 p.normal_(std=0.5)
@@ -187,6 +231,7 @@ def differences(name: str, theirs: nn.Module, ours: Backbone, size: tuple[int, i
     their strides do not divide), and its maps are cropped.
     """
     pixel_values = 2 * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    pixel_values = pixel_values.to(next(ours.parameters()).dtype)
     maps = ours(pixel_values).feature_maps
     found = {}
     expected = CASES[name].maps(theirs, pad_to_multiple(pixel_values, ours.multiple))

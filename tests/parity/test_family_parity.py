@@ -9,6 +9,9 @@ from family_parity import CASES, differences, pair
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
+from vision_stack.weights.hgnet_v2 import export_hgnet_v2
+from vision_stack.weights.resnet import export_resnet, export_rt_detr_resnet
+
 TOLERANCE = 1e-4  # of a map's standard deviation: fp32, other kernels, fused attention
 
 cached_pair = cache(pair)
@@ -20,6 +23,31 @@ def test_family_maps_of_every_stage_equal_those_of_transformers(name, size):
     assert max(found.values()) <= TOLERANCE, found
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("rt_detr", "hgnet_v2", "rf_detr"))])
+def test_family_of_a_detr_in_float64_equals_transformers_but_for_rounding(name):
+    theirs, ours = (copy.deepcopy(model).double() for model in cached_pair(name))
+    found = differences(name, theirs, ours, CASES[name].sizes[-1])
+    assert max(found.values()) < 1e-9, found
+
+
+@pytest.mark.parametrize(
+    ("name", "export"),
+    [
+        ("resnet", export_resnet),
+        ("rt_detr_resnet", export_rt_detr_resnet),
+        ("rt_detr_resnet, basic", export_rt_detr_resnet),
+        ("hgnet_v2", export_hgnet_v2),
+        ("hgnet_v2, affine, three stages", export_hgnet_v2),
+    ],
+)
+def test_family_names_lead_back_to_those_of_transformers(name, export):
+    theirs, ours = cached_pair(name)
+    found = export({key.removeprefix("net."): value for key, value in ours.state_dict().items()})
+    expected = theirs.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def lose_a_bias(ours):
     ours.net.layer3[0].bn2.bias.zero_()
 
@@ -27,6 +55,23 @@ def lose_a_bias(ours):
 def stride_in_the_other_convolution(ours):
     first = ours.net.layer2[0]
     first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+
+
+def forget_the_first_shortcut(ours):
+    ours.net.layer1[0].downsample = None
+
+
+def forget_the_pooling(ours):
+    shortcut = ours.net.layer2[0].downsample
+    shortcut[0], shortcut[1].stride = torch.nn.Identity(), (2, 2)
+
+
+def forget_an_affine_shift(ours):
+    ours.net.stages[1].blocks[0].layers[0].lab.bias.zero_()
+
+
+def add_no_input_to_a_block(ours):
+    ours.net.stages[2].blocks[1].residual = False
 
 
 def swap_channels_of_a_norm(ours):
@@ -111,6 +156,11 @@ FAULTS = [
     ("resnet", lose_a_bias, "stage3"),
     ("resnet", stride_in_the_other_convolution, "stage2"),
     ("resnet, v1", stride_in_the_other_convolution, "stage2"),
+    ("rt_detr_resnet", forget_the_pooling, "stage2"),
+    ("rt_detr_resnet, basic", forget_the_first_shortcut, "stage1"),
+    ("rt_detr_resnet, v1", stride_in_the_other_convolution, "stage2"),
+    ("hgnet_v2", add_no_input_to_a_block, "stage3"),
+    ("hgnet_v2, affine, three stages", forget_an_affine_shift, "stage2"),
     ("swin", swap_channels_of_a_norm, "stage2"),
     ("swin", drop_the_last_shift, "stage4"),
     ("swin", shift_before_padding, "stage1"),

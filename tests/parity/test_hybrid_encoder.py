@@ -72,7 +72,7 @@ def pair(name):
     torch.manual_seed(0)
     theirs = perturb(Theirs(encoder, config, options)).double()
     for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.weight.data.mul_(4)  # SiLU shrinks the spread
+        norm.weight.data.mul_(2)  # SiLU shrinks the spread
     fusion = name.partition(",")[0]
     neck = HybridEncoderConfig(channels=16, ffn_dim=24, num_heads=4, fusion=fusion, **ours).build(SPECS)
     state = rename(

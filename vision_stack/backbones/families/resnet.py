@@ -1,4 +1,4 @@
-"""ResNet from its architecture (He et al. 2015), with the downsampling where transformers' ResNet has it."""
+"""ResNet from its architecture (He et al. 2015) as transformers has it, and RT-DETR's, which is ResNet-D."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_avg, make_blocks
 from torch import Tensor, nn
 
 from vision_stack.backbones.base import freeze_batch_norms
 from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig, Width, pyramid, same_length
 from vision_stack.config import ConfigError, Layers, register
 from vision_stack.structures import FeatureSpec
-from vision_stack.weights.resnet import convert_resnet
+from vision_stack.weights.resnet import convert_resnet, convert_rt_detr_resnet
 
 
 @register("backbone", "resnet")
@@ -51,13 +51,61 @@ class ResNetConfig(FamilyConfig):
         if self.embedding_size != 64:
             _widen_stem(net, self, block, planes)
         if self.downsample_in_bottleneck and block is Bottleneck:
-            for stage in range(2, len(self.depths) + 1):
-                first: Any = net.get_submodule(f"layer{stage}.0")
-                first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+            _downsample_first(net, len(self.depths))
         return net
 
     def build(self) -> ResNetBackbone:
         return ResNetBackbone(self)
+
+
+@register("backbone", "rt_detr_resnet")
+@dataclass(kw_only=True)
+class RTDetrResNetConfig(ResNetConfig):
+    """RT-DETR's ResNet-50-vd by default: ResNet-D (He et al. 2019, Sec. 4) has three convolutions in its stem and pools
+    in shortcuts that downsample. With basic blocks there is a convolution in the very first shortcut, too, unlike in
+    timm's resnet18d.
+    """
+
+    def check(self) -> None:
+        super().check()
+        if self.embedding_size % 2:
+            raise ConfigError(f"embedding_size: a multiple of 2, got {self.embedding_size}")
+        widths = (self.embedding_size, *self.hidden_sizes)
+        if self.layer_type == "basic" and (widths[0] != widths[1] or len(set(widths[1:])) < len(self.hidden_sizes)):
+            raise ConfigError(
+                f"hidden_sizes: with basic blocks, embedding_size ({self.embedding_size}) and then all different, got "
+                f"{list(self.hidden_sizes)}"
+            )
+
+    def make_net(self) -> ResNet:
+        block: Any = BasicBlock if self.layer_type == "basic" else Bottleneck
+        planes = tuple(width // block.expansion for width in self.hidden_sizes)
+        net = ResNet(
+            block,
+            self.depths,
+            num_classes=0,
+            channels=planes,
+            stem_type="deep",
+            stem_width=self.embedding_size // 2,
+            avg_down=True,
+            drop_path_rate=self.drop_path_rate,
+        )
+        if block is BasicBlock:
+            first: Any = net.get_submodule("layer1.0")
+            first.downsample = downsample_avg(planes[0], planes[0], kernel_size=1)
+        if self.downsample_in_bottleneck and block is Bottleneck:
+            _downsample_first(net, len(self.depths))
+        return net
+
+    def build(self) -> RTDetrResNetBackbone:
+        return RTDetrResNetBackbone(self)
+
+
+def _downsample_first(net: ResNet, num_stages: int) -> None:
+    """The stride of a bottleneck in its first convolution instead of the second."""
+    for stage in range(2, num_stages + 1):
+        first: Any = net.get_submodule(f"layer{stage}.0")
+        first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
 
 
 def _widen_stem(net: Any, config: ResNetConfig, block: Any, planes: tuple[int, ...]) -> None:
@@ -105,3 +153,10 @@ class ResNetBackbone(FamilyBackbone):
     def stage_modules(self) -> dict[str, str]:
         """See `FineTunable.stage_modules`."""
         return {f"stage{i}": f"net.layer{i}" for i in range(1, self.num_stages + 1)}
+
+
+class RTDetrResNetBackbone(ResNetBackbone):
+    """timm's ResNet with the stem and the shortcuts of ResNet-D."""
+
+    landmark = "conv1.0.weight"
+    to_timm = staticmethod(convert_rt_detr_resnet)
