@@ -24,22 +24,27 @@ ADVICE = "neck=simple_pyramid"
 FAILS = {
     ("fpn", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("fpn", "mask2former"): "head: mask2former needs a map at stride 4, got",
+    ("deformable_encoder", "maskformer"): "head: maskformer needs a map at stride 4, got",
+    ("deformable_encoder", "mask2former"): "head: mask2former needs a map at stride 4, got",
     ("hybrid_encoder", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("hybrid_encoder", "mask2former"): "head: mask2former needs a map at stride 4, got",
     ("scale_projector", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("scale_projector", "mask2former"): "head: mask2former needs a map at stride 4, got",
+    ("ms_deform", "deformable_detr"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "maskformer"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "mask2former"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("none", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("none", "mask2former"): "head: mask2former needs a map at stride 4, got",
+    ("pixel_decoder", "deformable_detr"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "maskformer"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "mask2former"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
 }
 OF_SEVERAL = {
+    "deformable_encoder": "neck: deformable_encoder needs increasing strides, got",
     "fpn": "neck: fpn needs increasing strides, got",
     "hybrid_encoder": "neck: hybrid_encoder needs strides that double from map to map, got",
 }
-NO_STRIDE_4 = {"hybrid_encoder", "scale_projector"}  # necks of detectors, whatever the backbone
+NO_STRIDE_4 = {"deformable_encoder", "hybrid_encoder", "scale_projector"}  # necks of detectors, whatever the backbone
 BOX_HEADS = {  # of maps with equal channels at these strides
     "faster_rcnn": (4, 8, 16, 32),
     "mask_rcnn": (4, 8, 16, 32),

@@ -26,10 +26,11 @@ SMALL = {
     "simple_pyramid": {"channels": 16},
     "hybrid_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_blocks": 1},
     "ms_deform": {"channels": 16, "mask_channels": 12, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
+    "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
 }
 
 
-NEEDS_COARSER = {("ms_deform", "one"), ("hybrid_encoder", "one")}  # than stride 4
+NEEDS_COARSER = {("ms_deform", "one"), ("hybrid_encoder", "one"), ("deformable_encoder", "one")}  # than stride 4
 
 
 def maps_of(specs, height, width, *, channels_last=False):

@@ -14,12 +14,15 @@ from vision_stack.heads import BoxHeadConfig, FCOSHeadConfig
 from vision_stack.structures import FeatureSpec, NeckConfig
 from vision_stack.testing import check_backbone, check_head, check_neck
 
+TINY_DETR = {"num_queries": 7, "ffn_dim": 32, "num_heads": 4, "num_decoder_layers": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "maskformer": {"num_queries": 7, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4, "num_decoder_layers": 2},
     "mask2former": {"num_queries": 7, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4, "num_decoder_layers": 3},
     "faster_rcnn": {"representation_size": 8, "rpn_post_nms_top_n": 20},
     "mask_rcnn": {"representation_size": 8, "rpn_post_nms_top_n": 20, "mask_channels": 8},
     "fcos": {"num_convs": 1},
+    "deformable_detr": {**TINY_DETR, "hidden_dim": 16},
+    "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
     "pixel_decoder": {"channels": 16, "mask_channels": 16, "ffn_dim": 32},
     "ms_deform": {"channels": 16, "mask_channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
     "fpn": {"channels": 16},

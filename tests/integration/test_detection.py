@@ -100,6 +100,16 @@ def test_detectors_train_with_the_levels_they_are_made_for(head: str, tmp_path: 
     assert run.model().config.neck.extra_levels == ("pool" if head == "mask_rcnn" else "p6p7")
 
 
+def test_deformable_detr_trains_with_its_encoder(tmp_path: Path) -> None:
+    options = [*SHORT, "neck=deformable_encoder", "neck.num_heads=4", "neck.num_encoder_layers=1", "num_pictures=0"]
+    run = train(task="detection", head="deformable_detr", run_dir=tmp_path / "run", overrides=options)
+    assert "AP" in run.metrics["bbox"]
+    image = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
+    (found,) = run.model().predict([image], threshold=0.0)
+    assert 0 < len(found) <= 20  # queries, as data=shapes has them
+    assert (found.boxes[:, 2] <= 90).all()
+
+
 def boxes_only(root: Path) -> Path:
     """A COCO folder without masks: 4 images, of which one has no object and one 500 and a crowd."""
     rng = np.random.default_rng(0)

@@ -149,3 +149,12 @@ def test_values_of_the_datas_recipe_for_another_head_are_left_out_unless_typed()
     assert fitting(options, ["head=faster_rcnn"])["neck"] == options["neck"]
     assert fitting(options, ["head.num_queries=20"]) == options
     assert fitting(options, ["experiment=mine"]) == options
+
+
+def test_values_of_the_datas_recipe_for_another_loss_are_left_out_unless_typed() -> None:
+    options = {
+        "neck": {"type": "fpn"},
+        "head": {"type": "deformable_detr", "loss": {"giou_weight": 1, "num_points": 9}},
+    }
+    assert fitting(options, ["head=deformable_detr"])["head"]["loss"] == {"giou_weight": 1}
+    assert fitting(options, ["head.loss.num_points=9"]) == options

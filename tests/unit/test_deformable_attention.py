@@ -1,11 +1,21 @@
 """The sampling of deformable attention: rows summed on the CPU against `grid_sample`, values and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_stack.layers.deformable import DeformableAttention
+from vision_stack.layers.deformable import (
+    DeformableAttention,
+    cell_centers,
+    on_each_map,
+    padding_of,
+    to_maps,
+    to_tokens,
+)
 from vision_stack.ops.deformable_attention import deformable_attention, sample_by_grid
+from vision_stack.structures import Features
 
 SHAPES = {
     "three": ((3, 4), (6, 7), (11, 14)),
@@ -72,7 +82,7 @@ def test_deformable_attention_bfloat16_values_stay_near_float32():
 def test_deformable_attention_starts_as_rings_around_each_cell():
     attention = DeformableAttention(16, num_heads=4, num_levels=2, num_points=3)
     shapes = [(5, 6), (10, 12)]
-    locations = attention._locations(torch.randn(1, 150, 16), shapes).view(150, 4, 2, 3, 2)
+    locations = attention._locations(torch.randn(1, 150, 16), shapes)[0]
     centre = torch.tensor([0.5 / 6, 0.5 / 5])  # of the first cell of the first map
     step = torch.tensor([1 / 12, 1 / 10])  # a cell of the second map
     expected = centre + step * torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])  # head 0 looks to the right
@@ -140,3 +150,56 @@ def test_deformable_attention_compiled_for_an_accelerator_copies_nothing_to_it(m
         assert copies.count == 1
         torch.testing.assert_close(attention(x, x, shapes), expected, rtol=0, atol=0)  # the same operations
     assert copies.count == 1
+
+
+def test_cells_that_are_given_as_reference_points_equal_those_of_self_attention():
+    attention, x, shapes = make_attention()
+    centers = cell_centers(shapes, None, x).expand(2, -1, -1)
+    reference = on_each_map(centers, None, num_levels=2)
+    torch.testing.assert_close(attention(x, x, shapes, reference), attention(x, x, shapes))
+
+
+def test_offsets_from_boxes_are_in_halves_of_their_sides_by_the_points():
+    attention, x, shapes = make_attention()
+    query, boxes = x[:, :7], torch.rand(2, 7, 1, 4).expand(-1, -1, 2, -1)
+    offsets = attention.sampling_offsets(query).view(2, 7, 4, 2, 3, 2)
+    places = boxes[:, :, None, :, None]
+    expected = places[..., :2] + offsets / 3 * places[..., 2:] / 2
+    torch.testing.assert_close(attention._locations(query, shapes, boxes), expected)
+
+
+def padded_features(dtype=torch.float32):
+    maps = (torch.randn(2, 16, 4, 5, dtype=dtype), torch.randn(2, 16, 2, 3, dtype=dtype))
+    return Features(maps, (32, 40), ((32, 40), (20, 17))), [(4, 5), (2, 3)]
+
+
+def test_padding_covers_the_cells_whose_corner_lies_beyond_the_image():
+    features, shapes = padded_features()
+    padding = padding_of(features, shapes)
+    first, second = (~cells for cells in padding.cells.split([20, 6], dim=1))
+    assert first[0].all()
+    assert second[0].all()
+    assert first[1].view(4, 5).tolist() == [[True, True, True, False, False]] * 3 + [[False] * 5]
+    assert second[1].view(2, 3).tolist() == [[True, True, False]] * 2
+    torch.testing.assert_close(padding.valid[1], torch.tensor([[3 / 5, 3 / 4], [2 / 3, 1.0]]))
+    assert padding_of(replace(features, unpadded_sizes=((32, 40),) * 2), shapes) is None
+    assert padding_of(features.maps, shapes) is None
+
+
+def test_padding_is_not_read():
+    attention, _, _ = make_attention()
+    features, shapes = padded_features()
+    padding, (value, _) = padding_of(features, shapes), to_tokens(features.maps)
+    reference = on_each_map(cell_centers(shapes, padding, value), padding, 2)
+    other = torch.where(padding.cells[..., None], 100.0, value)
+    query = torch.randn(2, 26, 16)
+    expected = attention(query, value, shapes, reference, padding)
+    torch.testing.assert_close(attention(query, other, shapes, reference, padding), expected)
+    assert not torch.allclose(attention(query, other, shapes, reference), expected)
+
+
+def test_maps_of_tokens_are_the_maps():
+    features, shapes = padded_features()
+    tokens, found = to_tokens(features.maps)
+    assert found == shapes
+    assert all(torch.equal(x, y) for x, y in zip(to_maps(tokens, shapes), features.maps, strict=True))

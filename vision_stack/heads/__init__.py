@@ -2,7 +2,9 @@
 
 from vision_stack.heads.base import Head
 from vision_stack.heads.boxes import BoxHead, BoxHeadConfig
+from vision_stack.heads.deformable_detr import DeformableDETRHead, DeformableDETRHeadConfig
 from vision_stack.heads.dense import FCOSHead, FCOSHeadConfig, RetinaNetHead, RetinaNetHeadConfig
+from vision_stack.heads.detr import DETRHead, DETRHeadConfig
 from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
@@ -11,6 +13,10 @@ from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRC
 __all__ = [
     "BoxHead",
     "BoxHeadConfig",
+    "DETRHead",
+    "DETRHeadConfig",
+    "DeformableDETRHead",
+    "DeformableDETRHeadConfig",
     "FCOSHead",
     "FCOSHeadConfig",
     "FasterRCNNHead",

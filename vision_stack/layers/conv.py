@@ -13,15 +13,23 @@ Norm = Literal["none", "group", "batch"]
 
 
 def conv_norm(
-    in_channels: int, out_channels: int, kernel_size: int, norm: Norm, *, relu: bool, bias: bool | None = None
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    norm: Norm,
+    *,
+    relu: bool,
+    bias: bool | None = None,
+    stride: int = 1,
 ) -> nn.Sequential:
-    """Size-keeping convolution `conv`, then `norm`, then ReLU. Unless `bias` says, it has a bias where no norm follows.
+    """Convolution `conv`, then `norm`, then ReLU. Unless `bias` says, it has a bias where no norm follows.
 
+    H x W cells become ceil(H / stride) x ceil(W / stride).
     GroupNorm has 32 groups, or as many of them as divide the channels (64 -> 32 groups, 48 -> 16).
     Initialised as detectron2's c2_xavier_fill, which FPN and MaskFormer use.
     """
     has_bias = norm == "none" if bias is None else bias
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=has_bias)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=has_bias)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=init_conv(conv))
     if norm == "group":
         layers["norm"] = nn.GroupNorm(math.gcd(32, out_channels), out_channels)

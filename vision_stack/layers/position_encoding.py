@@ -1,4 +1,4 @@
-"""Sine position encodings of a feature map (DETR's and RT-DETR's), and a layer that adds one."""
+"""Sine position encodings of feature maps (DETR's, RT-DETR's, Deformable DETR's), and a layer that adds one."""
 
 from __future__ import annotations
 
@@ -76,10 +76,33 @@ def _by_cell(length: int, channels: int, device: torch.device, dtype: torch.dtyp
 def _normalised(length: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Encoding of the positions 1 .. length along one axis: [length, channels]."""
     position = torch.arange(1, length + 1, device=device, dtype=dtype)
-    angle = position / (length + 1e-6) * (2 * math.pi)
-    exponent = torch.arange(0, channels, 2, device=device, dtype=dtype) / channels
-    angle = angle[:, None] / 10000.0**exponent
-    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+    return sine_encoding(position / (length + 1e-6), channels)
+
+
+def sine_encoding(values: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of values in [0, 1], by turns, wavelengths from 1 to 10000: [...] -> [..., channels]."""
+    exponent = torch.arange(0, channels, 2, device=values.device, dtype=values.dtype) / channels
+    angle = (values * (2 * math.pi))[..., None] / 10000.0**exponent
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+def centered_position_encoding(height: int, width: int, channels: int, valid: Tensor) -> Tensor:
+    """As `sine_position_encoding`, but of the cells' centres, and in every image's own n (Deformable DETR).
+
+    Args:
+        valid: [B, 2] (x, y), the share of the map that each image fills, at least float32.
+
+    Returns:
+        [B, height * width, channels].
+    """
+    x, y = (
+        sine_encoding(
+            (torch.arange(n, device=valid.device, dtype=valid.dtype) + 0.5) / (n * part + 1e-6), channels // 2
+        )
+        for n, part in zip((width, height), valid.split(1, dim=1), strict=True)
+    )  # [B, n, channels / 2]
+    x, y = x[:, None].expand(-1, height, -1, -1), y[:, :, None].expand(-1, -1, width, -1)
+    return torch.cat([y, x], dim=3).flatten(1, 2)
 
 
 class AddedPositions(nn.Module):

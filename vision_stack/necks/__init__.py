@@ -1,5 +1,6 @@
 """Necks: between the backbone's maps and what a head reads. Importing this package registers them."""
 
+from vision_stack.necks.deformable_encoder import DeformableEncoder, DeformableEncoderConfig
 from vision_stack.necks.fpn import FPN, FPNConfig
 from vision_stack.necks.hybrid_encoder import HybridEncoder, HybridEncoderConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
@@ -10,6 +11,8 @@ from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
 
 __all__ = [
     "FPN",
+    "DeformableEncoder",
+    "DeformableEncoderConfig",
     "FPNConfig",
     "HybridEncoder",
     "HybridEncoderConfig",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Depth, Fraction, register
 from vision_stack.layers.conv import conv_norm, init_conv
-from vision_stack.layers.deformable import DeformableEncoderLayer
+from vision_stack.layers.deformable import DeformableEncoderLayer, to_maps, to_tokens
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
@@ -101,8 +101,7 @@ class MSDeform(nn.Module):
 
     def _encode(self, levels: list[Tensor]) -> list[Tensor]:
         """Maps [B, C, h, w] through the deformable encoder, as one sequence of all their cells."""
-        shapes = [(x.shape[2], x.shape[3]) for x in levels]
-        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+        tokens, shapes = to_tokens(levels)
         position = torch.cat(
             [
                 sine_position_encoding(h, w, tokens.shape[2], tokens.device, tokens.dtype) + embed
@@ -111,9 +110,4 @@ class MSDeform(nn.Module):
         )
         for layer in self.layers:
             tokens = layer(tokens, position, shapes)
-        cells = tokens.split([h * w for h, w in shapes], dim=1)
-        # Cells row by row are channels-last maps.
-        return [
-            x.unflatten(1, shape).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-            for x, shape in zip(cells, shapes, strict=True)
-        ]
+        return to_maps(tokens, shapes)

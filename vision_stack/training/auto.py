@@ -33,13 +33,21 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     if "experiment" in typed:
         return result
     for kind in ("neck", "head"):
-        cls = registered(kind).get(str(result[kind].get("type")))
-        known = {"type", *(field.name for field in dataclasses.fields(cls))} if cls else result[kind].keys()
-        for name in result[kind].keys() - known:
-            path = f"{kind}.{name}"
-            if path not in RENAMED and not any(key == path or key.startswith(f"{path}.") for key in typed):
-                del result[kind][name]
+        if cls := registered(kind).get(str(result[kind].get("type"))):
+            _drop_unknown(result[kind], cls, kind, typed)
     return result
+
+
+def _drop_unknown(part: dict[str, Any], cls: type[Any], path: str, typed: set[str]) -> None:
+    """Remove what a config does not have, nor the configs in it, unless it was typed."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in part.keys() - {"type", *fields}:
+        option = f"{path}.{name}"
+        if option not in RENAMED and not any(key == option or key.startswith(f"{option}.") for key in typed):
+            del part[name]
+    for name, field in fields.items():
+        if isinstance(part.get(name), dict) and field.default_factory is not dataclasses.MISSING:
+            _drop_unknown(part[name], type(field.default_factory()), f"{path}.{name}", typed)
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:

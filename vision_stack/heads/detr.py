@@ -1,0 +1,192 @@
+"""What heads of the DETR family share: the maps they read, proposals, refined boxes, losses and detections.
+
+A head of one's own derives from `DETRHead` and gives `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from vision_stack.config import ConfigError, Count, Fraction, Layers
+from vision_stack.heads.base import Decoder, Head
+from vision_stack.heads.boxes import Candidates, instances, precise
+from vision_stack.layers.conv import conv_norm
+from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to_tokens
+from vision_stack.layers.mlp import MLP
+from vision_stack.losses.box_criterion import BoxCriterionConfig
+from vision_stack.ops.boxes import inverse_sigmoid
+from vision_stack.structures import (
+    BoxOutputs,
+    DecodeOptions,
+    Features,
+    FeatureSpec,
+    HeadConfig,
+    ImageInfo,
+    Instances,
+    Pyramid,
+    Target,
+    Task,
+)
+
+FINEST_STRIDE = 8  # finer maps are not read
+PRIOR_LOGIT = -4.59512  # of the probability 0.01 that a query starts with (RetinaNet, Sec. 4.1)
+PROPOSAL_SIZE = 0.05  # of the image, on the finest map
+BORDER = 0.01  # of the image; proposals whose centre or size is nearer to 0 or 1 are not used
+
+
+@dataclass(frozen=True, kw_only=True)
+class DETRHeadConfig(HeadConfig):
+    """Base of configs of heads whose queries give class logits and a box each."""
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"detection"})
+    needs_masks: ClassVar[bool] = False
+    num_queries: Count = 300
+    hidden_dim: Count = 256
+    num_decoder_layers: Layers = 6
+    num_heads: Count = 8
+    num_points: Count = 4  # that a head of a query reads of each map
+    ffn_dim: Count = 1024
+    dropout: Fraction = 0.1
+    loss: BoxCriterionConfig = field(default_factory=BoxCriterionConfig)
+
+    def check(self) -> None:
+        """ConfigError unless attention heads and sine positions fit the width."""
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ConfigError(
+                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
+            )
+
+    @property
+    def pyramid(self) -> Pyramid:
+        return Pyramid(finest_stride=FINEST_STRIDE)
+
+
+class Memory(NamedTuple):
+    """What queries read: the cells of all maps, one map after the other."""
+
+    tokens: Tensor  # [B, S, C]
+    shapes: list[tuple[int, int]]
+    padding: Padding | None
+
+
+class DETRHead(Head[BoxOutputs]):
+    """Base of heads that give `BoxOutputs`: subclasses add `forward`.
+
+    Attributes:
+        num_levels: how many maps are read, all from stride 8 on.
+    """
+
+    max_objects: int
+
+    def __init__(self, config: DETRHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.max_objects = config.num_queries
+        self.criterion = config.loss.build()
+        self.read = [index for index, spec in enumerate(in_specs) if spec.stride >= FINEST_STRIDE]
+        if not self.read:
+            raise ConfigError(
+                f"head: {config.type} needs maps at stride {FINEST_STRIDE} or coarser, got "
+                f"{tuple(spec.stride for spec in in_specs)}; choose them by backbone.out_strides=[8,16,32], or use "
+                "neck=simple_pyramid with a plain ViT"
+            )
+        self.num_levels = len(self.read)
+        dim = config.hidden_dim
+        self.input_projections = nn.ModuleList(
+            nn.Identity()
+            if in_specs[index].channels == dim
+            else conv_norm(in_specs[index].channels, dim, 1, "group", relu=False, bias=True)
+            for index in self.read
+        )
+
+    def memory(self, features: Features) -> Memory:
+        """The maps that are read, projected to the head's width where they have another."""
+        read = [features.maps[index] for index in self.read]
+        tokens, shapes = to_tokens([f(x) for f, x in zip(self.input_projections, read, strict=True)])
+        return Memory(tokens, shapes, padding_of(features, shapes))
+
+    def compute_loss(self, outputs: BoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Weighted losses by name; their sum is the total. See `vision_stack.losses.box_criterion`."""
+        return self.criterion(outputs, targets)
+
+    def class_rows(self) -> dict[str, Tensor]:
+        """A row per class."""
+        rows = torch.arange(self.num_classes)[:, None]
+        return {name: rows for name, _ in self.named_parameters() if name.startswith("class_embed.")}
+
+    @torch.no_grad()
+    def detections(self, outputs: BoxOutputs, options: DecodeOptions) -> list[Candidates]:
+        """Of each image the best pairs of a query and a class, best first; boxes as shares of the image, within it."""
+        scores = precise(outputs.pred_logits).sigmoid().flatten(1)
+        scores, cells = scores.topk(min(options.top_k, self.max_objects, scores.shape[1]))
+        queries, labels = cells // self.num_classes, cells % self.num_classes
+        boxes = box_convert(precise(outputs.pred_boxes), "cxcywh", "xyxy").clamp(0, 1)
+        columns = zip(take(boxes, queries), labels, scores, strict=True)
+        kept = scores >= options.lowest_score
+        return [Candidates(*(x[good] for x in column)) for column, good in zip(columns, kept, strict=True)]
+
+    def _boxes(self, outputs: BoxOutputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
+        for found, info in zip(self.detections(outputs, options), infos, strict=True):
+            height, width = info.size
+            yield instances(found, found.boxes.float() * found.boxes.new_tensor([width, height] * 2).float(), options)
+
+    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: values [B, S, D], index [B, Q] -> [B, Q, D]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+
+
+def refined(delta: Tensor, reference: Tensor) -> Tensor:
+    """Boxes [B, Q, 4] from what a layer adds to the logits of a reference: a point [B, Q, 2] or a box [B, Q, 4]."""
+    return (delta + F.pad(inverse_sigmoid(reference), (0, 4 - reference.shape[2]))).sigmoid()
+
+
+def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
+    """A box (cx, cy, w, h) at each cell, larger on coarser maps (Deformable DETR, Sec. A.4), and whether to use it.
+
+    Returns:
+        boxes as shares of the image, [1 or B, S, 4], and bool [1 or B, S].
+    """
+    centers = cell_centers(memory.shapes, memory.padding, memory.tokens).view(-1, memory.tokens.shape[1], 2)
+    sizes = [centers.new_full((h * w, 2), PROPOSAL_SIZE * 2**level) for level, (h, w) in enumerate(memory.shapes)]
+    boxes = torch.cat([centers, torch.cat(sizes).expand_as(centers)], dim=2)
+    usable = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(2)
+    return boxes, usable if memory.padding is None else usable & ~memory.padding.cells
+
+
+def image_sizes_of(features: Features) -> Tensor:
+    """(width, height) of each image without padding, in pixels: [B, 2], at least float32."""
+    first = features.maps[0]
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    if features.unpadded_sizes is None:  # nothing that would fix the batch where a model is exported
+        height, width = features.size
+        return torch.stack([torch.full((), n, device=first.device, dtype=dtype) for n in (width, height)]).expand(
+            first.shape[0], -1
+        )
+    sizes = torch.tensor([(width, height) for height, width in features.unpadded_sizes], dtype=dtype)
+    return sizes.to(first.device, non_blocking=True)
+
+
+def box_mlp(dim: int, size: float = 0.0) -> MLP:
+    """What moves a reference, at first by nothing; `size` is the logit of the boxes' sides where that is a point."""
+    mlp = MLP(dim, dim, 4, num_layers=3)
+    last: Any = mlp.layers[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias[:2])
+    nn.init.constant_(last.bias[2:], size)
+    return mlp
+
+
+def start_at_prior(classifier: nn.Linear) -> nn.Linear:
+    """A classifier whose sigmoids start at 0.01."""
+    nn.init.constant_(classifier.bias, PRIOR_LOGIT)
+    return classifier
