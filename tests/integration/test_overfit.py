@@ -1,0 +1,71 @@
+"""Detectors with queries learn four images by heart, from scratch: data, losses and predictions fit together."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vision_stack.config import from_dict
+from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.shapes import generate_tiny_shapes
+from vision_stack.model import VisionModel, VisionModelConfig
+from vision_stack.training.lightning_module import training_losses
+from vision_stack.training.tasks import build_evaluator, predictions_for
+
+SMALL = {"num_heads": 4, "ffn_dim": 128, "dropout": 0.0}
+ENCODER = {"type": "deformable_encoder", "channels": 64, "num_encoder_layers": 1, **SMALL}
+DECODER = {"type": "deformable_detr", "num_queries": 20, "hidden_dim": 64, "num_decoder_layers": 2, **SMALL}
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "deformable_detr": (ENCODER, DECODER),
+    "deformable_detr, learnt queries": (ENCODER, {**DECODER, "two_stage": False}),
+    "deformable_detr, no refinement": (ENCODER, {**DECODER, "two_stage": False, "with_box_refine": False}),
+}
+STEPS, RATE = 130, 2e-3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataModule:
+    """Four images of 64 pixels, which are validated on, too."""
+    root = generate_tiny_shapes(tmp_path_factory.mktemp("shapes"))
+    options: dict[str, Any] = {"type": "coco", "root": str(root), "num_workers": 0, "max_train_images": 4}
+    options |= {"max_val_images": 4, "batch_size": 4, "eval_batch_size": 4}
+    annotations = root / "annotations" / "instances_train.json"
+    options |= {"val_annotations": str(annotations), "val_images": str(root / "train")}
+    sides = {"short_edges": [64], "long_edge": 64, "flip": 0.0}
+    options |= {"train_transform": sides, "eval_transform": {"short_edge": 64, "long_edge": 64}}
+    return build_datamodule(from_dict(options, "data"), task="detection", masks=False)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_four_images_are_learnt_by_heart(name: str, data: DataModule) -> None:
+    neck, head = MODELS[name]
+    torch.manual_seed(0)
+    config = VisionModelConfig(
+        backbone=from_dict({"type": "timm", "model_name": "test_resnet"}, "backbone"),
+        neck=from_dict(neck, "neck"),
+        head=from_dict(head, "head"),
+        categories=data.categories,
+        task="detection",
+    )
+    model = VisionModel(config).train()
+    (batch,) = data.train_dataloader()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
+    for _ in range(STEPS):
+        loss = torch.stack(list(training_losses(model, batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    assert box_ap(model.eval(), data) >= 0.9  # the ceiling of boxes is 1
+
+
+@torch.no_grad()
+def box_ap(model: VisionModel, data: DataModule) -> float:
+    evaluator = build_evaluator(data, top_k=100)
+    for batch in data.val_dataloader():
+        outputs = model(model.normalize(batch.images, batch.padding_mask), image_sizes=batch.image_sizes)
+        for info, found in zip(batch.infos, predictions_for(evaluator, model, outputs, batch.infos), strict=True):
+            evaluator.update(info.image_id, found)
+    return float(evaluator.compute()["bbox"]["AP"])
