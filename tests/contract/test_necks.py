@@ -206,7 +206,10 @@ def test_hybrid_encoder_unfit_strides_fails_with_the_remedy(strides, line):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"fusion": "elan"}, {"expansion": 0.5, "num_encoder_layers": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"fusion": "elan"}, {"fusion": "elan_light", "merge": "sum"}, {"expansion": 0.5, "num_encoder_layers": 0}],
+)
 def test_hybrid_encoder_with_other_blocks_keeps_the_contract(options):
     check_neck(from_dict({"type": "hybrid_encoder", **SMALL["hybrid_encoder"], **options}, "neck"))
 

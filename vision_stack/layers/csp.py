@@ -61,21 +61,27 @@ class CSPRep(nn.Module):
 class RepELAN(nn.Module):
     """D-FINE's fusion block, RepNCSPELAN4: YOLOv9's GELAN (Wang et al. 2024, Sec. 4.2) of CSPRep blocks.
 
-    Half of the channels go through two CSPRep blocks in a row; both halves and what either block made are merged.
+    Of twice `out_channels`, half go through two CSPRep blocks in a row, each followed by a 3x3 convolution; both halves
+    and what either branch gives are merged.
 
     Args:
         expansion: twice the width of the CSPRep blocks, as a factor of `out_channels`.
+        convs: False leaves out the 3x3 convolutions (DEIMv2's RepNCSPELAN5).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, expansion: float = 1.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, expansion: float = 1.0, *, convs: bool = True
+    ) -> None:
         super().__init__()
-        half, width = in_channels // 2, round(out_channels * expansion // 2)
-        self.split = conv_norm_act(in_channels, 2 * half, 1, activation=nn.SiLU)
-        self.branches = nn.ModuleList(
-            nn.Sequential(CSPRep(channels, width, num_blocks), conv_norm_act(width, width, 3, activation=nn.SiLU))
-            for channels in (half, width)
-        )
-        self.merge = conv_norm_act(2 * half + 2 * width, out_channels, 1, activation=nn.SiLU)
+        width = round(out_channels * expansion // 2)
+        self.split = conv_norm_act(in_channels, 2 * out_channels, 1, activation=nn.SiLU)
+        self.branches = nn.ModuleList()
+        for channels in (out_channels, width):
+            branch = nn.Sequential(CSPRep(channels, width, num_blocks))
+            if convs:
+                branch.append(conv_norm_act(width, width, 3, activation=nn.SiLU))
+            self.branches.append(branch)
+        self.merge = conv_norm_act(2 * out_channels + 2 * width, out_channels, 1, activation=nn.SiLU)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.split(x).chunk(2, dim=1))

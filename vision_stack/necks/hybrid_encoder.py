@@ -1,4 +1,4 @@
-"""RT-DETR's efficient hybrid encoder (Zhao et al. 2023, Sec. 4.2), with RT-DETR's or D-FINE's fusion blocks."""
+"""RT-DETR's efficient hybrid encoder (Zhao et al. 2023, Sec. 4.2), with its or D-FINE's or DEIMv2's fusion."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from vision_stack.layers.position_encoding import cell_position_encoding
 from vision_stack.layers.transformer import DetrEncoderLayer, MapEncoder
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
-BLOCKS: dict[str, type[CSPRep] | type[RepELAN]] = {"csp_rep": CSPRep, "elan": RepELAN}
-
 
 @register("neck", "hybrid_encoder")
 @dataclass(frozen=True, kw_only=True)
 class HybridEncoderConfig(NeckConfig):
     """Maps of equal `channels`, named p3 (stride 8), p4, p5, from the backbone's at the same strides.
 
-    RT-DETR's published models have `fusion: csp_rep`, D-FINE's `fusion: elan`. Their `depth_mult` is a third of
-    `num_blocks`, their `hidden_expansion` is `expansion`.
+    RT-DETR's published models have `fusion: csp_rep`, D-FINE's `fusion: elan`, DEIMv2's `merge: sum` and, with DINOv3,
+    `fusion: elan_light`. Their `depth_mult` is a third of `num_blocks`, their `hidden_expansion` is `expansion`.
     """
 
     channels: Count = 256
-    fusion: Literal["csp_rep", "elan"] = "csp_rep"
+    fusion: Literal["csp_rep", "elan", "elan_light"] = "csp_rep"  # light: without 3x3 convolutions after CSP blocks
+    merge: Literal["concat", "sum"] = "concat"  # of the two maps that a fusion block gets
     num_blocks: Depth = 3  # RepVGG blocks in a row
     expansion: Annotated[float, Range(0.1, 8.0)] = 1.0  # of the width inside fusion blocks
     finest_stride: Count = 8  # finer maps are left out
@@ -69,6 +68,7 @@ class HybridEncoder(nn.Module):
 
     def __init__(self, config: HybridEncoderConfig, in_specs: tuple[FeatureSpec, ...]) -> None:
         super().__init__()
+        self.merge = config.merge
         self.left_out = sum(spec.stride < config.finest_stride for spec in in_specs)  # the finest maps
         read, channels = in_specs[self.left_out :], config.channels
         self.out_specs = tuple(FeatureSpec(f"p{s.stride.bit_length() - 1}", channels, s.stride) for s in read)
@@ -86,7 +86,12 @@ class HybridEncoder(nn.Module):
 
     @staticmethod
     def _fusion(config: HybridEncoderConfig) -> nn.Module:
-        return BLOCKS[config.fusion](2 * config.channels, config.channels, config.num_blocks, config.expansion)
+        channels = config.channels
+        given = 2 * channels if config.merge == "concat" else channels
+        if config.fusion == "csp_rep":
+            return CSPRep(given, channels, config.num_blocks, config.expansion)
+        convs = config.fusion == "elan"
+        return RepELAN(given, channels, config.num_blocks, config.expansion, convs=convs)
 
     @staticmethod
     def _lateral(config: HybridEncoderConfig) -> nn.Module:
@@ -111,8 +116,11 @@ class HybridEncoder(nn.Module):
         for lateral, fuse, fine in zip(self.laterals, self.top_down, reversed(finer), strict=True):
             laterals.append(lateral(x))
             upsampled = F.interpolate(laterals[-1], size=fine.shape[-2:], mode="nearest")
-            x = fuse(torch.cat([upsampled, fine], dim=1))
+            x = fuse(self._merged(upsampled, fine))
         pyramid = [x]
         for downsample, fuse, coarse in zip(self.downsample, self.bottom_up, reversed(laterals), strict=True):
-            pyramid.append(fuse(torch.cat([downsample(pyramid[-1]), coarse], dim=1)))
+            pyramid.append(fuse(self._merged(downsample(pyramid[-1]), coarse)))
         return tuple(pyramid)
+
+    def _merged(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y], dim=1) if self.merge == "concat" else x + y

@@ -1,4 +1,4 @@
-"""Names of the hybrid encoder in transformers' RT-DETR, RT-DETRv2 and D-FINE, and so of the checkpoints published in
+"""Names of the hybrid encoder in transformers' RT-DETR (v2), D-FINE and DEIMv2, and so of the checkpoints published in
 their format, in a `VisionModel` with `neck=hybrid_encoder`. Heads and backbones have names of their own.
 
 Those of files come first; a model in memory has other names for a few of them, in newer versions of transformers.
@@ -6,26 +6,29 @@ Those of files come first; a model in memory has other names for a few of them, 
 
 from __future__ import annotations
 
-from vision_stack.weights.renaming import Names
+from collections.abc import Mapping
 
+from torch import Tensor
+
+from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
+
+_SPLIT = ("csp_rep1.conv1.", "csp_rep2.conv1.")  # DEIMv2's, each of which is two convolutions here
 _FILE, _MEMORY = "model.encoder.encoder.0.layers.{i}.", "model.encoder.aifi.0.layers.{i}."
-_OURS = "neck.encoder.{i}."
-_ENCODER: Names = tuple(
-    (f"{layer}{theirs}.{{p}}", f"{_OURS}{ours}.{{p}}")
-    for layer in (_FILE, _MEMORY)
-    for theirs, ours in (
-        *((f"self_attn.{part}_proj", f"self_attn.{part}_proj") for part in ("q", "k", "v", "out")),
-        ("self_attn.o_proj", "self_attn.out_proj"),
-        ("self_attn_layer_norm", "self_attn_norm"),
-        ("fc1", "ffn.linear1"),
-        ("fc2", "ffn.linear2"),
-        ("mlp.fc1", "ffn.linear1"),
-        ("mlp.fc2", "ffn.linear2"),
-        ("mlp.layers.0", "ffn.linear1"),  # D-FINE's
-        ("mlp.layers.1", "ffn.linear2"),
-        ("final_layer_norm", "ffn_norm"),
-    )
-)
+
+
+def _encoder(theirs: str, out: str, first: str, second: str) -> Names:
+    parts = {f"self_attn.{part}_proj": f"self_attn.{part}_proj" for part in "qkv"} | {
+        f"self_attn.{out}": "self_attn.out_proj",
+        "self_attn_layer_norm": "self_attn_norm",
+        first: "ffn.linear1",
+        second: "ffn.linear2",
+        "final_layer_norm": "ffn_norm",
+    }
+    return tuple((f"{theirs}{name}.{{p}}", f"neck.encoder.{{i}}.{ours}.{{p}}") for name, ours in parts.items())
+
+
+_IN_FILES = _encoder(_FILE, "out_proj", "fc1", "fc2")
+_D_FINE_IN_MEMORY = _encoder(_MEMORY, "o_proj", "mlp.layers.0", "mlp.layers.1")
 _PROJECTIONS: Names = tuple(
     (f"model.encoder_input_proj.{{i}}.{number}.{{p}}", f"neck.projections.{{i}}.{part}.{{p}}")
     for number, part in enumerate(("conv", "norm"))
@@ -42,6 +45,12 @@ def _csp_rep(theirs: str, ours: str) -> Names:
         *_convs(f"{theirs}.conv1", f"{ours}.main"),
         *_convs(f"{theirs}.conv2", f"{ours}.shortcut"),
         *_convs(f"{theirs}.conv3", f"{ours}.output"),
+        *_rep_vgg(theirs, ours),
+    )
+
+
+def _rep_vgg(theirs: str, ours: str) -> Names:
+    return (
         *_convs(f"{theirs}.bottlenecks.{{j}}.conv1", f"{ours}.blocks.{{j}}.wide"),
         *_convs(f"{theirs}.bottlenecks.{{j}}.conv2", f"{ours}.blocks.{{j}}.point"),
     )
@@ -58,27 +67,67 @@ def _elan(theirs: str, ours: str) -> Names:
     )
 
 
-_COMMON = (*_PROJECTIONS, *_ENCODER, *_convs("model.encoder.lateral_convs.{i}", "neck.laterals.{i}"))
+def _deimv2_elan(theirs: str, ours: str) -> Names:
+    """With the two convolutions at the start of a CSP block in one, the shortcut's channels first."""
+    names = [*_convs(f"{theirs}.conv1", f"{ours}.split"), *_convs(f"{theirs}.conv2", f"{ours}.merge")]
+    for number in range(2):
+        block, branch = f"{theirs}.csp_rep{number + 1}", f"{ours}.branches.{number}"
+        for part, name in enumerate(("shortcut", "main")):
+            names += [(f"{joined}#{part}", own) for joined, own in _convs(f"{block}.conv1", f"{branch}.0.{name}")]
+        names += [*_rep_vgg(block, f"{branch}.0"), *_convs(f"{block}.conv2", f"{branch}.1")]
+    return tuple(names)
+
+
+_LATERALS = _convs("model.encoder.lateral_convs.{i}", "neck.laterals.{i}")
 _PLACES = (
     ("model.encoder.fpn_blocks.{i}", "neck.top_down.{i}"),
     ("model.encoder.pan_blocks.{i}", "neck.bottom_up.{i}"),
 )
 _DOWNSAMPLE = ("model.encoder.downsample_convs.{i}", "neck.downsample.{i}")
+_SC_DOWN: Names = tuple(
+    pair for number in range(2) for pair in _convs(f"{_DOWNSAMPLE[0]}.conv{number + 1}", f"{_DOWNSAMPLE[1]}.{number}")
+)
 
-# By the neck's `fusion`; transformers' names start with `model.`, as those of `RTDetrForObjectDetection` do.
-HYBRID_ENCODER: dict[str, Names] = {
-    "csp_rep": (
-        *_COMMON,
+# By transformers' `model_type`, of which rt_detr_v2 is as rt_detr.
+_NAMES: dict[str, Names] = {
+    "rt_detr": (
+        *_PROJECTIONS,
+        *_IN_FILES,
+        *_encoder(_MEMORY, "o_proj", "mlp.fc1", "mlp.fc2"),
+        *_LATERALS,
         *_convs(*_DOWNSAMPLE),
         *(pair for theirs, ours in _PLACES for pair in _csp_rep(theirs, ours)),
     ),
-    "elan": (
-        *_COMMON,
-        *(
-            pair
-            for number in range(2)
-            for pair in _convs(f"{_DOWNSAMPLE[0]}.conv{number + 1}", f"{_DOWNSAMPLE[1]}.{number}")
-        ),
+    "d_fine": (
+        *_PROJECTIONS,
+        *_IN_FILES,
+        *_D_FINE_IN_MEMORY,
+        *_LATERALS,
+        *_SC_DOWN,
         *(pair for theirs, ours in _PLACES for pair in _elan(theirs, ours)),
     ),
+    "deimv2": (
+        *_convs("model.conv_encoder.encoder_input_proj.{i}", "neck.projections.{i}"),
+        *_D_FINE_IN_MEMORY,  # in files, too
+        *_LATERALS,
+        *_SC_DOWN,
+        *(pair for theirs, ours in _PLACES for pair in _deimv2_elan(theirs, ours)),
+    ),
 }
+
+
+def convert_hybrid_encoder(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """The hybrid encoder's part of a state dict of transformers', with its whole names -> `neck.` and ours.
+
+    Raises:
+        ValueError: a key that this architecture does not have.
+    """
+    if model_type == "deimv2":
+        for block in _SPLIT:
+            state = split_part(state, block, 2)
+    return rename(state, to_ours(_NAMES[model_type]))
+
+
+def export_hybrid_encoder(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """The reverse of `convert_hybrid_encoder`, with the names of files."""
+    return join_parts(rename(state, to_theirs(_NAMES[model_type])))

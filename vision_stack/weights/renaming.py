@@ -37,7 +37,10 @@ def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
 
 
 def join_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Concatenate the tensors `name#0`, `name#1`, ... along their first axis, under `name`; all others stay."""
+    """Concatenate the tensors `name#0`, `name#1`, ... along their first axis, under `name`; all others stay.
+
+    Of scalars, such as the number of batches that norms have seen, it keeps the first.
+    """
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
@@ -46,7 +49,9 @@ def join_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts.setdefault(name, {})[int(index)] = value
         else:
             joined[key] = value
-    return joined | {name: torch.cat([found[i] for i in sorted(found)]) for name, found in parts.items()}
+    for name, found in parts.items():
+        joined[name] = torch.cat([found[i] for i in sorted(found)]) if found[0].ndim else found[0]
+    return joined
 
 
 def to_ours(names: Names) -> Rules:
@@ -71,11 +76,12 @@ def _replacement(template: str) -> str:
 
 
 def split_part(state: Mapping[str, Tensor], ending: str, count: int) -> dict[str, Tensor]:
-    """Undo `join_parts`: names that contain `ending` are split along the first axis into `name#0` to `name#count-1`."""
+    """Undo `join_parts`: tensors whose names contain `ending` are split into `name#0` to `name#count-1`."""
     split: dict[str, Tensor] = {}
     for key, value in state.items():
         if ending in key:
-            split |= {f"{key}#{i}": part for i, part in enumerate(value.chunk(count))}
+            pieces = value.chunk(count) if value.ndim else (value,) * count
+            split |= {f"{key}#{i}": part for i, part in enumerate(pieces)}
         else:
             split[key] = value
     return split
