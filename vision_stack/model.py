@@ -154,7 +154,7 @@ class VisionModel(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         sizes = None if image_sizes is None else tuple(image_sizes)
         found = self.backbone(images)
-        maps = self.neck(Features(found.feature_maps, size, sizes, found.tokens))
+        maps = self.neck(Features(found.feature_maps, size, sizes, found.tokens, images))
         maps = tuple(crop_to_image(maps, self.neck.out_specs, size))  # a neck may go beyond the image's borders
         return self.head(Features(maps, size, sizes, found.tokens), targets)
 

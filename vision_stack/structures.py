@@ -41,6 +41,7 @@ class Features:
     size: tuple[int, int]  # (H, W) of the padded batch
     unpadded_sizes: tuple[tuple[int, int], ...] | None = None  # of each image; None: there is no padding
     tokens: Tensor | None = None  # [B, P + h * w, C] after the last block that ran; of plain transformers only
+    pixels: Tensor | None = None  # [B, 3, H, W], the backbone's input, for necks that look for details in it
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -281,7 +281,7 @@ def _check_gradients(module: nn.Module, whose: str, *, all_of_them: bool = True)
 
 def _features(specs: Iterable[FeatureSpec], size: tuple[int, int]) -> Features:
     maps = tuple(_random(2, s.channels, *(-(-length // s.stride) for length in size)) for s in specs)
-    return Features(maps, size, (size,) * 2)
+    return Features(maps, size, (size,) * 2, pixels=_random(2, 3, *size))
 
 
 def _target(count: int, size: tuple[int, int], num_classes: int, masks: bool) -> Target:

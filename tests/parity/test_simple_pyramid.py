@@ -9,7 +9,7 @@ from vision_stack.config import from_dict, registered
 from vision_stack.heads import MaskHead
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import SimplePyramidConfig
-from vision_stack.necks.simple_pyramid import resample
+from vision_stack.necks.pyramid import resample
 from vision_stack.structures import FeatureSpec
 
 TINY_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}

@@ -8,6 +8,7 @@ from vision_stack.necks.none import NoNeck, NoNeckConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from vision_stack.necks.scale_projector import ScaleProjector, ScaleProjectorConfig
 from vision_stack.necks.simple_pyramid import SimplePyramid, SimplePyramidConfig
+from vision_stack.necks.spatial_tuning import SpatialTuning, SpatialTuningConfig
 
 __all__ = [
     "FPN",
@@ -26,4 +27,6 @@ __all__ = [
     "ScaleProjectorConfig",
     "SimplePyramid",
     "SimplePyramidConfig",
+    "SpatialTuning",
+    "SpatialTuningConfig",
 ]

@@ -1,7 +1,8 @@
-"""What pyramids share: which maps there are beside those at the backbone's strides."""
+"""What pyramids share: which maps there are beside those at the backbone's strides, and maps of other strides."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -76,3 +77,10 @@ class CoarserMaps(nn.ModuleList):
             x = layer(F.relu(x) if maps else x)
             maps.append(x)
         return maps
+
+
+def resample(x: Tensor, scale: float) -> Tensor:
+    """[B, C, h, w] -> [B, C, >= h * scale, >= w * scale]; the cells' centres stay in place, borders are continued."""
+    more = math.ceil(1 / scale)  # the size is rounded down
+    x = F.pad(x, (0, more, 0, more), mode="replicate")
+    return F.interpolate(x, scale_factor=scale, mode="bilinear", recompute_scale_factor=False)

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, register
-from vision_stack.necks.pyramid import PyramidConfig
+from vision_stack.necks.pyramid import PyramidConfig, resample
 from vision_stack.structures import Features, FeatureSpec, Pyramid
 
 STRIDES = (4, 8, 16, 32)
@@ -65,13 +64,6 @@ class SimplePyramid(nn.Module):
             x = resample(x, self.resample)
         pyramid = [level(x) for level in self.levels]
         return (*pyramid, *self.extra(pyramid[-1], x))
-
-
-def resample(x: Tensor, scale: float) -> Tensor:
-    """[B, C, h, w] -> [B, C, >= h * scale, >= w * scale]; the cells' centres stay in place, borders are continued."""
-    more = math.ceil(1 / scale)  # the size is rounded down
-    x = F.pad(x, (0, more, 0, more), mode="replicate")
-    return F.interpolate(x, scale_factor=scale, mode="bilinear", recompute_scale_factor=False)
 
 
 def _level(width: int, stride: int, target: int, channels: int) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """Names of the hybrid encoder in transformers' RT-DETR (v2), D-FINE and DEIMv2, and so of the checkpoints published in
-their format, in a `VisionModel` with `neck=hybrid_encoder`. Heads and backbones have names of their own.
+their format, in a `VisionModel` with `neck=hybrid_encoder` or, of DEIMv2 with DINOv3, `neck=spatial_tuning`. Heads and
+backbones have names of their own.
 
 Those of files come first; a model in memory has other names for a few of them, in newer versions of transformers.
 """
@@ -88,6 +89,14 @@ _SC_DOWN: Names = tuple(
     pair for number in range(2) for pair in _convs(f"{_DOWNSAMPLE[0]}.conv{number + 1}", f"{_DOWNSAMPLE[1]}.{number}")
 )
 
+_DEIMV2 = (
+    *_D_FINE_IN_MEMORY,  # in files, too
+    *_LATERALS,
+    *_SC_DOWN,
+    *(pair for theirs, ours in _PLACES for pair in _deimv2_elan(theirs, ours)),
+)
+_ADAPTER = "model.conv_encoder.spatial_tuning_adapter"
+
 # By transformers' `model_type`, of which rt_detr_v2 is as rt_detr.
 _NAMES: dict[str, Names] = {
     "rt_detr": (
@@ -106,28 +115,31 @@ _NAMES: dict[str, Names] = {
         *_SC_DOWN,
         *(pair for theirs, ours in _PLACES for pair in _elan(theirs, ours)),
     ),
-    "deimv2": (
-        *_convs("model.conv_encoder.encoder_input_proj.{i}", "neck.projections.{i}"),
-        *_D_FINE_IN_MEMORY,  # in files, too
-        *_LATERALS,
-        *_SC_DOWN,
-        *(pair for theirs, ours in _PLACES for pair in _deimv2_elan(theirs, ours)),
+    "deimv2": (*_convs("model.conv_encoder.encoder_input_proj.{i}", "neck.projections.{i}"), *_DEIMV2),
+    "deimv2, spatial_tuning": (
+        *_convs("model.conv_encoder.fusion_proj.{i}", "neck.projections.{i}"),
+        *_convs(f"{_ADAPTER}.stem_conv", "neck.detail.stem.0"),
+        *(pair for n in range(3) for pair in _convs(f"{_ADAPTER}.conv{n + 2}", f"neck.detail.steps.{n}")),
+        *_DEIMV2,
     ),
 }
 
 
-def convert_hybrid_encoder(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+def convert_hybrid_encoder(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """The hybrid encoder's part of a state dict of transformers', with its whole names -> `neck.` and ours.
+
+    Args:
+        family: transformers' `model_type`, or "deimv2, spatial_tuning" for a DEIMv2 on DINOv3.
 
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    if model_type == "deimv2":
+    if family.startswith("deimv2"):
         for block in _SPLIT:
             state = split_part(state, block, 2)
-    return rename(state, to_ours(_NAMES[model_type]))
+    return rename(state, to_ours(_NAMES[family]))
 
 
-def export_hybrid_encoder(state: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+def export_hybrid_encoder(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """The reverse of `convert_hybrid_encoder`, with the names of files."""
-    return join_parts(rename(state, to_theirs(_NAMES[model_type])))
+    return join_parts(rename(state, to_theirs(_NAMES[family])))
