@@ -238,6 +238,8 @@ class BoxOutputs(NamedTuple):
     image_sizes: Tensor  # [B, 2] (width, height) without padding, in pixels
     encoder_logits: Tensor | None = None  # [B, P, K] of P proposals, or [B, P, 1]: an object of any class
     encoder_boxes: Tensor | None = None  # [B, P, 4]
+    denoising_logits: Tensor | None = None  # [L + 1, B, D, K] of all decoder layers, of queries that are noised objects
+    denoising_boxes: Tensor | None = None  # [L + 1, B, D, 4]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from transformers.loss.loss_deformable_detr import (
 from transformers.loss.loss_deimv2 import Deimv2Loss
 from transformers.loss.loss_lw_detr import LwDetrForObjectDetectionLoss
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
+from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoising_training_group
 
 from vision_stack.losses import BoxCriterionConfig
 from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, match_boxes
 from vision_stack.structures import BoxOutputs, Target
 
-NUM_CLASSES, LAYERS, QUERIES = 5, 3, 12
+NUM_CLASSES, LAYERS, QUERIES, NUM_DENOISING = 5, 3, 12, 20
 SIZES = torch.tensor([[640.0, 480.0], [333.0, 512.0], [64.0, 64.0]], dtype=torch.float64)  # (width, height)
 COUNTS = (4, 0, 7)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # of float64
@@ -83,14 +84,24 @@ def rt_detr(outputs: BoxOutputs, labels: list[dict[str, Tensor]]) -> dict[str, T
         eos_coefficient=0.1, focal_loss_alpha=0.75, focal_loss_gamma=2.0, auxiliary_loss=True,
     )  # fmt: skip
     logits, boxes = stacked(outputs, dim=1)
+    denoising = None
+    if outputs.denoising_logits is not None and outputs.denoising_boxes is not None:
+        *_, denoising = get_contrastive_denoising_training_group(
+            labels, NUM_CLASSES, QUERIES, torch.nn.Identity(), num_denoising_queries=NUM_DENOISING
+        )
+        logits = torch.cat([outputs.denoising_logits.transpose(0, 1), logits], 2)
+        boxes = torch.cat([outputs.denoising_boxes.transpose(0, 1), boxes], 2)
     found: dict[str, Tensor] = RTDetrForObjectDetectionLoss(
-        outputs.pred_logits, labels, torch.device("cpu"), outputs.pred_boxes, config, logits, boxes,
-        enc_topk_logits=outputs.encoder_logits, enc_topk_bboxes=outputs.encoder_boxes,
+        logits[:, -1], labels, torch.device("cpu"), boxes[:, -1], config, logits, boxes,
+        enc_topk_logits=outputs.encoder_logits, enc_topk_bboxes=outputs.encoder_boxes, denoising_meta_values=denoising,
     )[1]  # fmt: skip
-    names = {
-        k: k.replace("_vfl", "_class").replace(f"_aux_{LAYERS - 1}", "_encoder").replace("_aux", "") for k in found
-    }
-    return {names[k]: v for k, v in found.items()}
+    last = {f"_aux_{LAYERS - 1}": "_encoder", f"_dn_{LAYERS - 1}": "_denoising"}
+    renamed = {}
+    for name, loss in found.items():
+        for theirs, ours in {"_vfl": "_class", **last, "_aux": "", "_dn": "_denoising"}.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = loss
+    return renamed
 
 
 def lw_detr(outputs: BoxOutputs, labels: list[dict[str, Tensor]], groups: int) -> dict[str, Tensor]:
@@ -138,6 +149,16 @@ def test_proposals_of_any_class_are_supervised_as_deformable_detr_with_one_class
 def test_varifocal_losses_equal_rt_detrs() -> None:
     outputs = outputs_of(proposals=QUERIES)
     assert_equal(losses_of(outputs, "varifocal"), rt_detr(outputs, targets_of()[1]))
+
+
+def test_losses_of_noised_objects_equal_rt_detrs() -> None:
+    queries = 2 * max(COUNTS) * (NUM_DENOISING // max(COUNTS))
+    noised = outputs_of(queries)
+    logits, boxes = stacked(noised)
+    outputs = outputs_of(proposals=QUERIES)._replace(denoising_logits=logits.flip(0), denoising_boxes=boxes.flip(0))
+    losses = losses_of(outputs, "varifocal")
+    assert "loss_giou_denoising_1" in losses
+    assert_equal(losses, rt_detr(outputs, targets_of()[1]))
 
 
 @pytest.mark.parametrize("groups", [1, 3])

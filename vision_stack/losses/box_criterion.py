@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vision_stack.config import Config, ConfigError, NonNegative
-from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, labels_for, match_boxes
+from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, box_objects, labels_for, match_boxes
 from vision_stack.losses.class_losses import CLASS_LOSSES, ClassLossName
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
+from vision_stack.losses.denoising import denoising_matches, num_groups_of
 from vision_stack.losses.matcher import Matches, warn_about_dropped
 from vision_stack.ops.boxes import iou_and_giou, is_ignored
 from vision_stack.structures import BoxOutputs, Target
@@ -70,38 +72,26 @@ class BoxCriterion(nn.Module):
 
         Returns:
             scalars `loss_class`, `loss_bbox`, `loss_giou` of the last layer, with `_0` ... `_{L-1}` of the earlier ones
-            and with `_encoder` of the proposals.
+            and with `_encoder` of the proposals; with `_denoising` (and `_denoising_0` ...) of noised objects.
         """
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
-            layers = len(outputs.aux_logits) + 1
-            stacks = [
-                LayerStack(
-                    _grouped(torch.cat([outputs.aux_logits, outputs.pred_logits[None]]), num_groups),
-                    _grouped(torch.cat([outputs.aux_boxes, outputs.pred_boxes[None]]), num_groups),
-                )
-            ]
-            if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
-                proposals = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
-                stacks.append(LayerStack(*(_grouped(x, num_groups) for x in proposals)))
-            objects = _objects(targets, outputs.image_sizes, stacks[0].boxes.dtype)
-            matched = match_boxes(stacks, objects, self.config.costs)
-            warn_about_dropped(matched[0].dropped, num_queries=stacks[0].logits.shape[2])
-
-            sums = []
-            for stack, matches in zip(stacks, matched, strict=True):
-                ignored = _ignored(stack.boxes.detach(), targets, outputs.image_sizes)
-                sums.append(self._sums(stack, objects, matches, ignored))
-            per_layer = torch.cat(sums, dim=1).unflatten(1, (-1, num_groups)).sum(2)  # [3, layers, the encoder last]
-            (num_boxes,) = mean_over_ranks([per_layer.new_full((1,), sum(objects.counts))], at_least=1.0)
+            objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
+            parts = list(_parts(outputs, objects, num_groups))
+            searched = [part.stack for part in parts if part.matches is None]
+            found = iter(match_boxes(searched, objects, self.config.costs))
+            (num_boxes,) = mean_over_ranks([searched[0].boxes.new_full((1,), sum(objects.counts))], at_least=1.0)
             weights = (self.config.class_weight, self.config.bbox_weight, self.config.giou_weight)
-            losses = {
-                f"loss_{part}": weight * sums / (num_boxes * num_groups)
-                for part, weight, sums in zip(PARTS, weights, per_layer, strict=True)
-            }
-            named = named_by_layer(**{name: values[:layers] for name, values in losses.items()})
-            if len(stacks) > 1:
-                named |= {f"{name}_encoder": values[layers] for name, values in losses.items()}
-        return named
+            losses: dict[str, Tensor] = {}
+            for part in parts:
+                matches = next(found) if part.matches is None else part.matches
+                if not part.suffix:
+                    warn_about_dropped(matches.dropped, num_queries=part.stack.logits.shape[2])
+                ignored = _ignored(part.stack.boxes.detach(), targets, outputs.image_sizes)
+                sums = self._sums(part.stack, objects, matches, ignored)
+                means = sums.unflatten(1, (part.num_layers, -1)).sum(2) / (num_boxes * part.num_groups)
+                rows = zip(PARTS, weights, means, strict=True)
+                losses |= named_by_layer(**{f"loss_{name}{part.suffix}": weight * row for name, weight, row in rows})
+        return losses
 
     def _sums(self, stack: LayerStack, objects: BoxObjects, matches: Matches, ignored: Tensor | None) -> Tensor:
         """Sums over the batch, of each layer: class loss, L1 and 1 - GIoU, [3, L]."""
@@ -123,17 +113,35 @@ class BoxCriterion(nn.Module):
         return sums + F.pad(negative.sum((1, 2, 3))[None], (0, 0, 0, 2))
 
 
+class _Part(NamedTuple):
+    """Layers that are supervised alike."""
+
+    suffix: str  # of their losses' names
+    num_layers: int
+    stack: LayerStack
+    num_groups: int  # of queries that each object has one query in
+    matches: Matches | None = None  # where they are known
+
+
+def _parts(outputs: BoxOutputs, objects: BoxObjects, num_groups: int) -> Iterator[_Part]:
+    """The decoder's layers, the encoder's proposals, and noised objects."""
+    decoder = LayerStack(
+        _grouped(torch.cat([outputs.aux_logits, outputs.pred_logits[None]]), num_groups),
+        _grouped(torch.cat([outputs.aux_boxes, outputs.pred_boxes[None]]), num_groups),
+    )
+    yield _Part("", len(outputs.aux_logits) + 1, decoder, num_groups)
+    if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
+        proposals = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
+        yield _Part("_encoder", 1, LayerStack(*(_grouped(x, num_groups) for x in proposals)), num_groups)
+    if outputs.denoising_logits is not None and outputs.denoising_boxes is not None:
+        stack = LayerStack(widened(outputs.denoising_logits), widened(outputs.denoising_boxes))
+        matches = denoising_matches(stack, objects)
+        yield _Part("_denoising", len(stack.logits), stack, num_groups_of(stack, objects), matches)
+
+
 def _grouped(x: Tensor, num_groups: int) -> Tensor:
     """[L, B, G * Q, D] -> [L * G, B, Q, D]."""
     return widened(x).unflatten(2, (num_groups, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _objects(targets: Sequence[Target], image_sizes: Tensor, dtype: torch.dtype) -> BoxObjects:
-    # Every operation on a tensor subclass such as tv_tensors.BoundingBoxes pays for dispatch in Python.
-    labels = [target["labels"].as_subclass(Tensor) for target in targets]
-    pairs = zip(targets, image_sizes.to(dtype).repeat(1, 2), strict=True)
-    boxes = torch.cat([target["boxes"].as_subclass(Tensor).to(dtype) / size for target, size in pairs])
-    return BoxObjects(torch.cat(labels), box_convert(boxes, "xyxy", "cxcywh"), tuple(len(each) for each in labels))
 
 
 def _ignored(boxes: Tensor, targets: Sequence[Target], image_sizes: Tensor) -> Tensor | None:

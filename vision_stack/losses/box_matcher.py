@@ -13,6 +13,7 @@ from vision_stack.losses.class_losses import focal_negative, focal_positive
 from vision_stack.losses.matcher import Matches, assign, padded_rows
 from vision_stack.ops.boxes import iou_and_giou
 from vision_stack.ops.tiles import slices, tile_elements
+from vision_stack.structures import Target
 
 
 class BoxObjects(NamedTuple):
@@ -48,6 +49,21 @@ def match_boxes(stacks: Sequence[LayerStack], objects: BoxObjects, weights: BoxC
     costs = [part for stack in stacks for part in _costs(stack, objects, weights)]
     sizes = [(len(stack.logits), stack.logits.shape[2]) for stack in stacks]
     return assign(costs, sizes, objects.counts, objects.boxes.device)
+
+
+def box_objects(targets: Sequence[Target], image_sizes: Tensor, dtype: torch.dtype) -> BoxObjects:
+    """Targets as matching and losses take them.
+
+    Args:
+        targets: one per image, boxes xyxy in pixels.
+        image_sizes: [B, 2] (width, height) in pixels.
+        dtype: of the boxes.
+    """
+    # Every operation on a tensor subclass such as tv_tensors.BoundingBoxes pays for dispatch in Python.
+    labels = [target["labels"].as_subclass(Tensor) for target in targets]
+    pairs = zip(targets, image_sizes.to(dtype).repeat(1, 2), strict=True)
+    boxes = torch.cat([target["boxes"].as_subclass(Tensor).to(dtype) / size for target, size in pairs])
+    return BoxObjects(torch.cat(labels), box_convert(boxes, "xyxy", "cxcywh"), tuple(len(each) for each in labels))
 
 
 def labels_for(stack: LayerStack, labels: Tensor) -> Tensor:

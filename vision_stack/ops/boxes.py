@@ -28,8 +28,8 @@ def iou_and_giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logits of coordinates in [0, 1], those nearer to 0 or 1 than `eps` taken as `eps` away."""
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    """Logits of coordinates; those beyond 0 or 1, or nearer than `eps` to it, count as `eps` away."""
+    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
