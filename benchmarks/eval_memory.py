@@ -32,8 +32,9 @@ from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.metrics import CocoEvaluator
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import encode_instances
-from vision_stack.structures import Category, ImageInfo, MaskOutputs
+from vision_stack.structures import Category, ImageInfo
 from vision_stack.training.allocator import return_freed_memory
 
 QUERIES = 100

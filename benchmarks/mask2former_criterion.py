@@ -22,7 +22,8 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from vision_stack.losses import MaskCriterionConfig
 from vision_stack.ops.point_sampling import pixel_centers
-from vision_stack.structures import MaskOutputs, Target
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Target
 
 LAYERS, IMAGES, QUERIES, CLASSES, CHANNELS, MAP, SIZE = 10, 2, 100, 80, 256, 96, 384
 REQUIRED = {1: 1.5, 10: 1.5, 50: 2.5, 100: 2.5}

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
 from vision_stack.model import VisionModel
-from vision_stack.structures import Batch, MaskOutputs
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Batch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/parity"))
 from mask2former_oracle import STAGES, perturb

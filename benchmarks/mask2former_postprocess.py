@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import Mask2FormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import predict_instances, predict_panoptic, predict_semantic
-from vision_stack.structures import ImageInfo, MaskOutputs, PanopticSegmentation
+from vision_stack.structures import ImageInfo, PanopticSegmentation
 
 OBJECTS = 15  # confident ones in an image
 THINGS = 60  # of the classes; the others are stuff

@@ -20,8 +20,9 @@ from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.data.layout import find_splits
 from vision_stack.data.transforms import EvalTransformConfig
 from vision_stack.metrics.coco import CocoEvaluator
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import encode_instances
-from vision_stack.structures import MaskOutputs, Target
+from vision_stack.structures import Target
 
 STRIDE, SIZE_DIVISOR = 4, 32
 CERTAIN = 30.0  # a class logit whose softmax is 1

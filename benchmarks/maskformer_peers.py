@@ -15,8 +15,9 @@ from vision_stack.backbones import ResNetConfig as OurResNetConfig
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
+from vision_stack.outputs import MaskOutputs
 from vision_stack.published import PublishedModel, convert, from_transformers
-from vision_stack.structures import Batch, Category, MaskOutputs
+from vision_stack.structures import Batch, Category
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/parity"))
 from maskformer_oracle import perturb

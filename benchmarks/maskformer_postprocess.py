@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import MaskFormerImageProcessor
 from transformers.models.maskformer.modeling_maskformer import MaskFormerForInstanceSegmentationOutput
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess.instance import encode_instances, predict_instances
-from vision_stack.structures import ImageInfo, Instances, MaskOutputs
+from vision_stack.structures import ImageInfo, Instances
 
 IMAGES, QUERIES, CLASSES, CHANNELS = 8, 100, 80, 256
 MAP, INPUT, SIZE = (96, 96), (384, 384), (480, 640)

@@ -26,7 +26,7 @@ _HOME = {
     "Instances": "structures",
     "MaskFormerConfig": "compat.maskformer",
     "MaskFormerForInstanceSegmentation": "compat.maskformer",
-    "MaskOutputs": "structures",
+    "MaskOutputs": "outputs",
     "PanopticSegmentation": "structures",
     "Run": "commands.python",
     "SemanticSegmentation": "structures",

@@ -91,6 +91,10 @@ class VisionModelConfig(Config):
         if letters > MAX_LETTERS:
             raise ConfigError(f"categories: names of {letters:,} letters; at most {MAX_LETTERS:,} fit in a checkpoint")
         self.head.check_task(self.task)
+        if tail := self.head.tail:
+            if self.neck.type != "none":
+                raise ConfigError(f"neck: head={self.head.type} reads no maps but the backbone's tokens; use neck=none")
+            object.__setattr__(self, "backbone", self.backbone.with_tail(tail))
         object.__setattr__(self, "neck", self.neck.fitted(self.head.pyramid))
 
 
@@ -156,7 +160,7 @@ class VisionModel(nn.Module):
         found = self.backbone(images)
         maps = self.neck(Features(found.feature_maps, size, sizes, found.tokens, images))
         maps = tuple(crop_to_image(maps, self.neck.out_specs, size))  # a neck may go beyond the image's borders
-        return self.head(Features(maps, size, sizes, found.tokens), targets)
+        return self.head(Features(maps, size, sizes, found.tokens, tail=found.tail), targets)
 
     @torch.inference_mode()
     def predict(

@@ -1,4 +1,4 @@
-"""Published models as parts of ours: transformers' MaskFormer and Mask2Former, torchvision's detectors.
+"""Published models as parts of ours: transformers' MaskFormer, Mask2Former and EoMT, torchvision's detectors.
 
 They are read here, never by transformers. Nothing in such a directory is imported or executed: json is decoded by the
 registry, tensors are read as tensors.
@@ -22,7 +22,7 @@ from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, publish
 from vision_stack.backbones.pretrained import LoadReport
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
-from vision_stack.weights import mask2former, maskformer
+from vision_stack.weights import eomt, mask2former, maskformer
 from vision_stack.weights.checks import faults_of
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
@@ -161,7 +161,9 @@ def convert(
 def from_transformers(
     architecture: str, state: Mapping[str, Tensor], backbone: Backbone
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """State of a MaskFormer or Mask2Former in transformers' layout -> ours, and what of it is not built."""
+    """State of a MaskFormer, Mask2Former or EoMT in transformers' layout -> ours, and what of it is not built."""
+    if architecture in eomt.ARCHITECTURES:
+        return eomt.convert(architecture, state), []
     encoder, rest = split_encoder(state)
     converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
     ours = {f"backbone.{name}": value for name, value in converted.items()}
@@ -171,6 +173,8 @@ def from_transformers(
 
 def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The backbone's part of a config.json, as `decode_backbone` takes it."""
+    if raw.get("model_type") in eomt.ARCHITECTURES:
+        return eomt.backbone_config(raw)
     part = raw.get("backbone_config")
     if isinstance(part, Mapping):
         if part.get("model_type") == "maskformer-swin":  # Swin under another name

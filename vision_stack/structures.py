@@ -6,17 +6,15 @@ decoder layers, H x W pixels of the padded batch. Boxes are (x0, y0, x1, y1) in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, NotRequired, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import _register_namedtuple
 
 from vision_stack.config import Config, ConfigError, Fraction, registered
 
-T = TypeVar("T")
 Task = Literal["detection", "instance", "semantic", "panoptic"]
 Threshold = float | tuple[float, ...]  # of scores: one for all classes, or one for each label
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
@@ -28,6 +26,24 @@ class FeatureSpec(NamedTuple):
     name: str  # "stage1", "p4", "mask_features", ...
     channels: int
     stride: int  # the map of an H x W image is ceil(H / stride) x ceil(W / stride)
+
+
+class TailSpec(NamedTuple):
+    """What a head asks of a plain transformer whose last blocks it runs itself."""
+
+    num_blocks: int
+    num_queries: int  # that come before all other tokens
+
+
+class Tail(NamedTuple):
+    """The last blocks of a plain transformer, which the head runs on `Features.tokens` and tokens of its own."""
+
+    # Each: tokens [B, Q + P + h * w, C], and which of them see which, [B, 1, N, N] bool, or None -> tokens.
+    blocks: tuple[Callable[[Tensor, Tensor | None], Tensor], ...]
+    norm: Callable[[Tensor], Tensor]  # the final one, of tokens
+    num_prefix: int  # P, class and register tokens
+    grid: tuple[int, int]  # h, w
+    stride: int  # of the grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,7 @@ class Features:
     unpadded_sizes: tuple[tuple[int, int], ...] | None = None  # of each image; None: there is no padding
     tokens: Tensor | None = None  # [B, P + h * w, C] after the last block that ran; of plain transformers only
     pixels: Tensor | None = None  # [B, 3, H, W], the backbone's input, for necks that look for details in it
+    tail: Tail | None = None  # what has not run, of heads whose config has a `tail`
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -102,144 +119,6 @@ class Batch(NamedTuple):
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of each image before padding."""
         return tuple(info.input_size for info in self.infos)
-
-
-def exportable(cls: type[T]) -> type[T]:
-    """Decorates a NamedTuple that a head returns: `torch.export.save` can write it, and loads where it is imported."""
-    _register_namedtuple(cls, serialized_type_name=f"vision_stack.{cls.__name__}")
-    return cls
-
-
-@exportable
-class MaskLayer(NamedTuple):
-    """What one layer of a mask-classification head predicts, as the factors of the mask product, which are cheap.
-
-    Mask logits are the dot product of a query's `mask_embed` and a pixel's `mask_features`.
-    """
-
-    pred_logits: Tensor  # [B, Q, K + 1], the last index is "no object"
-    mask_embed: Tensor  # [B, Q, C]
-    mask_features: Tensor  # [B, C, ceil(H/4), ceil(W/4)]
-
-    @property
-    def pred_masks(self) -> Tensor:
-        """Mask logits, [B, Q, ceil(H/4), ceil(W/4)]."""
-        return torch.einsum("bqc,bchw->bqhw", self.mask_embed, self.mask_features)
-
-
-class LayerGroup(NamedTuple):
-    """Supervised layers that share their mask features, stacked, so that one product serves all of them."""
-
-    logits: Tensor  # [L, B, Q, K + 1]
-    mask_embed: Tensor  # [L, B, Q, C]
-    mask_features: Tensor  # [B, C, ceil(H/4), ceil(W/4)]
-    layers: tuple[int, ...]  # which layers these are, in the order of the head
-
-
-@exportable
-class MaskOutputs(NamedTuple):
-    """Outputs of a mask-classification head whose layers all share one map of mask features."""
-
-    pred_logits: Tensor  # [B, Q, K + 1], the last index is "no object"
-    mask_embed: Tensor  # [B, Q, C]
-    mask_features: Tensor  # [B, C, ceil(H/4), ceil(W/4)]
-    aux_logits: Tensor  # [L, B, Q, K + 1], earlier decoder layers, first to last; L = 0 without deep supervision
-    aux_mask_embed: Tensor  # [L, B, Q, C]
-
-    @property
-    def last(self) -> MaskLayer:
-        """The layer whose output is the prediction."""
-        return MaskLayer(self.pred_logits, self.mask_embed, self.mask_features)
-
-    @property
-    def pred_masks(self) -> Tensor:
-        """Mask logits of the last layer, [B, Q, ceil(H/4), ceil(W/4)]."""
-        return self.last.pred_masks
-
-    @property
-    def all_logits(self) -> Tensor:
-        """Class logits of every supervised layer, the last layer last: [L + 1, B, Q, K + 1]."""
-        return torch.cat([self.aux_logits, self.pred_logits[None]])
-
-    @property
-    def all_mask_embed(self) -> Tensor:
-        """Mask embeddings of every supervised layer, the last layer last: [L + 1, B, Q, C]."""
-        return torch.cat([self.aux_mask_embed, self.mask_embed[None]])
-
-    @property
-    def groups(self) -> tuple[LayerGroup, ...]:
-        """All supervised layers, as the criterion takes them: here a single group."""
-        logits = self.all_logits
-        return (LayerGroup(logits, self.all_mask_embed, self.mask_features, tuple(range(len(logits)))),)
-
-    def masks_of(self, image: int, queries: Tensor, layer: int = -1) -> Tensor:
-        """Mask logits of chosen queries of one image and layer: queries [M] -> [M, ceil(H/4), ceil(W/4)]."""
-        embed = self.all_mask_embed[layer, image, queries]
-        return torch.einsum("mc,chw->mhw", embed, self.mask_features[image])
-
-
-@exportable
-class LayeredMaskOutputs(NamedTuple):
-    """Outputs of a mask-classification head whose layers have mask features of their own, such as EoMT's."""
-
-    layers: tuple[MaskLayer, ...]  # every supervised layer, the last is the prediction
-
-    @property
-    def last(self) -> MaskLayer:
-        """The layer whose output is the prediction."""
-        return self.layers[-1]
-
-    @property
-    def pred_logits(self) -> Tensor:
-        """Class logits of the last layer, [B, Q, K + 1]."""
-        return self.last.pred_logits
-
-    @property
-    def mask_embed(self) -> Tensor:
-        """Mask embeddings of the last layer, [B, Q, C]."""
-        return self.last.mask_embed
-
-    @property
-    def mask_features(self) -> Tensor:
-        """Mask features of the last layer, [B, C, ceil(H/4), ceil(W/4)]."""
-        return self.last.mask_features
-
-    @property
-    def groups(self) -> tuple[LayerGroup, ...]:
-        """The layers, those that share one `mask_features` tensor together."""
-        members: dict[int, list[int]] = {}
-        for number, layer in enumerate(self.layers):
-            members.setdefault(id(layer.mask_features), []).append(number)
-        return tuple(
-            LayerGroup(
-                torch.stack([self.layers[i].pred_logits for i in numbers]),
-                torch.stack([self.layers[i].mask_embed for i in numbers]),
-                self.layers[numbers[0]].mask_features,
-                tuple(numbers),
-            )
-            for numbers in members.values()
-        )
-
-
-AnyMaskOutputs = MaskOutputs | LayeredMaskOutputs
-
-
-@exportable
-class BoxOutputs(NamedTuple):
-    """Outputs of a head of the DETR family. Boxes are (cx, cy, w, h) as shares of their image without padding.
-
-    While training, Q may be several groups of queries, one after the other.
-    """
-
-    pred_logits: Tensor  # [B, Q, K], of sigmoids
-    pred_boxes: Tensor  # [B, Q, 4]
-    aux_logits: Tensor  # [L, B, Q, K], earlier decoder layers, first to last
-    aux_boxes: Tensor  # [L, B, Q, 4]
-    image_sizes: Tensor  # [B, 2] (width, height) without padding, in pixels
-    encoder_logits: Tensor | None = None  # [B, P, K] of P proposals, or [B, P, 1]: an object of any class
-    encoder_boxes: Tensor | None = None  # [B, P, 4]
-    denoising_logits: Tensor | None = None  # [L + 1, B, D, K] of all decoder layers, of queries that are noised objects
-    denoising_boxes: Tensor | None = None  # [L + 1, B, D, 4]
 
 
 @dataclass(frozen=True)
@@ -344,6 +223,13 @@ class BackboneConfig(Config):
 
     kind: ClassVar[str] = "backbone"
 
+    def with_tail(self, tail: TailSpec) -> BackboneConfig:
+        """The config of a backbone that leaves its last blocks to the head; ConfigError where it has no such blocks."""
+        raise ConfigError(
+            f"backbone: {self.type} has no last blocks to leave to the head; choose a plain ViT: "
+            "backbone=dinov2_small, dinov3_small, vit_small, eva02_small, ..."
+        )
+
     def build(self) -> Any:
         """The backbone, with random weights."""
         raise NotImplementedError
@@ -377,6 +263,11 @@ class HeadConfig(Config):
     def pyramid(self) -> Pyramid:
         """The maps that the head is made for, which are built unless the neck's options say otherwise."""
         return Pyramid()
+
+    @property
+    def tail(self) -> TailSpec | None:
+        """The last blocks of a plain transformer that the head runs itself."""
+        return None
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
         """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vision_stack.backbones.base import crop_to_image
+from vision_stack.backbones.families.vit import ViTConfig
 from vision_stack.config import Config, from_dict, registered, to_dict
 from vision_stack.heads.base import Head
 from vision_stack.necks.fpn import FPNConfig
@@ -87,7 +89,7 @@ def check_neck(config: NeckConfig, in_specs: Sequence[FeatureSpec] | None = None
     neck = config.build(given)
     _check_specs(neck.out_specs, "the neck")
     for size in SIZES:
-        features = _features(given, size)
+        features = _random_features(given, size)
         maps = neck(features)
         _expect(isinstance(maps, tuple), f"the neck gives a {type(maps).__name__}, not a tuple of maps")
         _check_maps(tuple(crop_to_image(maps, neck.out_specs, size)), neck.out_specs, size, "the neck")
@@ -107,8 +109,7 @@ def check_head(config: HeadConfig, in_specs: Sequence[FeatureSpec] | None = None
         AssertionError: the contract is not kept.
     """
     _check_config(config, "head")
-    pyramid = FPNConfig(channels=32).fitted(config.pyramid)
-    given = tuple(in_specs or pyramid.specs(STRIDES))
+    given = tuple(in_specs or _specs_for(config))
     torch.manual_seed(0)
     head = config.build(given, num_classes)
     _expect(isinstance(head, Head), f"build gives a {type(head).__name__}, which does not derive from Head")
@@ -126,10 +127,17 @@ def check_head(config: HeadConfig, in_specs: Sequence[FeatureSpec] | None = None
     twin = config.build(given, num_classes)
     twin.load_state_dict(head.state_dict())
     for task in sorted(tasks):
-        found = _predict(head, given, task, num_classes)
-        again = _predict(twin, given, task, num_classes)
+        found = _predict(config, head, given, task)
+        again = _predict(config, twin, given, task)
         for one, other in zip(found, again, strict=True):
             _expect(_equal(one, other), "a head with the same state dict predicts something else in eval mode")
+
+
+def _specs_for(config: HeadConfig) -> tuple[FeatureSpec, ...]:
+    """Maps as the head is made for: a pyramid, or those of a plain transformer whose last blocks it runs."""
+    if config.tail:
+        return (FeatureSpec("stage1", 32, 16),)
+    return FPNConfig(channels=32).fitted(config.pyramid).specs(STRIDES)
 
 
 def _check_losses(config: HeadConfig, head: Any, specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
@@ -142,7 +150,7 @@ def _check_losses(config: HeadConfig, head: Any, specs: tuple[FeatureSpec, ...],
             targets[1]["ignored"] = torch.tensor([[30.0, 30.0, 90.0, 70.0]])
         before = copy.deepcopy(targets)
         head.zero_grad(set_to_none=True)
-        features = _features(specs, size)
+        features = _features(config, specs, size)
         kept = [x.clone() for x in features.maps]
         losses = head.compute_loss(head(features, targets), targets)
         what = f"with {counts} objects in a batch"
@@ -172,11 +180,12 @@ def _check_class_rows(head: Any, num_classes: int) -> None:
 
 
 @torch.no_grad()
-def _predict(head: Any, specs: tuple[FeatureSpec, ...], task: Task, num_classes: int) -> list[Prediction]:
+def _predict(config: HeadConfig, head: Any, specs: tuple[FeatureSpec, ...], task: Task) -> list[Prediction]:
     head.eval()
+    num_classes = head.num_classes
     infos = [ImageInfo(1, "a", (150, 202), (75, 101)), ImageInfo(2, "b", (30, 41), (60, 82))]
     sizes = tuple(info.input_size for info in infos)
-    outputs = head(Features(_features(specs, SIZES[1]).maps, SIZES[1], sizes))
+    outputs = head(replace(_features(config, specs, SIZES[1]), unpadded_sizes=sizes))
     is_thing = tuple(n != num_classes - 1 for n in range(num_classes))
     for masks in ("rle", "bool"):
         options = DecodeOptions(threshold=0.0, top_k=TOP_K, masks=masks, is_thing=is_thing)
@@ -279,7 +288,25 @@ def _check_gradients(module: nn.Module, whose: str, *, all_of_them: bool = True)
         _expect(not buffer.is_floating_point() or bool(buffer.isfinite().all()), f"{whose}: {name} is not finite")
 
 
-def _features(specs: Iterable[FeatureSpec], size: tuple[int, int]) -> Features:
+def _features(config: HeadConfig, specs: Iterable[FeatureSpec], size: tuple[int, int]) -> Features:
+    """What the head gets, with the last blocks of a small plain transformer if it runs them itself."""
+    features = _random_features(specs, size)
+    if config.tail is None:
+        return features
+    torch.manual_seed(0)
+    plain = ViTConfig(
+        hidden_size=features.maps[0].shape[1],
+        intermediate_size=32,
+        num_hidden_layers=config.tail.num_blocks + 1,
+        num_attention_heads=2,
+        image_size=64,
+    )
+    with torch.no_grad():
+        found = plain.with_tail(config.tail).build()(_random(2, 3, *size))
+    return replace(features, tokens=found.tokens, tail=found.tail)
+
+
+def _random_features(specs: Iterable[FeatureSpec], size: tuple[int, int]) -> Features:
     maps = tuple(_random(2, s.channels, *(-(-length // s.stride) for length in size)) for s in specs)
     return Features(maps, size, (size,) * 2, pixels=_random(2, 3, *size))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import vision_stack.model  # noqa: F401  registers everything
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.names import named_options
 from vision_stack.config import ConfigError, from_dict, to_dict
+from vision_stack.model import VisionModelConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = {f"{f}_{s}" for f in ("vit", "eva02") for s in ("tiny", "small", "base", "large")} | {"sam_base"}
@@ -54,6 +54,9 @@ BOX_HEADS = {  # of maps with equal channels at these strides
     "retinanet": (8, 16, 32),
     "fcos": (8, 16, 32),
 }
+
+
+INSIDE = {"eomt"}  # run a plain transformer's last blocks
 
 
 def names(group):
@@ -112,7 +115,7 @@ def test_grid_backbone_builds_as_its_yaml_says_and_so_does_every_cell(name):
     strides = [spec.stride for spec in backbone.out_specs]
     assert (len(strides) == 1) == (name in PLAIN)
     assert strides[:3] == [4, 8, 16] or name in PLAIN | SEVERAL
-    for neck, head in itertools.product(names("neck"), names("head")):
+    for neck, head in itertools.product(names("neck"), [head for head in names("head") if head not in INSIDE]):
         if head in BOX_HEADS:
             expected = expected_of_box_head(neck, head, backbone.out_specs)
         else:
@@ -126,6 +129,26 @@ def test_grid_backbone_builds_as_its_yaml_says_and_so_does_every_cell(name):
         assert found.startswith(expected) if expected else not found, (neck, head, found)
         assert not found or ("neck=hybrid_encoder" if found.startswith(ONLY_PLAIN) else ADVICE) in found
         assert "\n" not in found
+
+
+@pytest.mark.parametrize("name", names("backbone"))
+def test_grid_heads_inside_the_backbone_build_with_plain_transformers_alone(name):
+    options = read("backbone", name)
+    if options["type"] == "transformers":
+        pytest.importorskip("transformers")
+    options.pop("pretrained")
+    parts = {"backbone": options, "neck": {"type": "none"}, "categories": [{"id": 1, "name": "a"}]}
+    for head in INSIDE:
+        config = {**parts, "head": read("head", head)}
+        if name not in PLAIN - {"sam_base", "rf_detr_dinov2"}:  # whose blocks do not all take the same tokens
+            with pytest.raises(
+                ConfigError, match=r"^backbone: \w+ has no last blocks to leave .*: backbone=dinov2_small"
+            ):
+                from_dict(config, cls=VisionModelConfig)
+        else:
+            from_dict(config, cls=VisionModelConfig)
+            with pytest.raises(ConfigError, match=f"^neck: head={head} reads no maps .*; use neck=none$"):
+                from_dict({**config, "neck": read("neck", "simple_pyramid")}, cls=VisionModelConfig)
 
 
 def test_grid_plain_transformers_build_with_simple_pyramid_alone():

@@ -13,7 +13,7 @@ import vision_stack.model  # noqa: F401  these two register what yamls name
 from vision_stack.backbones.names import named_options
 from vision_stack.commands import arguments, errors
 from vision_stack.config import from_dict, registered, to_dict
-from vision_stack.training.auto import without_autos
+from vision_stack.training.auto import fitting, without_autos
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
 
@@ -29,8 +29,8 @@ def yamls(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-def decode(config: dict[str, Any]) -> None:
-    config = without_autos(config)
+def decode(config: dict[str, Any], *overrides: str) -> None:
+    config = without_autos(fitting(config, overrides))
     for kind in ("backbone", "neck", "head", "data"):
         plain = {name: value for name, value in config[kind].items() if name != "pretrained"}
         from_dict(plain, kind=kind)
@@ -59,9 +59,15 @@ def test_every_yaml_of_a_group_decodes_and_lists_every_option(group: str) -> Non
         assert set(to_dict(decoded)) == set(config), f"{group}/{name}.yaml"
 
 
+@pytest.mark.parametrize("kind", ["neck", "head"])
+def test_values_of_the_generated_data_are_options_of_some_part(kind: str) -> None:
+    known = {field for cls in registered(kind).values() for field in cls.__dataclass_fields__} | {"type"}
+    assert set(options()[kind]) <= known
+
+
 @pytest.mark.parametrize("name", yamls("experiment"))
 def test_every_experiment_composes_and_decodes(name: str) -> None:
-    decode(options("train", f"experiment={name}"))
+    decode(options("train", f"experiment={name}"), f"experiment={name}")
 
 
 def test_optim_yaml_lists_every_option_with_its_default() -> None:

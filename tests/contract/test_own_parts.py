@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fcos": {"num_convs": 1},
     "deformable_detr": {**TINY_DETR, "hidden_dim": 16},
     "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
+    "eomt": {"num_queries": 7, "num_blocks": 1},
     "pixel_decoder": {"channels": 16, "mask_channels": 16, "ffn_dim": 32},
     "ms_deform": {"channels": 16, "mask_channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
     "fpn": {"channels": 16},

@@ -9,9 +9,19 @@ from torch.export import Dim
 
 from vision_stack.config import from_dict
 from vision_stack.model import VisionModel, VisionModelConfig
-from vision_stack.structures import Category, MaskOutputs
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Category
+from vision_stack.training.auto import fitting
 
 SIZES = {0: Dim("batch"), 2: 32 * Dim("rows", min=2, max=40), 3: 32 * Dim("columns", min=2, max=40)}
+
+
+def saved_and_loaded(model):
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(SIZES,), strict=False)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file).module()
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")  # torch's, of shared weights
@@ -19,20 +29,34 @@ SIZES = {0: Dim("batch"), 2: 32 * Dim("rows", min=2, max=40), 3: 32 * Dim("colum
 def test_exported_model_saved_and_loaded_takes_any_batch_and_size(head, neck):
     layers = ["neck.num_encoder_layers=1"] if neck == "ms_deform" else []  # tracing takes long
     options = compose_options("train", [*TINY, f"head={head}", f"neck={neck}", "neck.mask_channels=16", *layers])
+    options = fitting(options, ())
     options["backbone"].pop("pretrained")
     parts = {kind: from_dict(options[kind], kind) for kind in ("backbone", "neck", "head")}
     torch.manual_seed(0)
     model = VisionModel(VisionModelConfig(**parts, categories=(Category(id=1, name="a"),))).eval()
-
-    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(SIZES,), strict=False)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-
+    loaded = saved_and_loaded(model)
     for shape in ((3, 3, 96, 160), (1, 3, 128, 64)):
         images = torch.randn(shape)
         with torch.no_grad():
             outputs, expected = loaded(images), model(images)
         assert isinstance(outputs, MaskOutputs)
         torch.testing.assert_close(tuple(outputs), tuple(expected), rtol=1e-4, atol=1e-4)  # grid_sample: other sums
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")
+def test_exported_eomt_takes_any_batch_and_size():
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    plain = {
+        "backbone": {"type": "vit", **shape},
+        "neck": {"type": "none"},
+        "head": {"type": "eomt", "num_queries": 5, "num_blocks": 1},
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    torch.manual_seed(0)
+    model = VisionModel(from_dict(plain, cls=VisionModelConfig)).eval()
+    model.head.set_progress(1, 1)  # trained to the end: no masked attention
+    loaded = saved_and_loaded(model)
+    for size in ((3, 3, 96, 160), (1, 3, 128, 64)):
+        images = torch.randn(size)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(images), model(images), rtol=1e-4, atol=1e-4)

@@ -19,7 +19,8 @@ from transformers.models.rt_detr.modeling_rt_detr import get_contrastive_denoisi
 
 from vision_stack.losses import BoxCriterionConfig
 from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, match_boxes
-from vision_stack.structures import BoxOutputs, Target
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import Target
 
 NUM_CLASSES, LAYERS, QUERIES, NUM_DENOISING = 5, 3, 12, 20
 SIZES = torch.tensor([[640.0, 480.0], [333.0, 512.0], [64.0, 64.0]], dtype=torch.float64)  # (width, height)

@@ -16,7 +16,8 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 
 from vision_stack.heads import DeformableDETRHead, DeformableDETRHeadConfig
 from vision_stack.necks import DeformableEncoderConfig
-from vision_stack.structures import BoxOutputs, Features, FeatureSpec
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import Features, FeatureSpec
 from vision_stack.weights.deformable_detr import convert_decoder
 
 NUM_CLASSES, QUERIES, LAYERS = 3, 9, 3

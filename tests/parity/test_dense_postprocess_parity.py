@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import predict_panoptic, predict_semantic
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import ImageInfo
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,7 +15,8 @@ from vision_stack.heads.mask2former import Mask2FormerHeadConfig  # noqa: E402
 from vision_stack.losses import MaskCriterionConfig  # noqa: E402
 from vision_stack.losses.functional import point_mask_costs  # noqa: E402
 from vision_stack.ops.point_sampling import pixel_centers, sample_maps  # noqa: E402
-from vision_stack.structures import FeatureSpec, MaskOutputs  # noqa: E402
+from vision_stack.outputs import MaskOutputs  # noqa: E402
+from vision_stack.structures import FeatureSpec  # noqa: E402
 
 WEIGHTS = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vision_stack.losses import MaskCriterionConfig
-from vision_stack.structures import MaskOutputs
+from vision_stack.outputs import MaskOutputs
 
 transformers = pytest.importorskip("transformers")
 from transformers.models.mask2former import modeling_mask2former as hf2  # noqa: E402

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import predict_instances
 from vision_stack.postprocess.instance import _candidates
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import ImageInfo
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,7 +13,8 @@ from vision_stack.config import ConfigError
 from vision_stack.losses import BoxCriterionConfig
 from vision_stack.losses.class_losses import CLASS_LOSSES
 from vision_stack.ops.boxes import inverse_sigmoid, iou_and_giou
-from vision_stack.structures import BoxOutputs, Target
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import Target
 
 SIZE = 100  # pixels of the square images
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import bands, predict_panoptic, predict_semantic
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import ImageInfo
 
 # (padded batch, input size, image size): as it is, enlarged, shrunk, tiny image, rows only padding, odd sizes
 SIZES = [

@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vision_stack"
 CORE = {"config", "structures"}
-BASE = CORE | {"ops", "layers"}
+BASE = CORE | {"ops", "layers", "outputs"}
 ALLOWED = {
     "config": set(),
     "structures": {"config"},
+    "outputs": set(),
     "ops": CORE,
     "layers": CORE | {"ops"},
     "backbones": BASE | {"weights"},

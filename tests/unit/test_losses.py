@@ -16,7 +16,7 @@ from vision_stack.losses.functional import (
     softplus,
 )
 from vision_stack.ops.point_sampling import pixel_centers, sample_maps, sample_masks
-from vision_stack.structures import LayeredMaskOutputs, MaskLayer, MaskOutputs
+from vision_stack.outputs import LayeredMaskOutputs, MaskLayer, MaskOutputs
 
 NUM_CLASSES = 3
 

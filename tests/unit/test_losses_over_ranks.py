@@ -8,7 +8,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from vision_stack.losses import MaskCriterionConfig
-from vision_stack.structures import MaskOutputs, Target
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Target
 
 NUM_CLASSES, QUERIES = 3, 6
 OBJECTS = {"uneven": (4, 1, 0, 2), "empty rank": (0, 0, 3, 1), "one object": (0, 1, 0, 0), "none": (0, 0, 0, 0)}

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
+from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import encode_instances, instance, predict_instances
 from vision_stack.postprocess.crop_rle import encode_crop
-from vision_stack.structures import ImageInfo, MaskOutputs
+from vision_stack.structures import ImageInfo
 
 # (padded batch, input size, image size): as it is, enlarged, shrunk, tiny image, rows only padding, odd sizes
 SIZES = [

@@ -24,7 +24,7 @@ from vision_stack.backbones.names import config_from_pretrained
 from vision_stack.backbones.stages import STAGE_FIELDS, select_stages
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.files import write_file
-from vision_stack.structures import BackboneConfig, FeatureSpec
+from vision_stack.structures import BackboneConfig, FeatureSpec, Tail, TailSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,6 +37,7 @@ class BackboneOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     tokens: Tensor | None = None  # [B, P + h * w, C] after the last block, P of them no pixels; plain transformers only
+    tail: Tail | None = None  # blocks that have not run, of a backbone that leaves them to the head
 
 
 @dataclass(kw_only=True)
@@ -52,6 +53,7 @@ class BackboneConfigMixin(BackboneConfig):
     """
 
     initial_weights: ClassVar[Any] = False  # on an object: whatever `load_pretrained` takes
+    tail: ClassVar[TailSpec | None] = None  # on an object: what the head of a model runs itself; see `with_tail`
 
     out_features: list[str] | None = None
     out_indices: list[int] | None = None
@@ -110,8 +112,12 @@ class BackboneConfigMixin(BackboneConfig):
 
     def starting_from(self, initial_weights: Any) -> Self:
         """A copy whose backbone starts from these weights: True, "auto", False, a path or `PublishedWeights`."""
+        return self._with("initial_weights", initial_weights)
+
+    def _with(self, name: str, value: Any) -> Self:
+        """A copy with something that is not a field, so that nothing ever stores it."""
         twin = copy.deepcopy(self)
-        twin.__dict__["initial_weights"] = initial_weights
+        twin.__dict__[name] = value
         return twin
 
     def select(

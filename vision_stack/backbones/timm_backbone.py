@@ -14,13 +14,16 @@ import timm
 from timm.layers import Format, unfreeze_batch_norm_2d
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, group_parameters
 from timm.models._features import FeatureGetterNet, FeatureListNet
-from torch import Tensor
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from vision_stack.backbones.base import (
     Backbone,
     BackboneConfigMixin,
     BackboneOutput,
     OutputNorms,
+    crop_to_image,
     freeze_batch_norms,
     pad_to_multiple,
 )
@@ -28,10 +31,11 @@ from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
 from vision_stack.backbones.swin_windows import pad_before_shift
+from vision_stack.backbones.tail import check_tail, reserve_queries, run_to_tail
 from vision_stack.backbones.timm_sizes import IMG_SIZE_UNUSED, ImageSizes, family, image_sizes, keep_rims, pad_to
 from vision_stack.backbones.timm_stages import every_stage
 from vision_stack.config import ConfigError, Count, Fraction, register
-from vision_stack.structures import FeatureSpec
+from vision_stack.structures import BackboneConfig, FeatureSpec, TailSpec
 
 # Of features whose stride timm declares wrongly: its stem takes 4 x 4 pixels together.
 _TRUE_STRIDES = {("tresnet", 0): 4}
@@ -80,6 +84,14 @@ class TimmBackboneConfig(BackboneConfigMixin):
     def stages(self) -> tuple[FeatureSpec, ...]:
         return _describe(self.model_name, self.output_stride).stages
 
+    def with_tail(self, tail: TailSpec) -> BackboneConfig:
+        """See `BackboneConfig.with_tail`."""
+        depth = _describe(self.model_name, None).plain_depth
+        if depth is None:
+            return super().with_tail(tail)
+        check_tail(tail, depth)
+        return self._with("tail", tail)
+
     def build(self) -> TimmBackbone:
         """The backbone, with random weights unless the config came with others."""
         return TimmBackbone(self)
@@ -95,12 +107,16 @@ class TimmBackbone(Backbone):
         facts = _describe(config.model_name, config.output_stride)
         indices = tuple(facts.stages.index(spec) for spec in self.out_specs)
         options = {**facts.sizes.options, **_given(config), **facts.extractor}
-        net = _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
-        self.net = keep_rims(pad_before_shift(net), facts.family)
+        if config.tail:
+            self.net: Any = FeatureGetterNet(_create(config.model_name, options), (-1,), norm=True)
+            reserve_queries(self.net.model, config.tail)
+        else:
+            net = _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
+            self.net = keep_rims(pad_before_shift(net), facts.family)
         self.is_nhwc = Format(getattr(self.net, "output_fmt", "NCHW")) == Format.NHWC  # as declared, never guessed
         if config.freeze_norm:
             self.freeze_batch_norm_2d()
-        self.norms = OutputNorms(self.out_specs) if config.out_norms else None
+        self.norms = OutputNorms(self.out_specs) if self._needs_norms() else None
         self.pads = facts.sizes.pads
         self.img_size = config.img_size or facts.sizes.native  # (height, width)
         coarsest = max(spec.stride for spec in self.out_specs)
@@ -132,6 +148,8 @@ class TimmBackbone(Backbone):
                 "timm keeps no attentions; SwinConfig, Swinv2Config and ViTConfig build models that do"
             )
         height, width = pixel_values.shape[-2:]
+        if self.config.tail:
+            return self._to_tail(pixel_values, self.config.tail)
         names = self.config.stage_names[: self.config.stages.index(self.out_specs[-1]) + 1]
         try:
             padded = self._pad(pixel_values)
@@ -146,6 +164,27 @@ class TimmBackbone(Backbone):
             return self.finish(maps, (height, width))
         selected = [x for name, x in zip(names, maps, strict=True) if name in (self.config.out_features or ())]
         return self.finish(selected, (height, width), maps)
+
+    def _needs_norms(self) -> bool:
+        """Of a tail only where the model has no norm of tokens, but one after pooling."""
+        return isinstance(self.net.model.norm, nn.Identity) if self.config.tail else self.config.out_norms
+
+    def _to_tail(self, pixel_values: Tensor, tail: TailSpec) -> BackboneOutput:
+        """All but the last blocks of a plain transformer."""
+        padded, net = self._pad(pixel_values), self.net.model
+        embedded = net._pos_embed(net.patch_embed(padded))  # with Eva's rotary positions
+        tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        tokens = net.norm_pre(tokens) if hasattr(net, "norm_pre") else tokens
+        size = (padded.shape[-2], padded.shape[-1])
+        options = {} if rope is None else {"rope": rope}
+        tokens, left = run_to_tail(net, tokens, options, tail, self.out_specs[-1].stride, size)
+        x = tokens[:, left.num_prefix :].unflatten(1, left.grid).permute(0, 3, 1, 2)
+        maps = crop_to_image(
+            [x] * len(self.out_specs), self.out_specs, (pixel_values.shape[-2], pixel_values.shape[-1])
+        )
+        if self.norms is not None:
+            left = left._replace(norm=self.norms[0])
+        return BackboneOutput(tuple(maps), tokens=tokens, tail=left)
 
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """The image as its network takes it: whole strides, whole windows, or the one size that it is built for."""
@@ -222,6 +261,7 @@ class _Facts(NamedTuple):
     stages: tuple[FeatureSpec, ...]
     sizes: ImageSizes
     extractor: dict[str, Any]  # keyword arguments that choose how its features are taken
+    plain_depth: int | None  # blocks of a plain transformer
 
 
 @functools.cache
@@ -234,7 +274,13 @@ def _describe(model_name: str, output_stride: int | None) -> _Facts:
         every = tuple(range(len(whole.feature_info)))
         options = {**dilation, **sizes.options, "features_only": True, "out_indices": every}
         net, extractor = _extractor(model_name, options)
-    return _Facts(family(whole), _stages(family(whole), net.feature_info.info), sizes, extractor)
+    depth = len(whole.blocks) if _is_plain(whole) else None
+    return _Facts(family(whole), _stages(family(whole), net.feature_info.info), sizes, extractor, depth)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether all blocks of a transformer take the same tokens and the same positions."""
+    return isinstance(model, VisionTransformer | Eva) and not getattr(model, "rope_mixed", False)
 
 
 def _extractor(model_name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

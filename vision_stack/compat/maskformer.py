@@ -20,7 +20,8 @@ from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.losses.criterion import MaskCriterionConfig
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import PixelDecoderConfig
-from vision_stack.structures import BackboneConfig, Category, MaskOutputs, Target
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import BackboneConfig, Category, Target
 
 STRIDES = (4, 8, 16, 32)
 DEFAULT_BACKBONE = {  # transformers': Swin-B for 384 pixels

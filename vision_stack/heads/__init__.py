@@ -5,6 +5,7 @@ from vision_stack.heads.boxes import BoxHead, BoxHeadConfig
 from vision_stack.heads.deformable_detr import DeformableDETRHead, DeformableDETRHeadConfig
 from vision_stack.heads.dense import FCOSHead, FCOSHeadConfig, RetinaNetHead, RetinaNetHeadConfig
 from vision_stack.heads.detr import DETRHead, DETRHeadConfig
+from vision_stack.heads.eomt import EoMTHead, EoMTHeadConfig
 from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
@@ -17,6 +18,8 @@ __all__ = [
     "DETRHeadConfig",
     "DeformableDETRHead",
     "DeformableDETRHeadConfig",
+    "EoMTHead",
+    "EoMTHeadConfig",
     "FCOSHead",
     "FCOSHeadConfig",
     "FasterRCNNHead",

@@ -23,7 +23,8 @@ from vision_stack.heads.detr import (
 )
 from vision_stack.layers.deformable import DeformableDecoderLayer, on_each_map
 from vision_stack.layers.position_encoding import sine_encoding
-from vision_stack.structures import BoxOutputs, Features, FeatureSpec, Target
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import Features, FeatureSpec, Target
 
 SMALL = -2.0  # logit of the sides of the first boxes that queries without a size predict
 

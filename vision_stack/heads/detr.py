@@ -22,8 +22,8 @@ from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to
 from vision_stack.layers.mlp import MLP
 from vision_stack.losses.box_criterion import BoxCriterionConfig
 from vision_stack.ops.boxes import inverse_sigmoid
+from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import (
-    BoxOutputs,
     DecodeOptions,
     Features,
     FeatureSpec,

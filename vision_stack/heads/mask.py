@@ -14,11 +14,11 @@ from vision_stack.heads.base import Decoder, Head
 from vision_stack.layers.conv import init_conv
 from vision_stack.layers.position_encoding import AddedPositions
 from vision_stack.losses.criterion import MaskCriterionConfig
+from vision_stack.outputs import AnyMaskOutputs
 from vision_stack.postprocess.instance import encode_instances, predict_boxes, predict_instances
 from vision_stack.postprocess.panoptic import predict_panoptic
 from vision_stack.postprocess.semantic import predict_semantic
 from vision_stack.structures import (
-    AnyMaskOutputs,
     DecodeOptions,
     FeatureSpec,
     HeadConfig,
@@ -56,18 +56,17 @@ class MaskHeadConfig(HeadConfig):
             )
 
 
-class MaskHead(Head[AnyMaskOutputs]):
+class QueryMaskHead(Head[AnyMaskOutputs]):
     """Base of heads that give `MaskOutputs` or `LayeredMaskOutputs`: subclasses add `forward`."""
 
-    def __init__(self, config: MaskHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+    def __init__(self, loss: MaskCriterionConfig, num_queries: int, num_classes: int, mask_dim: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.max_objects = config.num_queries
-        self.mask_index = _find_mask_features(config.type, in_specs)
-        self.mask_dim, self.mask_projection = _mask_projection(config, in_specs[self.mask_index])
-        self.criterion = config.loss.build(num_classes)
+        self.max_objects = num_queries
+        self.mask_dim = mask_dim
+        self.criterion = loss.build(num_classes)
         # Only used in training.
-        self.pixel_classifier = projection(self.mask_dim, num_classes + 1) if config.loss.pixel_ce_weight else None
+        self.pixel_classifier = projection(mask_dim, num_classes + 1) if loss.pixel_ce_weight else None
 
     def compute_loss(self, outputs: AnyMaskOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.criterion`."""
@@ -115,6 +114,16 @@ class MaskHead(Head[AnyMaskOutputs]):
         "semantic": _semantic,
         "panoptic": _panoptic,
     }
+
+
+class MaskHead(QueryMaskHead):
+    """Base of heads whose mask features are a map of the neck."""
+
+    def __init__(self, config: MaskHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
+        mask_index = _find_mask_features(config.type, in_specs)
+        mask_dim, mask_projection = _mask_projection(config, in_specs[mask_index])
+        super().__init__(config.loss, config.num_queries, num_classes, mask_dim)
+        self.mask_index, self.mask_projection = mask_index, mask_projection
 
 
 def _find_mask_features(head: str, in_specs: tuple[FeatureSpec, ...]) -> int:

@@ -15,7 +15,8 @@ from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import MaskedDecoderLayer
 from vision_stack.losses.criterion import MaskCriterionConfig
-from vision_stack.structures import Features, FeatureSpec, MaskOutputs, Target
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Features, FeatureSpec, Target
 
 
 def _point_losses() -> MaskCriterionConfig:

@@ -13,7 +13,8 @@ from vision_stack.heads.mask import MaskHead, MaskHeadConfig, projection
 from vision_stack.layers.mlp import MLP
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrDecoderLayer
-from vision_stack.structures import Features, FeatureSpec, MaskOutputs, Target
+from vision_stack.outputs import MaskOutputs
+from vision_stack.structures import Features, FeatureSpec, Target
 
 
 @register("head", "maskformer")

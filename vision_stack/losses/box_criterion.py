@@ -18,7 +18,8 @@ from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widen
 from vision_stack.losses.denoising import denoising_matches, num_groups_of
 from vision_stack.losses.matcher import Matches, warn_about_dropped
 from vision_stack.ops.boxes import iou_and_giou, is_ignored
-from vision_stack.structures import BoxOutputs, Target
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import Target
 
 PARTS = ("class", "bbox", "giou")
 

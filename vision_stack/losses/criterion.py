@@ -13,7 +13,8 @@ from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegativ
 from vision_stack.losses.functional import classification_loss, focal_and_dice_loss, semantic_loss
 from vision_stack.losses.matcher import Matches, Objects, Weights, match, warn_about_dropped
 from vision_stack.losses.point_losses import uncertain_point_losses
-from vision_stack.structures import AnyMaskOutputs, LayerGroup, Target
+from vision_stack.outputs import AnyMaskOutputs, LayerGroup
+from vision_stack.structures import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vision_stack.outputs import AnyMaskOutputs
 from vision_stack.postprocess.axes import Axis, blocks
-from vision_stack.structures import AnyMaskOutputs
 
 CPU_BYTES, GPU_BYTES = 64 * 2**20, 512 * 2**20  # of what exists at once for a band
 BLOCK = 16  # outputs of a product on a CPU

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vision_stack.structures import AnyMaskOutputs, ImageInfo
+from vision_stack.outputs import AnyMaskOutputs
+from vision_stack.structures import ImageInfo
 
 
 def each_image(outputs: AnyMaskOutputs, infos: Sequence[ImageInfo]) -> Iterator[tuple[int, ImageInfo]]:

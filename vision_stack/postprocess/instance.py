@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_stack.outputs import AnyMaskOutputs
 from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
 from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_masks
-from vision_stack.structures import AnyMaskOutputs, ImageInfo, Instances
+from vision_stack.structures import ImageInfo, Instances
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
 

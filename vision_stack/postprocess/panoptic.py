@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vision_stack.outputs import AnyMaskOutputs
 from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
-from vision_stack.structures import AnyMaskOutputs, ImageInfo, PanopticSegmentation
+from vision_stack.structures import ImageInfo, PanopticSegmentation
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_stack.ops.tiles import slices, tile_elements
+from vision_stack.outputs import AnyMaskOutputs
 from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.bands import bands, mask_logits, resized_rows
 from vision_stack.postprocess.batch import each_image
-from vision_stack.structures import AnyMaskOutputs, ImageInfo, SemanticSegmentation
+from vision_stack.structures import ImageInfo, SemanticSegmentation
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vision_stack.config import RENAMED, registered, to_dict
@@ -26,11 +26,11 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """A copy without values that the data's own recipe has for other parts than the chosen ones.
 
     `experiment/shapes.yaml` sets `head.num_queries`, which `head=mask_rcnn` does not have. What was typed stays, and so
-    does a recipe that was named, so that mistakes in them are reported.
+    does another recipe that was named, so that mistakes in them are reported.
     """
     result = _renamed(options)
-    typed = {text.lstrip("+").partition("=")[0] for text in overrides}
-    if "experiment" in typed:
+    typed = {name.lstrip("+"): value for name, _, value in (text.partition("=") for text in overrides)}
+    if typed.get("experiment", result["data"]["type"]) != result["data"]["type"]:
         return result
     for kind in ("neck", "head"):
         if cls := registered(kind).get(str(result[kind].get("type"))):
@@ -38,7 +38,7 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     return result
 
 
-def _drop_unknown(part: dict[str, Any], cls: type[Any], path: str, typed: set[str]) -> None:
+def _drop_unknown(part: dict[str, Any], cls: type[Any], path: str, typed: Iterable[str]) -> None:
     """Remove what a config does not have, nor the configs in it, unless it was typed."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in part.keys() - {"type", *fields}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, to_dict
-from vision_stack.weights import mask2former, maskformer
+from vision_stack.weights import eomt, mask2former, maskformer
 from vision_stack.weights.encoder import ENCODER
 from vision_stack.weights.files import WEIGHTS_FILE, save_tensors
 from vision_stack.weights.resnet import export_resnet
 from vision_stack.weights.swin import export_swin
-from vision_stack.weights.transformers_config import OWN_FIELDS, OWN_KEY, Parts, from_parts
+from vision_stack.weights.transformers_config import OWN_FIELDS, OWN_KEY, Parts, from_parts, labels_of
 
 TRAINING_ONLY = "head.pixel_classifier."  # of an auxiliary loss
 _DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
@@ -34,8 +34,27 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
         ConfigError: transformers has no model of these parts; the line says which it has.
     """
     plain = to_dict(config)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     names = [category["name"] for category in plain["categories"]]
+    if plain["head"]["type"] == "eomt":
+        raw, exported = eomt.export(model, plain)
+        raw |= labels_of(names)
+    else:
+        raw, exported = _encoder_and_decoder(model, plain, names)
+    raw[OWN_KEY] = {name: plain[name] for name in OWN_FIELDS}
+    class_weights = torch.ones(len(names) + 1)
+    class_weights[-1] = raw["no_object_weight"]
+    exported["criterion.empty_weight"] = class_weights
+    directory.mkdir(parents=True, exist_ok=True)
+    save_tensors(exported, directory / WEIGHTS_FILE)
+    _write(directory / "config.json", raw)
+    _write(directory / "preprocessor_config.json", _processor(raw, model, plain))
+
+
+def _encoder_and_decoder(
+    model: nn.Module, plain: Mapping[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and state dict of transformers' MaskFormer or Mask2Former."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     raw = from_parts(Parts(plain["neck"], plain["head"]), names)
     if plain["neck"]["channels"] % 32:
         wrong = plain["neck"]["channels"]
@@ -44,15 +63,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     rest = {k: v for k, v in state.items() if not k.startswith(("backbone.", TRAINING_ONLY))}
     raw["backbone_config"], converted = _backbone(plain["backbone"], model.get_submodule("backbone"), encoder, raw)
     exported = {f"{ENCODER}{name}": tensor for name, tensor in converted.items()}
-    exported |= _DECODERS[raw["model_type"]](rest)
-    raw[OWN_KEY] = {name: plain[name] for name in OWN_FIELDS}
-    class_weights = torch.ones(len(names) + 1)
-    class_weights[-1] = raw["no_object_weight"]
-    exported["criterion.empty_weight"] = class_weights
-    directory.mkdir(parents=True, exist_ok=True)
-    save_tensors(exported, directory / WEIGHTS_FILE)
-    _write(directory / "config.json", raw)
-    _write(directory / "preprocessor_config.json", _processor(raw["model_type"], model, plain))
+    return raw, exported | _DECODERS[raw["model_type"]](rest)
 
 
 def _backbone(
@@ -156,14 +167,23 @@ def _swin(
     return config, own | {f"hidden_states_{name}": value for name, value in norms.items()}
 
 
-def _processor(architecture: str, model: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    name = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}[architecture]
-    size = plain["input_size"]
+def _processor(raw: Mapping[str, Any], model: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    architecture = raw["model_type"]
+    if architecture in eomt.ARCHITECTURES:
+        edge = raw["image_size"]  # of the square that images are padded to
+        own = {
+            "image_processor_type": "EomtImageProcessor",
+            "size": {"shortest_edge": edge, "longest_edge": edge},
+            "do_pad": True,
+        }
+    else:
+        name = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}[architecture]
+        size = plain["input_size"]
+        edges = {"shortest_edge": size["short_edge"], "longest_edge": size["long_edge"]}
+        own = {"image_processor_type": name, "size": edges, "size_divisor": 32}
     return {
-        "image_processor_type": name,
+        **own,
         "do_resize": True,
-        "size": {"shortest_edge": size["short_edge"], "longest_edge": size["long_edge"]},
-        "size_divisor": 32,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

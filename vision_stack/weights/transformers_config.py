@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vision_stack.config import ConfigError
+from vision_stack.weights import eomt
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
 ARCHITECTURES = {
@@ -111,7 +112,9 @@ def to_parts(raw: Mapping[str, Any]) -> Parts:
             neck={"type": "pixel_decoder", **_ours(raw, _MF_NECK)},
             head={"type": "maskformer", **_ours(decoder, _MF_DECODER), "loss": loss},
         )
-    raise ConfigError(f"model_type: {name!r:.60} is not loaded here; give a maskformer or a mask2former")
+    if name in eomt.ARCHITECTURES:
+        return Parts(neck={"type": "none"}, head=eomt.head_options(raw))
+    raise ConfigError(f"model_type: {name!r:.60} is not loaded here; give a maskformer, a mask2former or an eomt")
 
 
 def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
@@ -125,15 +128,15 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
     if head["type"] not in ARCHITECTURES:
         instead = "; to-torchvision writes it for torchvision" if head["type"] in OF_TORCHVISION else ""
         raise ConfigError(
-            f"head={head['type']}: transformers has no such model{instead}; to-transformers writes head=mask2former "
-            "and maskformer"
+            f"head={head['type']}: transformers has no such model{instead}; to-transformers writes head=mask2former, "
+            "maskformer and eomt"
         )
     if head["mask_feature_pos_embed"]:
         raise ConfigError(
             "head.mask_feature_pos_embed: transformers adds no positions to mask features; train with "
             "head.mask_feature_pos_embed=false"
         )
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels = labels_of(names)
     if pair == ("ms_deform", "mask2former"):
         if neck["num_heads"] != head["num_heads"] or neck["num_points"] != 4:
             raise ConfigError("neck: transformers' Mask2Former has 4 points, and as many heads as its decoder")
@@ -162,6 +165,11 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
         f"neck: transformers has no model with neck={pair[0]} and head={pair[1]}; it has ms_deform with mask2former, "
         "and pixel_decoder with maskformer"
     )
+
+
+def labels_of(names: Sequence[str]) -> dict[str, Any]:
+    """The fields that name the classes."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def class_names(raw: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -91,9 +91,6 @@ class DINOv3ViTBackbone(PlainBackbone):
     def is_normed(self, spec: FeatureSpec) -> bool:
         return self.config.apply_layernorm or spec == self.config.stages[-1]
 
-    def run(self, x: Tensor) -> Iterator[Tensor]:
+    def embed(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, rope = self.net._pos_embed(self.net.patch_embed(x))
-        yield tokens
-        for block in self.net.blocks:
-            tokens = block(tokens, rope=rope)
-            yield tokens
+        return tokens, {"rope": rope}

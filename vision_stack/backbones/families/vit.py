@@ -12,6 +12,7 @@ from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vision_stack.backbones.base import BackboneOutput, pad_to_multiple
 from vision_stack.backbones.families.base import (
     Epsilon,
     FamilyBackbone,
@@ -21,8 +22,9 @@ from vision_stack.backbones.families.base import (
     Width,
     default_heads,
 )
+from vision_stack.backbones.tail import check_tail, reserve_queries, run_to_tail
 from vision_stack.config import ConfigError, Layers, Range, register
-from vision_stack.structures import FeatureSpec
+from vision_stack.structures import BackboneConfig, FeatureSpec, TailSpec
 from vision_stack.weights.vit import convert_dinov2, convert_dinov2_with_registers, convert_vit
 
 
@@ -42,6 +44,11 @@ class PlainConfig(FamilyConfig):
     patch_size: Pixels = 16
     layer_norm_eps: Epsilon = 1e-6
     apply_layernorm: bool = False  # the final LayerNorm on every map
+
+    def with_tail(self, tail: TailSpec) -> BackboneConfig:
+        """See `BackboneConfig.with_tail`."""
+        check_tail(tail, self.num_hidden_layers)
+        return self._with("tail", tail)
 
     def check(self) -> None:
         if self.is_default("num_attention_heads"):
@@ -170,11 +177,39 @@ class PlainBackbone(FamilyBackbone):
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config, multiple=config.patch_size)
+        if config.tail:
+            self.norms = None  # the tail has the final LayerNorm
 
     def keep_stages(self, count: int) -> None:
+        if self.config.tail:
+            reserve_queries(self.net, self.config.tail)
+            return
         self.net.blocks = self.net.blocks[:count]
         if not any(self.is_normed(spec) for spec in self.out_specs):
             self.net.norm = nn.Identity()
+
+    def embed(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Padded pixels -> tokens [B, P + h * w, C], and what all blocks are given beside them."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> Iterator[Tensor]:
+        tokens, options = self.embed(x)
+        yield tokens
+        for block in self.net.blocks:
+            tokens = block(tokens, **options)
+            yield tokens
+
+    def _forward(self, pixel_values: Tensor, output_hidden_states: bool) -> BackboneOutput:
+        if self.config.tail is None:
+            return super()._forward(pixel_values, output_hidden_states)
+        padded = pad_to_multiple(pixel_values, self.multiple)
+        tokens, options = self.embed(padded)
+        size = (padded.shape[-2], padded.shape[-1])
+        tokens, tail = run_to_tail(self.net, tokens, options, self.config.tail, self.config.patch_size, size)
+        output = self.finish(
+            [self.to_map(tokens, size)] * len(self.out_specs), (pixel_values.shape[-2], pixel_values.shape[-1])
+        )
+        return output._replace(tokens=tokens, tail=tail)
 
     def is_normed(self, spec: FeatureSpec) -> bool:
         """Whether the final LayerNorm is applied to this map."""
@@ -207,7 +242,7 @@ class ViTBackbone(PlainBackbone):
     to_timm = staticmethod(convert_vit)
     antialias = False
 
-    def run(self, x: Tensor) -> Iterator[Tensor]:
+    def embed(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         net = self.net
         tokens = net.patch_embed(x)  # [B, h, w, C]
         height, width = tokens.shape[1:3]
@@ -222,11 +257,7 @@ class ViTBackbone(PlainBackbone):
         class_token = net.cls_token + positions[:, :1] if prefix else net.cls_token
         first = [class_token] if net.reg_token is None else [class_token, net.reg_token]
         tokens = tokens.flatten(1, 2) + positions[:, prefix:]
-        tokens = torch.cat([*(token.expand(len(tokens), -1, -1) for token in first), tokens], dim=1)
-        yield tokens
-        for block in net.blocks:
-            tokens = block(tokens)
-            yield tokens
+        return torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in first), tokens], dim=1), {}
 
 
 class Dinov2Backbone(ViTBackbone):

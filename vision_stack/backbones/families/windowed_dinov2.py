@@ -12,6 +12,7 @@ from torch import Tensor
 from vision_stack.backbones.families.vit import Dinov2Backbone, Dinov2Config
 from vision_stack.backbones.stages import select_stages
 from vision_stack.config import Range, register
+from vision_stack.structures import BackboneConfig, TailSpec
 from vision_stack.weights.windowed_dinov2 import convert_windowed_dinov2
 
 
@@ -34,6 +35,10 @@ class WindowedDinov2Config(Dinov2Config):
             chosen = select_stages(self.stages, self.out_features, self.out_indices, self.out_strides).out_features
             whole = [i for i, stage in enumerate(self.stages) if stage.name in chosen]
             self.window_block_indexes = tuple(i for i in range(whole[-1]) if i not in whole)
+
+    def with_tail(self, tail: TailSpec) -> BackboneConfig:
+        """None: tokens are those of windows."""
+        return BackboneConfig.with_tail(self, tail)
 
     def transformers_fields(self) -> dict[str, Any]:
         return {**super().transformers_fields(), "use_mask_token": False}  # of pretraining
