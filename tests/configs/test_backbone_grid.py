@@ -30,6 +30,8 @@ FAILS = {
     ("hybrid_encoder", "mask2former"): "head: mask2former needs a map at stride 4, got",
     ("scale_projector", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("scale_projector", "mask2former"): "head: mask2former needs a map at stride 4, got",
+    ("lite_encoder", "maskformer"): "head: maskformer needs a map at stride 4, got",
+    ("lite_encoder", "mask2former"): "head: mask2former needs a map at stride 4, got",
     ("spatial_tuning", "maskformer"): "head: maskformer needs a map at stride 4, got",
     ("spatial_tuning", "mask2former"): "head: mask2former needs a map at stride 4, got",
     ("ms_deform", "deformable_detr"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
@@ -47,7 +49,12 @@ OF_SEVERAL = {
     "hybrid_encoder": "neck: hybrid_encoder needs strides that double from map to map, got",
 }
 ONLY_PLAIN = "neck: spatial_tuning needs three maps of a plain ViT, or one, got"
-NO_STRIDE_4 = {"deformable_encoder", "hybrid_encoder", "scale_projector"}  # necks of detectors, whatever the backbone
+NO_STRIDE_4 = {
+    "deformable_encoder",
+    "hybrid_encoder",
+    "lite_encoder",
+    "scale_projector",
+}  # necks of detectors, whatever the backbone
 BOX_HEADS = {  # of maps with equal channels at these strides
     "faster_rcnn": (4, 8, 16, 32),
     "mask_rcnn": (4, 8, 16, 32),

@@ -25,13 +25,19 @@ SMALL = {
     "scale_projector": {"channels": 16, "num_blocks": 1},
     "simple_pyramid": {"channels": 16},
     "hybrid_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_blocks": 1},
+    "lite_encoder": {"channels": 16, "num_blocks": 1},
     "ms_deform": {"channels": 16, "mask_channels": 12, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
     "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 2},
 }
 
 
 NECKS = [name for name in registered("neck") if name != "spatial_tuning"]  # which is for plain transformers only
-NEEDS_COARSER = {("ms_deform", "one"), ("hybrid_encoder", "one"), ("deformable_encoder", "one")}  # than stride 4
+NEEDS_COARSER = {
+    ("lite_encoder", "one"),
+    ("ms_deform", "one"),
+    ("hybrid_encoder", "one"),
+    ("deformable_encoder", "one"),
+}  # than stride 4
 
 
 def maps_of(specs, height, width, *, channels_last=False):
@@ -213,6 +219,14 @@ def test_hybrid_encoder_unfit_strides_fails_with_the_remedy(strides, line):
 )
 def test_hybrid_encoder_with_other_blocks_keeps_the_contract(options):
     check_neck(from_dict({"type": "hybrid_encoder", **SMALL["hybrid_encoder"], **options}, "neck"))
+
+
+def test_lite_encoder_without_a_map_at_stride_16_fails_with_the_remedy():
+    with pytest.raises(
+        ConfigError, match=r"needs a map at stride 16, got \(4, 8\); choose one by backbone.out_strides"
+    ):
+        build("lite_encoder", (FeatureSpec("a", 8, 4), FeatureSpec("b", 8, 8)))
+    assert [(s.name, s.stride) for s in build("lite_encoder", LEVELS["four"]).out_specs] == [("p4", 16), ("p5", 32)]
 
 
 @pytest.mark.parametrize(

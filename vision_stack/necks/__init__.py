@@ -3,6 +3,7 @@
 from vision_stack.necks.deformable_encoder import DeformableEncoder, DeformableEncoderConfig
 from vision_stack.necks.fpn import FPN, FPNConfig
 from vision_stack.necks.hybrid_encoder import HybridEncoder, HybridEncoderConfig
+from vision_stack.necks.lite_encoder import LiteEncoder, LiteEncoderConfig
 from vision_stack.necks.ms_deform import MSDeform, MSDeformConfig
 from vision_stack.necks.none import NoNeck, NoNeckConfig
 from vision_stack.necks.pixel_decoder import PixelDecoder, PixelDecoderConfig
@@ -17,6 +18,8 @@ __all__ = [
     "FPNConfig",
     "HybridEncoder",
     "HybridEncoderConfig",
+    "LiteEncoder",
+    "LiteEncoderConfig",
     "MSDeform",
     "MSDeformConfig",
     "NoNeck",

@@ -1,6 +1,6 @@
 """Names of the hybrid encoder in transformers' RT-DETR (v2), D-FINE and DEIMv2, and so of the checkpoints published in
-their format, in a `VisionModel` with `neck=hybrid_encoder` or, of DEIMv2 with DINOv3, `neck=spatial_tuning`. Heads and
-backbones have names of their own.
+their format, in a `VisionModel` with `neck=hybrid_encoder` or, for some of DEIMv2's, `neck=spatial_tuning` or
+`neck=lite_encoder`. Heads and backbones have names of their own.
 
 Those of files come first; a model in memory has other names for a few of them, in newer versions of transformers.
 """
@@ -122,6 +122,14 @@ _NAMES: dict[str, Names] = {
         *(pair for n in range(3) for pair in _convs(f"{_ADAPTER}.conv{n + 2}", f"neck.detail.steps.{n}")),
         *_DEIMV2,
     ),
+    "deimv2, lite_encoder": (
+        *_convs("model.encoder.input_proj.0", "neck.projection"),
+        *_convs("model.encoder.down_conv1", "neck.coarser"),
+        *_convs("model.encoder.bi_fusion_conv", "neck.context"),
+        *_convs("model.encoder.down_conv2", "neck.downsample"),
+        *_deimv2_elan("model.encoder.fpn_block", "neck.top_down"),
+        *_deimv2_elan("model.encoder.pan_block", "neck.bottom_up"),
+    ),
 }
 
 
@@ -129,7 +137,8 @@ def convert_hybrid_encoder(state: Mapping[str, Tensor], family: str) -> dict[str
     """The hybrid encoder's part of a state dict of transformers', with its whole names -> `neck.` and ours.
 
     Args:
-        family: transformers' `model_type`, or "deimv2, spatial_tuning" for a DEIMv2 on DINOv3.
+        family: transformers' `model_type`; "deimv2, spatial_tuning" for a DEIMv2 on DINOv3, "deimv2, lite_encoder" for
+            one with `encoder_type: lite`.
 
     Raises:
         ValueError: a key that this architecture does not have.
