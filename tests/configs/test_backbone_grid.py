@@ -17,7 +17,7 @@ from vision_stack.model import VisionModelConfig
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = {f"{f}_{s}" for f in ("vit", "eva02") for s in ("tiny", "small", "base", "large")} | {"sam_base"}
 PLAIN |= {f"{f}_{s}" for f in ("dinov2", "dinov2_reg", "dinov3") for s in ("small", "base", "large")}
-PLAIN |= {"vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "rf_detr_dinov2"}
+PLAIN |= {"vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "lw_detr_vit", "rf_detr_dinov2"}
 SEVERAL = {"rf_detr_dinov2_small"}  # plain ones that give several of their maps
 # Of a plain transformer, which has one stride. Every other cell builds.
 ADVICE = "neck=simple_pyramid"
@@ -147,7 +147,11 @@ def test_grid_heads_inside_the_backbone_build_with_plain_transformers_alone(name
     parts = {"backbone": options, "neck": {"type": "none"}, "categories": [{"id": 1, "name": "a"}]}
     for head in INSIDE:
         config = {**parts, "head": read("head", head)}
-        if name not in PLAIN - {"sam_base", "rf_detr_dinov2"}:  # whose blocks do not all take the same tokens
+        if name not in PLAIN - {
+            "sam_base",
+            "lw_detr_vit",
+            "rf_detr_dinov2",
+        }:  # whose blocks do not all take the same tokens
             with pytest.raises(
                 ConfigError, match=r"^backbone: \w+ has no last blocks to leave .*: backbone=dinov2_small"
             ):

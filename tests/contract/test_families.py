@@ -35,17 +35,19 @@ TINY = {
     "dinov2": {**PLAIN, "image_size": 28},
     "dinov2_with_registers": {**PLAIN, "image_size": 28, "patch_size": 14},
     "rf_detr_dinov2": {**PLAIN, "image_size": 28, "num_windows": 2, "window_block_indexes": [0, 2]},
+    "lw_detr_vit": {**PLAIN, "pretrain_image_size": 32, "num_windows": 4},
     "dinov3_vit": {**PLAIN, "intermediate_size": 48, "num_register_tokens": 2},
     "dinov3_convnext": CONVNEXT,
 }
-# Fields that follow from others here.
+# Fields that there are not here.
 THEIRS = {
     "hgnet_v2": {
         "depths": [1, 2, 1],
         "hidden_sizes": [16, 24, 32],
         "stage_in_channels": [8, 16, 24],
         "stage_downsample": [False, True, True],
-    }
+    },
+    "lw_detr_vit": {"image_size": 64},  # which builds nothing
 }
 FAMILIES = pytest.mark.parametrize("family", transformers_families())
 

@@ -76,6 +76,7 @@ _PLAIN = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
 _LAYERS = {"out_features": ["stem", "stage1", "stage2", "stage3"]}
 _DINOV2 = {**_PLAIN, **_LAYERS, "image_size": 70, "patch_size": 14}
 _WINDOWS = {"image_size": 56, "num_windows": 2, "out_features": ["stage1", "stage3"]}
+_LW_WINDOWS = {"num_windows": 4, "window_block_indices": [0, 2]}
 _DINOV3 = {**_PLAIN, **_LAYERS, "intermediate_size": 96}
 _SWIN = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4, **PYRAMID}
 
@@ -161,6 +162,11 @@ CASES = {
         {**_DINOV2, **_WINDOWS, "use_swiglu_ffn": True},
         ((56, 56), (75, 84)),
         of_windowed_dinov2,
+    ),
+    "lw_detr_vit": Case(
+        transformers.LwDetrViTBackbone,
+        {**_PLAIN, **_LAYERS, "image_size": 64, "pretrain_image_size": 64, **_LW_WINDOWS},
+        ((64, 64), (65, 98), (96, 32)),
     ),
     "dinov3_vit": Case(
         transformers.DINOv3ViTBackbone, {**_DINOV3, "num_register_tokens": 4}, ((64, 64), (65, 98), (96, 32))

@@ -4,6 +4,7 @@ from vision_stack.backbones.families.base import FamilyBackbone, FamilyConfig
 from vision_stack.backbones.families.convnext import ConvNextConfig, ConvNextV2Config, DINOv3ConvNextConfig
 from vision_stack.backbones.families.dinov3 import DINOv3ViTConfig
 from vision_stack.backbones.families.hgnet_v2 import HGNetV2Config
+from vision_stack.backbones.families.lw_detr_vit import LwDetrViTConfig
 from vision_stack.backbones.families.resnet import ResNetConfig, RTDetrResNetConfig
 from vision_stack.backbones.families.swin import SwinConfig, Swinv2Config
 from vision_stack.backbones.families.vit import Dinov2Config, Dinov2WithRegistersConfig, ViTConfig
@@ -19,6 +20,7 @@ __all__ = [
     "FamilyBackbone",
     "FamilyConfig",
     "HGNetV2Config",
+    "LwDetrViTConfig",
     "RTDetrResNetConfig",
     "ResNetConfig",
     "SwinConfig",

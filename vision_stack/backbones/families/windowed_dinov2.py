@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
-from vision_stack.backbones.families.vit import Dinov2Backbone, Dinov2Config
+from vision_stack.backbones.families.vit import Dinov2Config
+from vision_stack.backbones.families.windows import WindowedBackbone
 from vision_stack.backbones.stages import select_stages
 from vision_stack.config import Range, register
 from vision_stack.structures import BackboneConfig, TailSpec
@@ -47,11 +44,8 @@ class WindowedDinov2Config(Dinov2Config):
         return WindowedDinov2Backbone(self)
 
 
-class WindowedDinov2Backbone(Dinov2Backbone):
-    """Every window is a sequence of its own, with a copy of the class token, from the first block to the last.
-
-    Where a block attends to the whole image, the windows of an image follow one another in one sequence: all else in
-    a block sees one token at a time. Positions are resampled with antialiasing.
+class WindowedDinov2Backbone(WindowedBackbone):
+    """timm's ViT with layer scale, in windows. Positions are resampled with antialiasing.
 
     Differs from transformers 5.24: none for square images. Of others it cuts no rectangles; here they are.
     """
@@ -62,31 +56,4 @@ class WindowedDinov2Backbone(Dinov2Backbone):
     antialias = True
 
     def __init__(self, config: WindowedDinov2Config) -> None:
-        super().__init__(config)
-        self.multiple = config.patch_size * config.num_windows  # windows of equal size
-
-    def run(self, x: Tensor) -> Iterator[Tensor]:
-        config, net = self.config, self.net
-        tokens = next(super().run(x))  # the sum of patches and positions, no block yet
-        patches = tokens[:, net.num_prefix_tokens :]
-        rows, columns = (length // self.multiple for length in x.shape[-2:])  # of a window
-        cells = patches.unflatten(1, (config.num_windows, rows, config.num_windows, columns))
-        windows = cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [B, W * W, h * w, C]
-        first = tokens[:, None, : net.num_prefix_tokens].expand(-1, windows.shape[1], -1, -1)
-        tokens = torch.cat([first, windows], dim=2)
-        yield tokens
-        for number, block in enumerate(net.blocks):
-            apart = number in (config.window_block_indexes or ())
-            sequences = tokens.flatten(0, 1) if apart else tokens.flatten(1, 2)
-            tokens = block(sequences).view_as(tokens)
-            yield tokens
-
-    def tokens(self, x: Tensor) -> Any:
-        """None: the tokens of windows are not those of an image, row by row."""
-        return None
-
-    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        side = self.config.num_windows
-        rows, columns = (length // self.multiple for length in size)
-        cells = x[:, :, self.net.num_prefix_tokens :].unflatten(2, (rows, columns)).unflatten(1, (side, side))
-        return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        super().__init__(config, config.num_windows, config.window_block_indexes or ())

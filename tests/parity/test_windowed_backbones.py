@@ -1,4 +1,4 @@
-"""RF-DETR's windowed DINOv2, beside the tests of all families: images that are not square, selected stages, names."""
+"""Backbones with windows, beside the tests of all families: images that are not square, selected stages, names."""
 
 import copy
 
@@ -9,6 +9,7 @@ from family_parity import pair
 
 from vision_stack.backbones.families.windowed_dinov2 import WindowedDinov2Config
 from vision_stack.config import from_dict, to_dict
+from vision_stack.weights.lw_detr_vit import convert_lw_detr_vit, export_lw_detr_vit
 from vision_stack.weights.windowed_dinov2 import convert_windowed_dinov2, export_windowed_dinov2
 
 NAME = "rf_detr_dinov2"
@@ -17,7 +18,7 @@ NAME = "rf_detr_dinov2"
 def plain_maps(ours, pixels):
     """Every map, window by window: each is cut out of the image's tokens, goes through the block, and is put back."""
     net, side = ours.net, ours.config.num_windows
-    tokens = next(super(type(ours), ours).run(pixels))
+    tokens, _ = ours.embed(pixels)
     height, width = (length // ours.config.patch_size for length in pixels.shape[-2:])
     grid = tokens[:, 1:].unflatten(1, (height, width))
     firsts = [[tokens[:, :1] for _ in range(side)] for _ in range(side)]
@@ -59,15 +60,21 @@ def test_windowed_dinov2_selected_stages_choose_the_blocks_that_see_the_whole_im
     assert WindowedDinov2Config.from_transformers(theirs.to_dict()).window_block_indexes == config.window_block_indexes
 
 
-def test_windowed_dinov2_names_hold_both_ways():
-    theirs, ours = pair(NAME)
+@pytest.mark.parametrize(
+    ("name", "convert", "export"),
+    [
+        ("rf_detr_dinov2", convert_windowed_dinov2, export_windowed_dinov2),
+        ("lw_detr_vit", convert_lw_detr_vit, export_lw_detr_vit),
+    ],
+)
+def test_windowed_backbone_names_hold_both_ways(name, convert, export):
+    theirs, ours = pair(name)
     state = {key.removeprefix("net."): value for key, value in ours.state_dict().items()}
-    of_files = export_windowed_dinov2(state)
-    back = convert_windowed_dinov2(of_files)
+    of_files = export(state)
+    back = convert(of_files)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
-    assert "encoder.layer.0.attention.attention.query.weight" in of_files  # as in RF-DETR's own files
+    assert "encoder.layer.0.attention.attention.query.weight" in of_files  # as in the whole models' own files
     in_memory = {key: value for key, value in theirs.state_dict().items() if "mask_token" not in key}
-    assert {key: x.shape for key, x in convert_windowed_dinov2(in_memory).items()} == {
-        k: x.shape for k, x in state.items()
-    }
+    assert len(in_memory) == len(of_files)
+    assert {key: x.shape for key, x in convert(in_memory).items()} == {key: x.shape for key, x in state.items()}
