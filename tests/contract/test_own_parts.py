@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mask_rcnn": {"representation_size": 8, "rpn_post_nms_top_n": 20, "mask_channels": 8},
     "fcos": {"num_convs": 1},
     "deformable_detr": {**TINY_DETR, "hidden_dim": 16},
+    "rt_detr": {**TINY_DETR, "hidden_dim": 16, "num_denoising": 10},
     "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
     "eomt": {"num_queries": 7, "num_blocks": 1},
     "pixel_decoder": {"channels": 16, "mask_channels": 16, "ffn_dim": 32},

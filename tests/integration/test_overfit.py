@@ -15,10 +15,13 @@ from vision_stack.training.tasks import build_evaluator, predictions_for
 SMALL = {"num_heads": 4, "ffn_dim": 128, "dropout": 0.0}
 ENCODER = {"type": "deformable_encoder", "channels": 64, "num_encoder_layers": 1, **SMALL}
 DECODER = {"type": "deformable_detr", "num_queries": 20, "hidden_dim": 64, "num_decoder_layers": 2, **SMALL}
+HYBRID = {"type": "hybrid_encoder", "channels": 64, "num_blocks": 1, **SMALL}
+RT_DETR = {**DECODER, "type": "rt_detr", "num_denoising": 20}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deformable_detr": (ENCODER, DECODER),
     "deformable_detr, learnt queries": (ENCODER, {**DECODER, "two_stage": False}),
     "deformable_detr, no refinement": (ENCODER, {**DECODER, "two_stage": False, "with_box_refine": False}),
+    "rt_detr": (HYBRID, RT_DETR),
 }
 STEPS, RATE = 130, 2e-3
 

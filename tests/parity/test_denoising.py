@@ -37,9 +37,7 @@ def noised_of(counts: tuple[int, ...], *, num_denoising: int = 30) -> NoisedQuer
     objects = objects_of(counts)
     torch.manual_seed(1)
     options = {"num_denoising": num_denoising, "label_noise": 0.5, "box_noise": 1.0}
-    noised = noised_queries(objects, NUM_CLASSES, **options)  # type: ignore[arg-type]
-    assert noised is not None
-    return noised
+    return noised_queries(objects, NUM_CLASSES, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", COUNTS)
@@ -81,6 +79,9 @@ def test_queries_that_are_to_find_their_object_overlap_it_and_the_others_do_less
     assert 0.1 < flipped < 0.3  # a quarter, some of which to the same class
 
 
-def test_without_any_object_there_is_nothing_to_noise() -> None:
+def test_without_any_object_there_are_two_queries_of_no_class_and_no_pair() -> None:
     empty = BoxObjects(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0, 0))
-    assert noised_queries(empty, NUM_CLASSES, num_denoising=100, label_noise=0.5, box_noise=1.0) is None
+    noised = noised_queries(empty, NUM_CLASSES, num_denoising=100, label_noise=0.5, box_noise=1.0)
+    assert noised.labels.tolist() == [[NUM_CLASSES] * 2] * 2
+    stack = LayerStack(torch.zeros(3, 2, 2, NUM_CLASSES), torch.zeros(3, 2, 2, 4))
+    assert denoising_matches(stack, empty).queries.tolist() == []

@@ -10,6 +10,7 @@ from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHead, MaskRCNNHeadConfig
+from vision_stack.heads.rt_detr import RTDETRHead, RTDETRHeadConfig
 
 __all__ = [
     "BoxHead",
@@ -33,6 +34,8 @@ __all__ = [
     "MaskHeadConfig",
     "MaskRCNNHead",
     "MaskRCNNHeadConfig",
+    "RTDETRHead",
+    "RTDETRHeadConfig",
     "RetinaNetHead",
     "RetinaNetHeadConfig",
 ]

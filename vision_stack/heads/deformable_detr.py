@@ -16,7 +16,7 @@ from vision_stack.heads.detr import (
     Memory,
     box_mlp,
     image_sizes_of,
-    proposals,
+    proposal_logits,
     refined,
     start_at_prior,
     take,
@@ -120,8 +120,7 @@ class _Proposals(nn.Module):
     def forward(self, memory: Memory) -> tuple[Tensor, ...]:
         """Boxes [B, Q, 4], positions and content [B, Q, C] of the queries; while training also the logits [B, S, 1] and
         boxes [B, S, 4] of all proposals. Q is less than `num_queries` where there are fewer cells."""
-        boxes, usable = proposals(memory)
-        logits = torch.logit(boxes).masked_fill(~usable[..., None], torch.inf)
+        logits, usable = proposal_logits(memory)
         x = self.output_norm(self.output(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         objectness = self.objectness(x)
         chosen = objectness[..., 0].topk(min(self.num_queries, x.shape[1])).indices

@@ -80,10 +80,12 @@ class DETRHead(Head[BoxOutputs]):
     """Base of heads that give `BoxOutputs`: subclasses add `forward`.
 
     Attributes:
+        class_layers: what the names of parameters begin with that have a row for each class.
         num_levels: how many maps are read, all from stride 8 on.
     """
 
     max_objects: int
+    class_layers: ClassVar[tuple[str, ...]] = ("class_embed.",)
 
     def __init__(self, config: DETRHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__()
@@ -98,16 +100,17 @@ class DETRHead(Head[BoxOutputs]):
                 "neck=simple_pyramid with a plain ViT"
             )
         self.num_levels = len(self.read)
-        dim = config.hidden_dim
         self.input_projections = nn.ModuleList(
-            nn.Identity()
-            if in_specs[index].channels == dim
-            else conv_norm(in_specs[index].channels, dim, 1, "group", relu=False, bias=True)
-            for index in self.read
+            self.projection(in_specs[index].channels, config.hidden_dim) for index in self.read
         )
 
+    @staticmethod
+    def projection(in_channels: int, dim: int) -> nn.Module:
+        """Takes a map to the head's width."""
+        return nn.Identity() if in_channels == dim else conv_norm(in_channels, dim, 1, "group", relu=False, bias=True)
+
     def memory(self, features: Features) -> Memory:
-        """The maps that are read, projected to the head's width where they have another."""
+        """The maps that are read, projected to the head's width."""
         read = [features.maps[index] for index in self.read]
         tokens, shapes = to_tokens([f(x) for f, x in zip(self.input_projections, read, strict=True)])
         return Memory(tokens, shapes, padding_of(features, shapes))
@@ -117,9 +120,9 @@ class DETRHead(Head[BoxOutputs]):
         return self.criterion(outputs, targets)
 
     def class_rows(self) -> dict[str, Tensor]:
-        """A row per class."""
+        """A row per class; what comes after them belongs to none."""
         rows = torch.arange(self.num_classes)[:, None]
-        return {name: rows for name, _ in self.named_parameters() if name.startswith("class_embed.")}
+        return {name: rows for name, _ in self.named_parameters() if name.startswith(self.class_layers)}
 
     @torch.no_grad()
     def detections(self, outputs: BoxOutputs, options: DecodeOptions) -> list[Candidates]:
@@ -161,6 +164,12 @@ def proposals(memory: Memory) -> tuple[Tensor, Tensor]:
     boxes = torch.cat([centers, torch.cat(sizes).expand_as(centers)], dim=2)
     usable = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(2)
     return boxes, usable if memory.padding is None else usable & ~memory.padding.cells
+
+
+def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
+    """Logits of `proposals`, infinite where they are not to be used, [1 or B, S, 4], and whether they are."""
+    boxes, usable = proposals(memory)
+    return torch.logit(boxes).masked_fill(~usable[..., None], torch.inf), usable
 
 
 def image_sizes_of(features: Features) -> Tensor:

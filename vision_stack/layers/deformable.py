@@ -202,15 +202,17 @@ class DeformableDecoderLayer(nn.Module):
         shapes: Shapes,
         reference: Tensor,
         padding: Padding | None = None,
+        attend: Tensor | None = None,
     ) -> Tensor:
         """x [B, Q, C], query_position broadcast to it, memory [B, S, C] -> [B, Q, C].
 
         Args:
             shapes: of the maps whose cells `memory` is.
             reference, padding: as `DeformableAttention` has them.
+            attend: [Q, Q] bool, which query may attend to which; None: all to all.
         """
         q = k = x + query_position
-        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x)))
+        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x, attend)))
         read = self.cross_attn(x + query_position, memory, shapes, reference, padding)
         x = self.cross_attn_norm(x + self.dropout(read))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))

@@ -2,7 +2,9 @@
 
 While training a decoder also gets queries that are made of the objects: with a little noise it is to find the object,
 with more of it nothing. With N the most objects of an image of the batch, G groups and D = G * 2 * N queries, each
-group has N queries of the first kind and then N of the second, both in the objects' order.
+group has N queries of the first kind and then N of the second, both in the objects' order. Where an image has fewer
+than N objects, the rest are queries of no class that are to find nothing; a batch without any object has two of them,
+so that all parameters take part in every step.
 """
 
 from __future__ import annotations
@@ -28,18 +30,16 @@ class NoisedQueries(NamedTuple):
 
 def noised_queries(
     objects: BoxObjects, num_classes: int, *, num_denoising: int, label_noise: float, box_noise: float
-) -> NoisedQueries | None:
-    """Queries of as many groups as give about `num_denoising` of the first kind; None if no image has an object.
+) -> NoisedQueries:
+    """Queries of as many groups as give about `num_denoising` of the first kind.
 
     Args:
         label_noise: twice the share of labels that are replaced by a random one.
         box_noise: how far corners are moved at most, in halves of the box's sides; of the second kind at least that
             far, and at most twice as far.
     """
-    most = max(objects.counts)
-    if not most:
-        return None
-    num_groups = max(1, num_denoising // most)
+    most = _most(objects.counts)
+    num_groups = max(1, num_denoising // most) if any(objects.counts) else 1
     device, dtype, batch = objects.boxes.device, objects.boxes.dtype, len(objects.counts)
     images, slots = (x.to(device, non_blocking=True) for x in _places(objects.counts))
     labels = torch.full((batch, most), num_classes, device=device)
@@ -68,7 +68,8 @@ def attention_between(noised: NoisedQueries, num_queries: int) -> Tensor:
 
 
 def num_groups_of(stack: LayerStack, objects: BoxObjects) -> int:
-    return stack.logits.shape[2] // (2 * max(objects.counts))
+    """G, of the outputs for `noised_queries`."""
+    return stack.logits.shape[2] // (2 * _most(objects.counts))
 
 
 def denoising_matches(stack: LayerStack, objects: BoxObjects) -> Matches:
@@ -79,13 +80,18 @@ def denoising_matches(stack: LayerStack, objects: BoxObjects) -> Matches:
     columns = (
         torch.arange(layers)[None, :, None],
         images[:, None, None],
-        torch.arange(num_groups) * (2 * max(objects.counts)) + slots[:, None, None],
+        torch.arange(num_groups) * (2 * _most(objects.counts)) + slots[:, None, None],
         torch.arange(len(images))[:, None, None],
     )
     index = torch.stack([column.expand(shape).flatten() for column in columns])
     index = index.to(stack.logits.device, non_blocking=True)
     per_image = tuple(count * layers * num_groups for count in objects.counts)
     return Matches(index[0], index[1], index[2], index[3], per_image, dropped=0)
+
+
+def _most(counts: tuple[int, ...]) -> int:
+    """N."""
+    return max(1, *counts)
 
 
 def _places(counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,7 @@ _DECODER = "model.decoder.layers.{i}."
 _DEFORMABLE = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 _BACKBONE_MAPS = 3  # the fourth projection, and any after it, halves the map before it
 
-_NAMES: Names = (
-    ("model.level_embed", "neck.level_embed.weight"),
-    *((f"{_ENCODER}self_attn.{part}.{{p}}", f"neck.layers.{{i}}.attn.{part}.{{p}}") for part in _DEFORMABLE),
-    (f"{_ENCODER}self_attn_layer_norm.{{p}}", "neck.layers.{i}.attn_norm.{p}"),
-    (f"{_ENCODER}final_layer_norm.{{p}}", "neck.layers.{i}.ffn_norm.{p}"),
+DECODER_LAYERS: Names = (  # RT-DETR's, too
     *((f"{_DECODER}encoder_attn.{part}.{{p}}", f"head.layers.{{i}}.cross_attn.{part}.{{p}}") for part in _DEFORMABLE),
     *(
         (f"{_DECODER}self_attn.{theirs}_proj.{{p}}", f"head.layers.{{i}}.self_attn.{ours}_proj.{{p}}")
@@ -30,12 +26,16 @@ _NAMES: Names = (
     ),
     (f"{_DECODER}self_attn_layer_norm.{{p}}", "head.layers.{i}.self_attn_norm.{p}"),
     (f"{_DECODER}encoder_attn_layer_norm.{{p}}", "head.layers.{i}.cross_attn_norm.{p}"),
+    *((f"{_DECODER}{mlp}fc{{j}}.{{p}}", "head.layers.{i}.ffn.linear{j}.{p}") for mlp in ("", "mlp.")),
     (f"{_DECODER}final_layer_norm.{{p}}", "head.layers.{i}.ffn_norm.{p}"),
-    *(
-        (f"{layer}{mlp}fc{{j}}.{{p}}", f"{ours}.layers.{{i}}.ffn.linear{{j}}.{{p}}")
-        for layer, ours in ((_ENCODER, "neck"), (_DECODER, "head"))
-        for mlp in ("", "mlp.")
-    ),
+)
+_NAMES: Names = (
+    ("model.level_embed", "neck.level_embed.weight"),
+    *((f"{_ENCODER}self_attn.{part}.{{p}}", f"neck.layers.{{i}}.attn.{part}.{{p}}") for part in _DEFORMABLE),
+    (f"{_ENCODER}self_attn_layer_norm.{{p}}", "neck.layers.{i}.attn_norm.{p}"),
+    *((f"{_ENCODER}{mlp}fc{{j}}.{{p}}", "neck.layers.{i}.ffn.linear{j}.{p}") for mlp in ("", "mlp.")),
+    (f"{_ENCODER}final_layer_norm.{{p}}", "neck.layers.{i}.ffn_norm.{p}"),
+    *DECODER_LAYERS,
     ("model.query_position_embeddings.weight", "head.query_embed.weight"),
     ("model.reference_points.{p}", "head.reference_points.{p}"),
     ("model.enc_output.{p}", "head.proposals.output.{p}"),

@@ -1,0 +1,117 @@
+"""What heads of the DETR family share: padding, predictions, small images, precision, refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vision_stack.config import ConfigError, from_dict
+from vision_stack.heads.detr import DETRHead, image_sizes_of
+from vision_stack.outputs import BoxOutputs
+from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Target
+
+SPECS = tuple(FeatureSpec(f"p{i}", 16, 2**i) for i in (3, 4, 5))
+SMALL = {"num_queries": 6, "hidden_dim": 16, "ffn_dim": 32, "num_heads": 4, "num_decoder_layers": 2}
+HEADS: dict[str, dict[str, Any]] = {
+    "deformable_detr": {"type": "deformable_detr", **SMALL},
+    "deformable_detr, learnt queries": {"type": "deformable_detr", "two_stage": False, **SMALL},
+    "rt_detr": {"type": "rt_detr", **SMALL},
+}
+
+
+def build(name: str, **options: Any) -> DETRHead:
+    torch.manual_seed(0)
+    head: DETRHead = from_dict({**HEADS[name], **options}, "head").build(SPECS, 3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return head.eval()
+
+
+def features(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Features:
+    generator = torch.Generator().manual_seed(1)
+    maps = (
+        torch.randn(1, s.channels, *(-(-n // s.stride) for n in size), generator=generator).to(dtype) for s in SPECS
+    )
+    return Features(tuple(maps), size, (size,))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_image_that_is_padded_has_the_outputs_of_itself_alone(name: str) -> None:
+    head, alone = build(name).double(), features((96, 160), torch.float64)
+    padded = []
+    for x in alone.maps:
+        filled = torch.full((2, x.shape[1], 2 * x.shape[2], 2 * x.shape[3]), 3.0, dtype=torch.float64)
+        filled[0, :, : x.shape[2], : x.shape[3]] = x[0]
+        padded.append(filled)
+    batch = Features(tuple(padded), (192, 320), ((96, 160), (192, 320)))
+    with torch.no_grad():
+        expected, found = head(alone), head(batch)
+    assert expected.pred_boxes.std() > 0.05
+    torch.testing.assert_close(found.pred_logits[:1], expected.pred_logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.pred_boxes[:1], expected.pred_boxes, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_boxes_are_precise_in_bfloat16(name: str) -> None:
+    """bfloat16 would round shares of an image of 1,024 pixels to multiples of 4 pixels."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = build(name)(features((256, 256), torch.bfloat16))
+    assert outputs.pred_boxes.dtype == torch.float32
+    assert (outputs.pred_boxes != outputs.pred_boxes.bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_image_with_fewer_cells_than_queries_trains_and_predicts(name: str) -> None:
+    head, small = build(name, num_queries=60).train(), features((64, 32))
+    target: Target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[4.0, 4.0, 20.0, 30.0]])}
+    losses = head.compute_loss(head(small, [target]), [target])
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
+    with torch.no_grad():
+        (found,) = head.eval().predict(head(small), [ImageInfo(0, "", (64, 32), (64, 32))], "detection")
+    assert found.masks is None
+
+
+def test_best_pairs_of_query_and_class_are_in_pixels_of_the_image_clipped() -> None:
+    head = build("rt_detr")
+    logits = torch.full((1, 2, 3), -9.0)
+    logits[0, 0], logits[0, 1, 2] = torch.tensor([2.0, 1.0, -9.0]), 3.0
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.2], [0.1, 0.9, 0.4, 0.4]]])
+    outputs = BoxOutputs(logits, boxes, logits[None][:0], boxes[None][:0], torch.tensor([[50.0, 25.0]]))
+    info = ImageInfo(0, "", (200, 400), (25, 50))
+    (found,) = head.predict(outputs, [info], "detection", DecodeOptions(threshold=0.5))
+    assert found.labels.tolist() == [2, 0, 1]
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
+    expected = [[0.0, 140.0, 120.0, 200.0], [100.0, 80.0, 300.0, 120.0], [100.0, 80.0, 300.0, 120.0]]
+    torch.testing.assert_close(found.boxes, torch.tensor(expected))
+    (few,) = head.predict(outputs, [info], "detection", DecodeOptions(threshold=0.0, top_k=2, masks="rle"))
+    assert few.labels.tolist() == [2, 0]
+    head.max_objects = 1
+    (one,) = head.predict(outputs, [info], "detection", DecodeOptions(threshold=0.0))
+    assert one.labels.tolist() == [2]
+
+
+def test_sizes_of_images_are_those_without_padding_or_of_the_batch() -> None:
+    maps = features((64, 96)).maps
+    assert image_sizes_of(Features(maps, (64, 96), ((50, 90),))).tolist() == [[90.0, 50.0]]
+    assert image_sizes_of(Features(maps, (64, 96))).tolist() == [[96.0, 64.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"hidden_dim": 18}, "hidden_dim: 18 must be a multiple of 4 and of num_heads"),
+        ({"with_box_refine": False}, "two_stage: needs with_box_refine; set head.with_box_refine=true"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        build("deformable_detr", **options)
+
+
+def test_head_without_coarse_maps_names_necks_and_backbones_that_have_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"head: rt_detr needs maps at stride 8 or coarser, got \(4,\); .*neck=simple"
+    ):
+        from_dict(HEADS["rt_detr"], "head").build((FeatureSpec("stage1", 8, 4),), 3)
