@@ -60,3 +60,32 @@ def test_exported_eomt_takes_any_batch_and_size():
         images = torch.randn(size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+TINY_DETR = {"num_heads": 2, "ffn_dim": 16}
+DETRS = {  # with their necks; tracing takes long
+    "deformable_detr": {"type": "deformable_encoder", "channels": 16, "num_encoder_layers": 1, **TINY_DETR},
+    "rt_detr": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **TINY_DETR},
+}
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")
+@pytest.mark.parametrize("head", DETRS)
+def test_exported_detector_with_queries_takes_any_batch_and_size(head):
+    plain = {
+        "backbone": {"type": "timm", "model_name": "test_resnet", "out_strides": [8, 16]},
+        "neck": DETRS[head],
+        "head": {"type": head, "num_queries": 5, "hidden_dim": 16, "num_decoder_layers": 1, **TINY_DETR},
+        "categories": [{"id": 1, "name": "a"}],
+        "task": "detection",
+    }
+    torch.manual_seed(0)
+    model = VisionModel(from_dict(plain, cls=VisionModelConfig)).eval()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    loaded = saved_and_loaded(model)
+    for shape in ((3, 3, 96, 160), (1, 3, 128, 64)):
+        images = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(images), model(images), rtol=1e-4, atol=1e-4)

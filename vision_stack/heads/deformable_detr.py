@@ -83,7 +83,7 @@ class DeformableDETRHead(DETRHead):
         memory = self.memory(features)
         encoder: tuple[Tensor, ...] = ()
         if self.proposals is None:
-            position, x = self.query_embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, dim=2)
+            position, x = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1).chunk(2, dim=2)
             reference = precise(self.reference_points(position)).sigmoid()
         else:
             reference, position, x, *encoder = self.proposals(memory)
@@ -120,18 +120,18 @@ class _Proposals(nn.Module):
     def forward(self, memory: Memory) -> tuple[Tensor, ...]:
         """Boxes [B, Q, 4], positions and content [B, Q, C] of the queries; while training also the logits [B, S, 1] and
         boxes [B, S, 4] of all proposals. Q is less than `num_queries` where there are fewer cells."""
-        logits, usable = proposal_logits(memory)
+        anchors, usable = proposal_logits(memory)
         x = self.output_norm(self.output(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         objectness = self.objectness(x)
         chosen = objectness[..., 0].topk(min(self.num_queries, x.shape[1])).indices
+        anchors = anchors.expand(x.shape[0], -1, -1)
         encoder: tuple[Tensor, ...] = ()
-        logits = logits.expand(len(x), -1, -1)
         if self.training:  # all of them have a loss
-            logits = precise(self.bbox_embed(x)) + logits
+            logits = precise(self.bbox_embed(x)) + anchors
             encoder = (objectness, logits.sigmoid())
             logits = take(logits, chosen)
         else:
-            logits = precise(self.bbox_embed(take(x, chosen))) + take(logits, chosen)
+            logits = precise(self.bbox_embed(take(x, chosen))) + take(anchors, chosen)
         reference = logits.detach().sigmoid()
         encoded = sine_encoding(reference, x.shape[2] // 2).flatten(2).to(x.dtype)
         position, content = self.query_norm(self.query(encoded)).chunk(2, dim=2)

@@ -119,7 +119,7 @@ class RTDETRHead(DETRHead):
         logits = self.encoder_class(x)
         chosen = logits.amax(2).topk(min(self.max_objects, x.shape[1])).indices
         x = take(x, chosen)
-        boxes = (precise(self.encoder_bbox(x)) + take(anchors.expand(len(x), -1, -1), chosen)).sigmoid()
+        boxes = (precise(self.encoder_bbox(x)) + take(anchors.expand(x.shape[0], -1, -1), chosen)).sigmoid()
         return x, take(logits, chosen), boxes
 
     def _noised(self, targets: Sequence[Target], image_sizes: Tensor) -> NoisedQueries | None:
@@ -138,7 +138,7 @@ class RTDETRHead(DETRHead):
     def _decode(self, x: Tensor, reference: Tensor, memory: Memory, attend: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries [B, Q, C] and their first boxes [B, Q, 4] -> logits [L, B, Q, K] and boxes [L, B, Q, 4].
 
-        A layer's boxes are refined with gradients for that layer and the one before it (DINO, Sec. 3.5).
+        The boxes of a layer have gradients for it and for the layer before it (DINO, Sec. 3.5).
         """
         logits, boxes = [], []
         before = reference
@@ -148,9 +148,7 @@ class RTDETRHead(DETRHead):
             x = layer(x, position, memory.tokens, memory.shapes, places, memory.padding, attend)
             delta = precise(bbox_embed(x))
             logits.append(class_embed(x))
-            boxes.append(
-                refined(delta, before)
-            )  # equals `before` below, but the layer before learns from it, too (DINO, Sec. 3.5)
-            before = refined(delta, reference)
+            boxes.append(refined(delta, before))
+            before = refined(delta, reference)  # the same boxes, but no gradient goes further than one layer back
             reference = before.detach()
         return torch.stack(logits), torch.stack(boxes)
