@@ -27,6 +27,8 @@ HEADS = {  # name -> its options
     "faster_rcnn": ("task=detection",),
     "retinanet": ("task=detection", "head.version=v2"),  # with norms, without which training from scratch is slow
     "fcos": ("task=detection",),
+    "deformable_detr": ("task=detection", "neck=deformable_encoder"),
+    "rt_detr": ("task=detection", "neck=hybrid_encoder"),
 }
 EVERY_RUN = (
     "trainer.max_epochs=-1",
