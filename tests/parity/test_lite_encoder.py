@@ -10,9 +10,15 @@ from torch import nn
 from transformers import Deimv2Config
 from transformers.models.deimv2.modeling_deimv2 import Deimv2LiteEncoder
 
-from vision_stack.necks import LiteEncoderConfig
+import vision_stack.necks  # noqa: F401  registers them
+from vision_stack.config import from_dict, to_dict
 from vision_stack.structures import FeatureSpec
-from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, export_hybrid_encoder
+from vision_stack.weights.hybrid_encoder import (
+    convert_hybrid_encoder,
+    export_hybrid_encoder,
+    neck_fields,
+    neck_options,
+)
 
 FAMILY = "deimv2, lite_encoder"
 SPECS = (FeatureSpec("stage2", 12, 8), FeatureSpec("stage3", 20, 16))
@@ -22,11 +28,16 @@ SPECS = (FeatureSpec("stage2", 12, 8), FeatureSpec("stage3", 20, 16))
 def pair():
     torch.manual_seed(0)
     options = {"encoder_hidden_dim": 16, "encoder_in_channels": [20], "hidden_expansion": 0.5, "depth_mult": 0.67}
-    theirs = perturb(Deimv2LiteEncoder(Deimv2Config(**options, encoder_type="lite"))).double()
+    config = Deimv2Config(**options, encoder_type="lite", encoder_layers=0)
+    theirs = perturb(Deimv2LiteEncoder(config)).double()
     for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.weight.data.mul_(2)  # SiLU shrinks the spread
     state = convert_hybrid_encoder({f"model.encoder.{k}": v for k, v in theirs.state_dict().items()}, FAMILY)
-    neck = LiteEncoderConfig(channels=16, num_blocks=2, expansion=0.5).build(SPECS)
+    ours = from_dict(neck_options(config.to_dict()), "neck")
+    fields = neck_fields(to_dict(ours), "deimv2")
+    assert fields.pop("depth_mult") == 2 / 3
+    assert {key: config.to_dict()[key] for key in fields} == fields
+    neck = ours.build(SPECS)
     neck.load_state_dict({k.removeprefix("neck."): v for k, v in state.items()})
     exported = export_hybrid_encoder(state, FAMILY)
     assert {k.removeprefix("model.encoder.") for k in exported} == theirs.state_dict().keys()

@@ -12,28 +12,34 @@ from transformers.models.lw_detr.modeling_lw_detr import LwDetrMultiScaleProject
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 from transformers.models.rf_detr.modeling_rf_detr import RfDetrScaleProjector
 
+from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.necks import ScaleProjectorConfig
 from vision_stack.structures import FeatureSpec
-from vision_stack.weights.renaming import rename, to_ours, to_theirs
-from vision_stack.weights.scale_projector import SCALE_PROJECTOR
+from vision_stack.weights.scale_projector import (
+    convert_scale_projector,
+    export_scale_projector,
+    neck_fields,
+    neck_options,
+)
 
 PLAIN = {"num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 2, 3]}
-CASES = {
-    "rf_detr": (20, [1.0], {"norm": "layer", "layer_norm_eps": 1e-5}),
-    "lw_detr": (20, [2.0, 1.0, 0.5], {"norm": "batch"}),
-    "lw_detr, wide": (520, [2.0], {"norm": "batch"}),  # which narrows it before it is upsampled
+CASES = {  # width of the backbone, scales
+    "rf_detr": (20, [1.0]),
+    "lw_detr": (20, [2.0, 1.0, 0.5]),
+    "lw_detr, wide": (520, [2.0]),  # which narrows it before it is upsampled
 }
 PREFIX = "model.backbone.projector."
 
 
 @cache
 def pair(name):
-    width, scales, options = CASES[name]
+    width, scales = CASES[name]
     family = name.partition(",")[0]
     torch.manual_seed(0)
     if family == "rf_detr":
         backbone = RfDetrDinov2Config(**PLAIN, hidden_size=width)
-        theirs = RfDetrScaleProjector(RfDetrConfig(backbone_config=backbone, d_model=16))
+        config = RfDetrConfig(backbone_config=backbone, d_model=16)
+        theirs = RfDetrScaleProjector(config)
     else:
         backbone = LwDetrViTConfig(**PLAIN, hidden_size=width)
         config = LwDetrConfig(backbone_config=backbone, d_model=16, projector_scale_factors=scales)
@@ -42,9 +48,11 @@ def pair(name):
     for level in [theirs] if family == "rf_detr" else theirs.scale_layers:
         level.layer_norm.weight.data.mul_(2)
     specs = tuple(FeatureSpec(f"stage{i}", width, 16) for i in range(3))
-    neck = ScaleProjectorConfig(channels=16, scales=tuple(scales), **options).build(specs)
-    theirs_state = {f"{PREFIX}{key}": value for key, value in theirs.state_dict().items()}
-    state = rename(theirs_state, to_ours(SCALE_PROJECTOR[family]))
+    ours = from_dict(neck_options(config.to_dict()), "neck")
+    fields = neck_fields(to_dict(ours), family)
+    assert {key: config.to_dict()[key] for key in fields} == fields
+    neck = ours.build(specs)
+    state = convert_scale_projector({f"{PREFIX}{key}": value for key, value in theirs.state_dict().items()}, family)
     neck.load_state_dict({key.removeprefix("neck."): value for key, value in state.items()})
     return theirs, neck.double().eval()
 
@@ -94,6 +102,12 @@ def test_scale_projector_planted_fault_shows(plant):
 def test_scale_projector_names_hold_both_ways(name, first):
     _, neck = pair(name)
     ours = {f"neck.{key}": value for key, value in neck.state_dict().items()}
-    theirs = rename(ours, to_theirs(SCALE_PROJECTOR[name]))
+    theirs = export_scale_projector(ours, name)
     assert any(key.startswith(first) for key in theirs)
-    assert rename(theirs, to_ours(SCALE_PROJECTOR[name])).keys() == ours.keys()
+    assert convert_scale_projector(theirs, name).keys() == ours.keys()
+
+
+def test_scale_projector_that_transformers_has_not_is_refused_in_one_line():
+    options = to_dict(ScaleProjectorConfig(scales=(2.0, 1.0)))
+    with pytest.raises(ConfigError, match=r"^neck.scales: transformers' rf_detr has \[1.0\], not \[2.0, 1.0\]$"):
+        neck_fields(options, "rf_detr")

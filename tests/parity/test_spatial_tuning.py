@@ -10,17 +10,21 @@ from torch import nn
 from transformers import Deimv2Config, Deimv2ForObjectDetection, DINOv3ViTConfig
 from transformers.models.deimv2.modeling_deimv2 import Deimv2DINOv3ConvEncoder, Deimv2HybridEncoder
 
-from vision_stack.config import ConfigError, from_dict
+from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import SpatialTuningConfig
 from vision_stack.structures import Features, FeatureSpec
 from vision_stack.testing import check_neck
-from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, export_hybrid_encoder
+from vision_stack.weights.hybrid_encoder import (
+    convert_hybrid_encoder,
+    export_hybrid_encoder,
+    neck_fields,
+    neck_options,
+)
 
 FAMILY = "deimv2, spatial_tuning"
 WIDTH = 24
 PLAIN = tuple(FeatureSpec(f"stage{i}", WIDTH, 16) for i in (1, 2, 3))
-OURS = SpatialTuningConfig(channels=16, ffn_dim=24, num_heads=4, num_blocks=2, expansion=0.5, detail_channels=4)
 
 
 def config(**options):
@@ -45,6 +49,9 @@ def config(**options):
         attn_implementation="eager",
         **options,
     )
+
+
+OURS = from_dict(neck_options(config().to_dict()), "neck")
 
 
 @cache
@@ -97,6 +104,13 @@ def test_spatial_tuning_planted_fault_shows(plant):
     broken = copy.deepcopy(neck)
     plant(broken)
     assert worst_difference(theirs, broken, (96, 160)) > 1e-3
+
+
+def test_spatial_tuning_options_lead_back_to_the_fields_of_transformers():
+    assert isinstance(OURS, SpatialTuningConfig)
+    raw, fields = config().to_dict(), neck_fields(to_dict(OURS), "deimv2")
+    assert fields.pop("depth_mult") == 2 / 3
+    assert {key: raw[key] for key in fields} == fields
 
 
 def test_spatial_tuning_names_cover_the_whole_model_both_ways():

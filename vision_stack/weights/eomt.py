@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
+from vision_stack.weights.config_fields import to_fields, to_options
 from vision_stack.weights.encoder import UNUSED
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
@@ -106,9 +107,7 @@ _DINOV3: Names = (
 
 def head_options(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Plain options of our head for a config.json."""
-    loss = {ours: raw.get(theirs, default) for theirs, ours, default in _LOSS}
-    head = {ours: raw.get(theirs, default) for theirs, ours, default in _FIELDS}
-    return {"type": "eomt", **head, "loss": {"mask_loss": "point", **loss}}
+    return {"type": "eomt", **to_options(raw, _FIELDS), "loss": {"mask_loss": "point", **to_options(raw, _LOSS)}}
 
 
 def backbone_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +169,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     probabilities = torch.zeros(plain["head"]["num_blocks"])  # of a head without masked attention
     if not theirs.get("attn_mask_probs", probabilities[:0]).numel():
         theirs["attn_mask_probs"] = probabilities
-    for options, fields in ((plain["head"], _FIELDS), (plain["head"]["loss"], _LOSS)):
-        raw |= {field: options[name] for field, name, _ in fields}
+    raw |= to_fields(plain["head"], _FIELDS) | to_fields(plain["head"]["loss"], _LOSS)
     raw.setdefault("image_size", _square(plain["input_size"]["long_edge"], raw["patch_size"]))
     raw["num_upscale_blocks"] = len(model.get_submodule("head.upscale"))  # type: ignore[arg-type]
     return {**raw, "architectures": [ARCHITECTURES[architecture]]}, theirs

@@ -1,17 +1,88 @@
-"""Names of the hybrid encoder in transformers' RT-DETR (v2), D-FINE and DEIMv2, and so of the checkpoints published in
-their format, in a `VisionModel` with `neck=hybrid_encoder` or, for some of DEIMv2's, `neck=spatial_tuning` or
-`neck=lite_encoder`. Heads and backbones have names of their own.
+"""The hybrid encoder of transformers' RT-DETR (v2), D-FINE and DEIMv2, and so of the checkpoints published in their
+format, as `neck=hybrid_encoder` or, for some of DEIMv2's, `neck=spatial_tuning` or `neck=lite_encoder`: config.json and
+names of tensors, both ways. Heads and backbones have files of their own.
 
-Those of files come first; a model in memory has other names for a few of them, in newer versions of transformers.
+Names of files come first; a model in memory has other names for a few tensors, in newer versions of transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from vision_stack.weights.config_fields import Fields, check_fixed, check_same, to_fields, to_options
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
+
+_BLOCKS = 3  # of a fusion block with a `depth_mult` of 1
+_LITE: Fields = (("encoder_hidden_dim", "channels", 256), ("hidden_expansion", "expansion", 1.0))
+_HYBRID: Fields = (
+    *_LITE,
+    ("encoder_layers", "num_encoder_layers", 1),
+    ("encoder_attention_heads", "num_heads", 8),
+    ("encoder_ffn_dim", "ffn_dim", 1024),
+    ("dropout", "dropout", 0.0),
+)
+_STA: Fields = (("spatial_tuning_adapter_inplanes", "detail_channels", 16),)
+_FIXED = {
+    "activation_function": "silu",
+    "encoder_activation_function": "gelu",
+    "normalize_before": False,
+    "positional_encoding_temperature": 10000,
+    "batch_norm_eps": 1e-5,
+    "layer_norm_eps": 1e-5,
+}
+_DINOV3 = "dinov3_vit"  # the backbone of a DEIMv2 with `neck=spatial_tuning`
+
+
+def neck_options(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain options of the neck of a config.json.
+
+    With `eval_size`, transformers 5.24 leaves the positions out in eval mode; the authors' code does not, nor do we.
+
+    Raises:
+        ConfigError: an option that is not built here; one line with the field.
+    """
+    check_fixed(raw, _FIXED)
+    model_type = raw["model_type"]
+    blocks = _BLOCKS if model_type.startswith("rt_detr") else round(_BLOCKS * raw.get("depth_mult", 1.0))
+    if model_type == "deimv2" and raw.get("encoder_type") == "lite":
+        check_fixed(raw, {"encoder_has_trailing_conv": True})
+        return {"type": "lite_encoder", **to_options(raw, _LITE), "num_blocks": blocks}
+    strides = list(raw.get("feat_strides", (8, 16, 32)))
+    check_fixed(raw, {"encode_proj_layers": [len(strides) - 1]})
+    options = {**to_options(raw, _HYBRID), "num_blocks": blocks, "finest_stride": strides[0]}
+    if model_type != "deimv2":
+        fusion = "elan" if model_type == "d_fine" else "csp_rep"
+        return {"type": "hybrid_encoder", **options, "fusion": fusion, "merge": "concat"}
+    check_fixed(raw, {"encoder_fuse_op": "sum"})
+    options |= {"fusion": "elan" if raw.get("encoder_has_trailing_conv", True) else "elan_light", "merge": "sum"}
+    if raw["backbone_config"]["model_type"] == _DINOV3:
+        return {"type": "spatial_tuning", **options, **to_options(raw, _STA)}
+    return {"type": "hybrid_encoder", **options}
+
+
+def neck_fields(neck: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The reverse of `neck_options`, but for the backbone.
+
+    Raises:
+        ConfigError: a neck that the models of this type do not have.
+    """
+    if neck["type"] == "lite_encoder":
+        own = {**to_fields(neck, _LITE), "encoder_type": "lite", "encoder_layers": 0}
+    else:
+        strides = [neck["finest_stride"] * 2**i for i in range(3) if neck["finest_stride"] * 2**i <= 32]
+        own = {**to_fields(neck, _HYBRID), "feat_strides": strides, "encode_proj_layers": [len(strides) - 1]}
+    if model_type == "deimv2":
+        own |= {"encoder_has_trailing_conv": neck.get("fusion", "elan") == "elan"}
+        own |= to_fields(neck, _STA) if neck["type"] == "spatial_tuning" else {}
+    if not model_type.startswith("rt_detr"):
+        own["depth_mult"] = neck["num_blocks"] / _BLOCKS
+    backbone = {"backbone_config": {"model_type": _DINOV3 if neck["type"] == "spatial_tuning" else ""}}
+    check_same(neck, neck_options({**own, **backbone, "model_type": model_type}), "neck", model_type)
+    return {**_FIXED, **own}
+
 
 _SPLIT = ("csp_rep1.conv1.", "csp_rep2.conv1.")  # DEIMv2's, each of which is two convolutions here
 _FILE, _MEMORY = "model.encoder.encoder.0.layers.{i}.", "model.encoder.aifi.0.layers.{i}."

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from vision_stack.config import ConfigError
 from vision_stack.weights import eomt
+from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
 ARCHITECTURES = {
@@ -22,9 +23,7 @@ OWN_KEY = "vision_stack"  # in a config.json that is written here: what transfor
 OWN_FIELDS = ("task", "categories", "panoptic")
 THINGS = {("panoptic", 133): 80}  # task, number of classes -> how many of them, the first, are things; else all are
 
-_Fields = tuple[tuple[str, str, Any], ...]  # theirs, ours, transformers' default
-
-_M2F_NECK: _Fields = (
+_M2F_NECK: Fields = (
     ("feature_size", "channels", 256),
     ("mask_feature_size", "mask_channels", 256),
     ("encoder_layers", "num_encoder_layers", 6),
@@ -32,7 +31,7 @@ _M2F_NECK: _Fields = (
     ("encoder_feedforward_dim", "ffn_dim", 1024),
     ("dropout", "dropout", 0.0),
 )
-_M2F_HEAD: _Fields = (
+_M2F_HEAD: Fields = (
     ("num_queries", "num_queries", 100),
     ("hidden_dim", "hidden_dim", 256),
     ("enforce_input_projection", "enforce_input_projection", False),
@@ -40,7 +39,7 @@ _M2F_HEAD: _Fields = (
     ("dim_feedforward", "ffn_dim", 2048),
     ("dropout", "dropout", 0.0),
 )
-_M2F_LOSS: _Fields = (
+_M2F_LOSS: Fields = (
     ("class_weight", "class_weight", 2.0),
     ("mask_weight", "mask_weight", 5.0),
     ("dice_weight", "dice_weight", 5.0),
@@ -51,8 +50,8 @@ _M2F_LOSS: _Fields = (
 )
 _M2F_FIXED = {"pre_norm": False, "common_stride": 4, "feature_strides": [4, 8, 16, 32], "activation_function": "relu"}
 
-_MF_NECK: _Fields = (("fpn_feature_size", "channels", 256), ("mask_feature_size", "mask_channels", 256))
-_MF_DECODER: _Fields = (  # in `decoder_config`
+_MF_NECK: Fields = (("fpn_feature_size", "channels", 256), ("mask_feature_size", "mask_channels", 256))
+_MF_DECODER: Fields = (  # in `decoder_config`
     ("num_queries", "num_queries", 100),
     ("d_model", "hidden_dim", 256),
     ("decoder_layers", "num_decoder_layers", 6),
@@ -60,7 +59,7 @@ _MF_DECODER: _Fields = (  # in `decoder_config`
     ("decoder_ffn_dim", "ffn_dim", 2048),
     ("dropout", "dropout", 0.1),
 )
-_MF_LOSS: _Fields = (
+_MF_LOSS: Fields = (
     ("cross_entropy_weight", "class_weight", 1.0),
     ("mask_weight", "mask_weight", 20.0),
     ("dice_weight", "dice_weight", 1.0),
@@ -89,28 +88,28 @@ def to_parts(raw: Mapping[str, Any]) -> Parts:
     """
     name = raw.get("model_type")
     if name == "mask2former":
-        _check_fixed(raw, _M2F_FIXED)
+        check_fixed(raw, _M2F_FIXED)
         layers = raw.get("decoder_layers", 10)
         _check_layers(layers, least=2)
         return Parts(
-            neck={"type": "ms_deform", **_ours(raw, _M2F_NECK)},
+            neck={"type": "ms_deform", **to_options(raw, _M2F_NECK)},
             head={
                 "type": "mask2former",
-                **_ours(raw, _M2F_HEAD),
+                **to_options(raw, _M2F_HEAD),
                 "num_decoder_layers": layers - 1,  # theirs counts the prediction before the first layer
-                "loss": {"mask_loss": "point", **_ours(raw, _M2F_LOSS)},
+                "loss": {"mask_loss": "point", **to_options(raw, _M2F_LOSS)},
             },
         )
     if name == "maskformer":
         decoder = raw.get("decoder_config") or {}
         if not isinstance(decoder, Mapping):
             raise ConfigError(f"decoder_config: expected a mapping, got a {type(decoder).__name__}")
-        _check_fixed(decoder, _MF_FIXED)
+        check_fixed(decoder, _MF_FIXED)
         _check_layers(decoder.get("decoder_layers", 6), least=1)
-        loss = {"mask_loss": "focal", "class_cost": 1.0, **_ours(raw, _MF_LOSS)}
+        loss = {"mask_loss": "focal", "class_cost": 1.0, **to_options(raw, _MF_LOSS)}
         return Parts(
-            neck={"type": "pixel_decoder", **_ours(raw, _MF_NECK)},
-            head={"type": "maskformer", **_ours(decoder, _MF_DECODER), "loss": loss},
+            neck={"type": "pixel_decoder", **to_options(raw, _MF_NECK)},
+            head={"type": "maskformer", **to_options(decoder, _MF_DECODER), "loss": loss},
         )
     if name in eomt.ARCHITECTURES:
         return Parts(neck={"type": "none"}, head=eomt.head_options(raw))
@@ -144,9 +143,9 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"head.num_levels: transformers' Mask2Former reads 3 levels, not {head['num_levels']}")
         return {
             **_header("mask2former"),
-            **_theirs(neck, _M2F_NECK),
-            **_theirs(head, _M2F_HEAD),
-            **_theirs(head["loss"], _M2F_LOSS),
+            **to_fields(neck, _M2F_NECK),
+            **to_fields(head, _M2F_HEAD),
+            **to_fields(head["loss"], _M2F_LOSS),
             "decoder_layers": head["num_decoder_layers"] + 1,
             **_M2F_FIXED,
             **labels,
@@ -156,9 +155,9 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
             raise ConfigError("neck.num_encoder_layers: transformers' MaskFormer has no encoder in its pixel decoder")
         return {
             **_header("maskformer"),
-            **_theirs(neck, _MF_NECK),
-            "decoder_config": {**_MF_FIXED, **_theirs(head, _MF_DECODER)},
-            **_theirs(head["loss"], _MF_LOSS),
+            **to_fields(neck, _MF_NECK),
+            "decoder_config": {**_MF_FIXED, **to_fields(head, _MF_DECODER)},
+            **to_fields(head["loss"], _MF_LOSS),
             **labels,
         }
     raise ConfigError(
@@ -207,20 +206,6 @@ def _header(name: str) -> dict[str, Any]:
     return {"model_type": name, "architectures": [ARCHITECTURES[name]]}
 
 
-def _ours(raw: Mapping[str, Any], fields: _Fields) -> dict[str, Any]:
-    return {ours: raw.get(theirs, default) for theirs, ours, default in fields}
-
-
-def _theirs(options: Mapping[str, Any], fields: _Fields) -> dict[str, Any]:
-    return {theirs: options[ours] for theirs, ours, _ in fields}
-
-
 def _check_layers(count: Any, least: int) -> None:
     if not isinstance(count, int) or not least <= count <= MAX_LAYERS:
         raise ConfigError(f"decoder_layers: expected a whole number from {least} to {MAX_LAYERS}, got {count!r:.40}")
-
-
-def _check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for name, value in fixed.items():
-        if raw.get(name, value) != value:
-            raise ConfigError(f"{name}: {raw[name]!r:.60} is not built here, only {value!r} is")

@@ -1,0 +1,34 @@
+"""Fields of transformers' config.json and options of ours that mean the same, by tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vision_stack.config import ConfigError
+
+Fields = tuple[tuple[str, str, Any], ...]  # theirs, ours, transformers' default
+
+
+def to_options(raw: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Our options for a config.json, in which a field that is left out has transformers' default."""
+    return {ours: raw.get(theirs, default) for theirs, ours, default in fields}
+
+
+def to_fields(options: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """The reverse of `to_options`."""
+    return {theirs: options[ours] for theirs, ours, _ in fields}
+
+
+def check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """ConfigError where a config.json has another value than the only one that is built here."""
+    for name, value in fixed.items():
+        if raw.get(name, value) != value:
+            raise ConfigError(f"{name}: {raw[name]!r:.60} is not built here, only {value!r} is")
+
+
+def check_same(options: Mapping[str, Any], theirs: Mapping[str, Any], part: str, model_type: str) -> None:
+    """ConfigError where options of a part of ours are not what a model of transformers would be built with."""
+    for name, value in theirs.items():
+        if options[name] != value:
+            raise ConfigError(f"{part}.{name}: transformers' {model_type} has {value!r}, not {options[name]!r}")
