@@ -206,6 +206,8 @@ def test_hybrid_encoder_options_lead_back_to_the_fields_of_transformers(name):
         ("rt_detr", {"normalize_before": True}, "normalize_before: True is not built here, only False is"),
         ("d_fine", {"encode_proj_layers": [1, 2]}, r"encode_proj_layers: \[1, 2\] is not built here, only \[2\] is"),
         ("deimv2", {"encoder_fuse_op": "cat"}, "encoder_fuse_op: 'cat' is not built here, only 'sum' is"),
+        ("d_fine", {"depth_mult": "1"}, "depth_mult: expected a number from 0 to 60, got '1'"),
+        ("d_fine", {"feat_strides": 8}, "feat_strides: expected a list of strides, got 8"),
     ],
 )
 def test_hybrid_encoder_of_another_architecture_is_refused_in_one_line(model_type, change, line):

@@ -91,7 +91,7 @@ class RepELAN(nn.Module):
 
 
 class C2f(nn.Module):
-    """YOLOv8's block, as LW-DETR's projector has it (Chen et al. 2024, Sec. 3.1): the outputs of all steps are merged.
+    """YOLOv8's block, as LW-DETR's projector has it (Chen et al. 2024, Sec. 3): the outputs of all steps are merged.
 
     Args:
         expansion: width inside the block, as a factor of `out_channels`.

@@ -1,4 +1,4 @@
-"""LW-DETR's and RF-DETR's projector: all maps of the backbone at one or a few strides (Chen et al. 2024, Sec. 3.1)."""
+"""LW-DETR's and RF-DETR's projector: all maps of the backbone at one or a few strides (Chen et al. 2024, Sec. 3)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vision_stack.config import ConfigError
 from vision_stack.weights.config_fields import Fields, check_fixed, check_same, to_fields, to_options
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
@@ -45,12 +46,16 @@ def neck_options(raw: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an option that is not built here; one line with the field.
     """
     check_fixed(raw, _FIXED)
-    model_type = raw["model_type"]
-    blocks = _BLOCKS if model_type.startswith("rt_detr") else round(_BLOCKS * raw.get("depth_mult", 1.0))
+    model_type, depth, backbone = raw["model_type"], raw.get("depth_mult", 1.0), raw.get("backbone_config")
+    if isinstance(depth, bool) or not isinstance(depth, int | float) or not 0 <= depth <= 60:
+        raise ConfigError(f"depth_mult: expected a number from 0 to 60, got {depth!r:.40}")
+    blocks = _BLOCKS if model_type.startswith("rt_detr") else round(_BLOCKS * depth)
     if model_type == "deimv2" and raw.get("encoder_type") == "lite":
         check_fixed(raw, {"encoder_has_trailing_conv": True})
         return {"type": "lite_encoder", **to_options(raw, _LITE), "num_blocks": blocks}
-    strides = list(raw.get("feat_strides", (8, 16, 32)))
+    strides = raw.get("feat_strides", [8, 16, 32])
+    if not isinstance(strides, list | tuple) or not strides:
+        raise ConfigError(f"feat_strides: expected a list of strides, got {strides!r:.40}")
     check_fixed(raw, {"encode_proj_layers": [len(strides) - 1]})
     options = {**to_options(raw, _HYBRID), "num_blocks": blocks, "finest_stride": strides[0]}
     if model_type != "deimv2":
@@ -58,7 +63,7 @@ def neck_options(raw: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "hybrid_encoder", **options, "fusion": fusion, "merge": "concat"}
     check_fixed(raw, {"encoder_fuse_op": "sum"})
     options |= {"fusion": "elan" if raw.get("encoder_has_trailing_conv", True) else "elan_light", "merge": "sum"}
-    if raw["backbone_config"]["model_type"] == _DINOV3:
+    if isinstance(backbone, Mapping) and backbone.get("model_type") == _DINOV3:
         return {"type": "spatial_tuning", **options, **to_options(raw, _STA)}
     return {"type": "hybrid_encoder", **options}
 
@@ -79,8 +84,9 @@ def neck_fields(neck: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         own |= to_fields(neck, _STA) if neck["type"] == "spatial_tuning" else {}
     if not model_type.startswith("rt_detr"):
         own["depth_mult"] = neck["num_blocks"] / _BLOCKS
-    backbone = {"backbone_config": {"model_type": _DINOV3 if neck["type"] == "spatial_tuning" else ""}}
-    check_same(neck, neck_options({**own, **backbone, "model_type": model_type}), "neck", model_type)
+    backbone = {"model_type": _DINOV3} if neck["type"] == "spatial_tuning" else None
+    theirs = neck_options({**own, "backbone_config": backbone, "model_type": model_type})
+    check_same(neck, theirs, "neck", model_type)
     return {**_FIXED, **own}
 
 

@@ -1,4 +1,4 @@
-"""LW-DETR's plain transformer (Chen et al. 2024, Sec. 3.2): no class token, and windows in most of its blocks."""
+"""LW-DETR's plain transformer (Chen et al. 2024, Sec. 3): no class token, and windows in most of its blocks."""
 
 from __future__ import annotations
 
