@@ -1,4 +1,4 @@
-"""Published models as parts of ours: transformers' MaskFormer, Mask2Former and EoMT, torchvision's detectors.
+"""Published models as parts of ours: transformers' MaskFormer, Mask2Former, EoMT and RF-DETR, torchvision's detectors.
 
 They are read here, never by transformers. Nothing in such a directory is imported or executed: json is decoded by the
 registry, tensors are read as tensors.
@@ -22,7 +22,7 @@ from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, publish
 from vision_stack.backbones.pretrained import LoadReport
 from vision_stack.config import ConfigError, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
-from vision_stack.weights import eomt, mask2former, maskformer
+from vision_stack.weights import eomt, mask2former, maskformer, rf_detr
 from vision_stack.weights.checks import faults_of
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
@@ -39,7 +39,11 @@ from vision_stack.weights.transformers_config import (
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _DETECTOR_SUFFIX = ".pth"  # of a state dict of torchvision's
-_DECODERS = {"maskformer": maskformer.convert_decoder, "mask2former": mask2former.convert_decoder}
+_DECODERS = {
+    "maskformer": maskformer.convert_decoder,
+    "mask2former": mask2former.convert_decoder,
+    "rf_detr": rf_detr.convert_decoder,
+}
 
 
 class PublishedModel(NamedTuple):
@@ -161,10 +165,10 @@ def convert(
 def from_transformers(
     architecture: str, state: Mapping[str, Tensor], backbone: Backbone
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """State of a MaskFormer, Mask2Former or EoMT in transformers' layout -> ours, and what of it is not built."""
+    """State of one of these models in transformers' layout -> ours, and what of it is not built."""
     if architecture in eomt.ARCHITECTURES:
         return eomt.convert(architecture, state), []
-    encoder, rest = split_encoder(state)
+    encoder, rest = (rf_detr.split_encoder if architecture == "rf_detr" else split_encoder)(state)
     converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
     ours = {f"backbone.{name}": value for name, value in converted.items()}
     training_only = [name for name in rest if name == "criterion.empty_weight"]

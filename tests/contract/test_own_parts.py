@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fcos": {"num_convs": 1},
     "deformable_detr": {**TINY_DETR, "hidden_dim": 16},
     "rt_detr": {**TINY_DETR, "hidden_dim": 16, "num_denoising": 10},
+    "rf_detr": {**TINY_DETR, "hidden_dim": 16, "cross_heads": 4, "num_groups": 2},
     "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},
     "eomt": {"num_queries": 7, "num_blocks": 1},
     "pixel_decoder": {"channels": 16, "mask_channels": 16, "ffn_dim": 32},
@@ -30,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fpn": {"channels": 16},
     "simple_pyramid": {"channels": 16},
 }
+IN_SPECS = {"spatial_tuning": [FeatureSpec(f"stage{n}", 32, 16) for n in range(3)]}  # of a plain ViT
 BACKBONES = [
     TimmBackboneConfig("test_resnet"),
     TimmBackboneConfig("test_convnext"),
@@ -56,7 +58,7 @@ def test_second_versions_keep_the_contract(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ours("neck"))
 def test_neck_keeps_the_contract(name: str) -> None:
-    check_neck(from_dict({"type": name, **SMALL.get(name, {})}, "neck"))
+    check_neck(from_dict({"type": name, **SMALL.get(name, {})}, "neck"), IN_SPECS.get(name))
 
 
 @pytest.mark.parametrize("config", BACKBONES, ids=lambda config: config.type)

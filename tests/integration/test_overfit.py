@@ -19,6 +19,7 @@ HYBRID = {"type": "hybrid_encoder", "channels": 64, "num_blocks": 1, **SMALL}
 RT_DETR = {**DECODER, "type": "rt_detr", "num_denoising": 20}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deformable_detr": (ENCODER, DECODER),
+    "rf_detr": ({"type": "fpn", "channels": 64}, {**DECODER, "type": "rf_detr", "cross_heads": 4, "num_groups": 4}),
     "deformable_detr, learnt queries": (ENCODER, {**DECODER, "two_stage": False}),
     "deformable_detr, no refinement": (ENCODER, {**DECODER, "two_stage": False, "with_box_refine": False}),
     "rt_detr": (HYBRID, RT_DETR),

@@ -10,6 +10,7 @@ from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHead, MaskRCNNHeadConfig
+from vision_stack.heads.rf_detr import RFDETRHead, RFDETRHeadConfig
 from vision_stack.heads.rt_detr import RTDETRHead, RTDETRHeadConfig
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "MaskHeadConfig",
     "MaskRCNNHead",
     "MaskRCNNHeadConfig",
+    "RFDETRHead",
+    "RFDETRHeadConfig",
     "RTDETRHead",
     "RTDETRHeadConfig",
     "RetinaNetHead",

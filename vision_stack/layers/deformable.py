@@ -183,12 +183,19 @@ class DeformableDecoderLayer(nn.Module):
     """Self-attention of the queries, deformable cross-attention, feed-forward; residual and LayerNorm after each."""
 
     def __init__(
-        self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
+        self,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+        cross_heads: int | None = None,  # of the cross-attention; None: as many
     ) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
         self.self_attn_norm = nn.LayerNorm(dim)
-        self.cross_attn = DeformableAttention(dim, num_heads, num_levels, num_points)
+        self.cross_attn = DeformableAttention(dim, cross_heads or num_heads, num_levels, num_points)
         self.cross_attn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.ffn_norm = nn.LayerNorm(dim)
@@ -203,6 +210,7 @@ class DeformableDecoderLayer(nn.Module):
         reference: Tensor,
         padding: Padding | None = None,
         attend: Tensor | None = None,
+        num_groups: int = 1,
     ) -> Tensor:
         """x [B, Q, C], query_position broadcast to it, memory [B, S, C] -> [B, Q, C].
 
@@ -210,9 +218,11 @@ class DeformableDecoderLayer(nn.Module):
             shapes: of the maps whose cells `memory` is.
             reference, padding: as `DeformableAttention` has them.
             attend: [Q, Q] bool, which query may attend to which; None: all to all.
+            num_groups: of the queries, one after the other, which do not see those of other groups.
         """
-        q = k = x + query_position
-        x = self.self_attn_norm(x + self.dropout(self.self_attn(q, k, x, attend)))
+        q, v = (each.unflatten(1, (num_groups, -1)).flatten(0, 1) for each in (x + query_position, x))
+        seen = self.self_attn(q, q, v, attend).unflatten(0, (-1, num_groups)).flatten(1, 2)
+        x = self.self_attn_norm(x + self.dropout(seen))
         read = self.cross_attn(x + query_position, memory, shapes, reference, padding)
         x = self.cross_attn_norm(x + self.dropout(read))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))

@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import Config, ConfigError, to_dict
-from vision_stack.weights import eomt, mask2former, maskformer
+from vision_stack.weights import eomt, mask2former, maskformer, rf_detr
 from vision_stack.weights.encoder import ENCODER
 from vision_stack.weights.files import WEIGHTS_FILE, save_tensors
 from vision_stack.weights.resnet import export_resnet
 from vision_stack.weights.swin import export_swin
 from vision_stack.weights.transformers_config import OWN_FIELDS, OWN_KEY, Parts, from_parts, labels_of
 
+_PROCESSORS = {
+    "maskformer": "MaskFormerImageProcessor",
+    "mask2former": "Mask2FormerImageProcessor",
+    "rf_detr": "RfDetrImageProcessor",
+}
 TRAINING_ONLY = "head.pixel_classifier."  # of an auxiliary loss
 _DECODERS = {"maskformer": maskformer.export_decoder, "mask2former": mask2former.export_decoder}
 
@@ -35,15 +40,18 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     """
     plain = to_dict(config)
     names = [category["name"] for category in plain["categories"]]
-    if plain["head"]["type"] == "eomt":
+    if plain["head"]["type"] == "rf_detr":
+        raw, exported = rf_detr.export(model, plain)
+    elif plain["head"]["type"] == "eomt":
         raw, exported = eomt.export(model, plain)
-        raw |= labels_of(names)
     else:
         raw, exported = _encoder_and_decoder(model, plain, names)
+    raw |= labels_of(names)
     raw[OWN_KEY] = {name: plain[name] for name in OWN_FIELDS}
-    class_weights = torch.ones(len(names) + 1)
-    class_weights[-1] = raw["no_object_weight"]
-    exported["criterion.empty_weight"] = class_weights
+    if "no_object_weight" in raw:
+        class_weights = torch.ones(len(names) + 1)
+        class_weights[-1] = raw["no_object_weight"]
+        exported["criterion.empty_weight"] = class_weights
     directory.mkdir(parents=True, exist_ok=True)
     save_tensors(exported, directory / WEIGHTS_FILE)
     _write(directory / "config.json", raw)
@@ -177,7 +185,7 @@ def _processor(raw: Mapping[str, Any], model: Any, plain: Mapping[str, Any]) -> 
             "do_pad": True,
         }
     else:
-        name = {"maskformer": "MaskFormerImageProcessor", "mask2former": "Mask2FormerImageProcessor"}[architecture]
+        name = _PROCESSORS[architecture]
         size = plain["input_size"]
         edges = {"shortest_edge": size["short_edge"], "longest_edge": size["long_edge"]}
         own = {"image_processor_type": name, "size": edges, "size_divisor": 32}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vision_stack.config import ConfigError
-from vision_stack.weights import eomt
+from vision_stack.weights import eomt, rf_detr
 from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
@@ -113,7 +113,11 @@ def to_parts(raw: Mapping[str, Any]) -> Parts:
         )
     if name in eomt.ARCHITECTURES:
         return Parts(neck={"type": "none"}, head=eomt.head_options(raw))
-    raise ConfigError(f"model_type: {name!r:.60} is not loaded here; give a maskformer, a mask2former or an eomt")
+    if name == "rf_detr":
+        return Parts(*rf_detr.parts_of(raw))
+    raise ConfigError(
+        f"model_type: {name!r:.60} is not loaded here; give a maskformer, a mask2former, an eomt or an rf_detr"
+    )
 
 
 def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def from_parts(parts: Parts, names: Sequence[str]) -> dict[str, Any]:
         instead = "; to-torchvision writes it for torchvision" if head["type"] in OF_TORCHVISION else ""
         raise ConfigError(
             f"head={head['type']}: transformers has no such model{instead}; to-transformers writes head=mask2former, "
-            "maskformer and eomt"
+            "maskformer, eomt and rf_detr"
         )
     if head["mask_feature_pos_embed"]:
         raise ConfigError(
@@ -188,8 +192,10 @@ def class_names(raw: Mapping[str, Any]) -> list[str]:
     return [by_label[str(i)] for i in range(len(by_label))]
 
 
-def guess_task(source: str, architecture: str) -> Literal["instance", "panoptic", "semantic"]:
+def guess_task(source: str, architecture: str) -> Literal["detection", "instance", "panoptic", "semantic"]:
     """Published configs do not say for which task they were trained; the names of published checkpoints do."""
+    if architecture == "rf_detr":
+        return "detection"
     name = source.lower().rstrip("/").rpartition("/")[2]  # not the folders that it is in
     tasks: tuple[Literal["instance", "panoptic", "semantic"], ...] = ("instance", "panoptic", "semantic")
     for task in tasks:

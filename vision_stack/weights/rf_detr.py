@@ -1,0 +1,129 @@
+"""RF-DETR as transformers writes it: config.json, and names of the decoder in its files, which are the authors'. The
+projector's are in `scale_projector.py`, the backbone's in `windowed_dinov2.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vision_stack.config import ConfigError
+from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
+from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
+from vision_stack.weights.scale_projector import (
+    convert_scale_projector,
+    export_scale_projector,
+    neck_fields,
+    neck_options,
+)
+from vision_stack.weights.windowed_dinov2 import export_windowed_dinov2
+
+ENCODER = "backbone.0.encoder.encoder."  # of the backbone's names
+_NET, _PROJECTOR = "backbone.net.", "backbone.0.projector."
+_IN_PROJ = "self_attn.in_proj_"  # query, key and value in one
+_LAYER, _OURS = "transformer.decoder.layers.{i}.", "head.layers.{i}."
+
+_FIELDS: Fields = (  # theirs, ours, transformers' default
+    ("num_queries", "num_queries", 300),
+    ("d_model", "hidden_dim", 256),
+    ("decoder_layers", "num_decoder_layers", 3),
+    ("decoder_self_attention_heads", "num_heads", 8),
+    ("decoder_cross_attention_heads", "cross_heads", 16),
+    ("decoder_n_points", "num_points", 4),
+    ("decoder_ffn_dim", "ffn_dim", 2048),
+    ("dropout", "dropout", 0.1),
+    ("group_detr", "num_groups", 13),
+)
+_LOSS: Fields = (
+    ("class_loss_coefficient", "class_weight", 1.0),
+    ("bbox_loss_coefficient", "bbox_weight", 5.0),
+    ("giou_loss_coefficient", "giou_weight", 2.0),
+    ("class_cost", "class_cost", 2.0),
+    ("bbox_cost", "bbox_cost", 5.0),
+    ("giou_cost", "giou_cost", 2.0),
+)
+_FIXED = {"decoder_activation_function": "relu", "attention_bias": True, "num_feature_levels": 1}
+
+_NAMES: Names = (
+    ("refpoint_embed.weight", "head.reference_embed.weight"),
+    ("query_feat.weight", "head.query_feat.weight"),
+    ("class_embed.{p}", "head.class_embed.{p}"),
+    ("bbox_embed.layers.{i}.{p}", "head.bbox_embed.layers.{i}.{p}"),
+    ("transformer.decoder.norm.{p}", "head.decoder_norm.{p}"),
+    ("transformer.decoder.ref_point_head.layers.{i}.{p}", "head.query_position.layers.{i}.{p}"),
+    ("transformer.enc_output.{i}.{p}", "head.selections.{i}.output.{p}"),
+    ("transformer.enc_output_norm.{i}.{p}", "head.selections.{i}.output_norm.{p}"),
+    ("transformer.enc_out_class_embed.{i}.{p}", "head.selections.{i}.class_embed.{p}"),
+    ("transformer.enc_out_bbox_embed.{i}.layers.{j}.{p}", "head.selections.{i}.bbox_embed.layers.{j}.{p}"),
+    *((f"{_LAYER}{_IN_PROJ}{{p}}#{n}", f"{_OURS}self_attn.{x}_proj.{{p}}") for n, x in enumerate("qkv")),
+    (f"{_LAYER}self_attn.out_proj.{{p}}", f"{_OURS}self_attn.out_proj.{{p}}"),
+    *(
+        (f"{_LAYER}cross_attn.{part}.{{p}}", f"{_OURS}cross_attn.{part}.{{p}}")
+        for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+    ),
+    (f"{_LAYER}linear{{j}}.{{p}}", f"{_OURS}ffn.linear{{j}}.{{p}}"),
+    (f"{_LAYER}norm1.{{p}}", f"{_OURS}self_attn_norm.{{p}}"),
+    (f"{_LAYER}norm2.{{p}}", f"{_OURS}cross_attn_norm.{{p}}"),
+    (f"{_LAYER}norm3.{{p}}", f"{_OURS}ffn_norm.{{p}}"),
+)
+
+
+def split_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Their state dict -> that of the backbone, without prefix, and the rest."""
+    encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
+    return encoder, {key: value for key, value in state.items() if not key.startswith(ENCODER)}
+
+
+def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their state dict without the backbone -> that of neck and head.
+
+    Raises:
+        ValueError: a key that this architecture does not have.
+    """
+    neck = {key: value for key, value in state.items() if key.startswith(_PROJECTOR)}
+    rest = {key: value for key, value in state.items() if key not in neck}
+    head = rename(split_part(rest, _IN_PROJ, 3), to_ours(_NAMES))
+    return convert_scale_projector(neck, "rf_detr") | head
+
+
+def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
+    check_fixed(raw, _FIXED)
+    loss = {"class_loss": "ia_bce", **to_options(raw, _LOSS)}
+    return neck_options(raw), {"type": "rf_detr", **to_options(raw, _FIELDS), "loss": loss}
+
+
+def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Their config.json, but for the classes, and state dict of a `VisionModel` of plain options `plain`.
+
+    Raises:
+        ConfigError: parts that transformers' RF-DETR does not have.
+    """
+    neck, head, backbone = (plain[part] for part in ("neck", "head", "backbone"))
+    if (backbone["type"], neck["type"]) != ("rf_detr_dinov2", "scale_projector"):
+        raise ConfigError(
+            f"backbone={backbone['type']} neck={neck['type']}: transformers' RF-DETR has backbone=rf_detr_dinov2 "
+            "neck=scale_projector only"
+        )
+    if head["loss"]["class_loss"] != "ia_bce":
+        raise ConfigError("head.loss.class_loss: transformers' RF-DETR has ia_bce only")
+    if neck["channels"] != head["hidden_dim"]:
+        raise ConfigError("neck.channels: transformers' RF-DETR has as many as head.hidden_dim")
+    module: Any = model.get_submodule("backbone")
+    raw = {
+        "model_type": "rf_detr",
+        "architectures": ["RfDetrForObjectDetection"],
+        **_FIXED,
+        **neck_fields(neck, "rf_detr"),
+        **to_fields(head, _FIELDS),
+        **to_fields(head["loss"], _LOSS),
+        "backbone_config": module.config.to_config_json(),
+    }
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    encoder = {k.removeprefix(_NET): v for k, v in state.items() if k.startswith(_NET)}
+    projector = {k: v for k, v in state.items() if k.startswith("neck.")}
+    decoder = {k: v for k, v in state.items() if k.startswith("head.")}
+    exported = {f"{ENCODER}{name}": value for name, value in export_windowed_dinov2(encoder).items()}
+    exported |= export_scale_projector(projector, "rf_detr")
+    return raw, exported | join_parts(rename(decoder, to_theirs(_NAMES)))
