@@ -147,3 +147,17 @@ class BoxOutputs(NamedTuple):
     encoder_boxes: Tensor | None = None  # [B, P, 4]
     denoising_logits: Tensor | None = None  # [L + 1, B, D, K] of all decoder layers, of queries that are noised objects
     denoising_boxes: Tensor | None = None  # [L + 1, B, D, 4]
+
+
+@exportable
+class MaskedBoxOutputs(NamedTuple):
+    """Outputs of a head of the DETR family whose queries have a mask, too.
+
+    Mask logits are the dot product of a query's embedding and a pixel's features, which every layer has its own of.
+    """
+
+    boxes: BoxOutputs
+    mask_embed: Tensor  # [L + 1, B, Q, C], of all decoder layers
+    mask_features: Tensor  # [L + 1, B, C, ceil(H/4), ceil(W/4)]; not in training: the last layer's alone
+    encoder_embed: Tensor | None = None  # [B, P, C] of the proposals
+    encoder_features: Tensor | None = None  # [B, C, ceil(H/4), ceil(W/4)]

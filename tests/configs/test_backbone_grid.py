@@ -37,6 +37,7 @@ FAILS = {
     ("ms_deform", "deformable_detr"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "rt_detr"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "rf_detr"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
+    ("ms_deform", "rf_detr_seg"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "maskformer"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("ms_deform", "mask2former"): "neck: ms_deform needs the backbone's finest map at stride 4, got",
     ("none", "maskformer"): "head: maskformer needs a map at stride 4, got",
@@ -44,6 +45,7 @@ FAILS = {
     ("pixel_decoder", "deformable_detr"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "rt_detr"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "rf_detr"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
+    ("pixel_decoder", "rf_detr_seg"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "maskformer"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
     ("pixel_decoder", "mask2former"): "neck: pixel_decoder needs the backbone's finest map at stride 4, got",
 }

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers.models.rf_detr.modeling_rf_detr as theirs_module
 from torch import Tensor
-from transformers import RfDetrConfig, RfDetrForObjectDetection
+from transformers import RfDetrConfig, RfDetrForInstanceSegmentation, RfDetrForObjectDetection
 
 from vision_stack.config import ConfigError
 from vision_stack.model import VisionModel
@@ -47,14 +47,15 @@ def _in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theirs_module, "encode_sinusoidal_position_embedding", position_encoding)
 
 
-def oracle() -> Any:
+def oracle(cls: Any = RfDetrForObjectDetection) -> Any:
     config = RfDetrConfig(
         backbone_config=BACKBONE, d_model=32, decoder_layers=LAYERS, decoder_self_attention_heads=2,
         decoder_cross_attention_heads=4, decoder_n_points=2, decoder_ffn_dim=24, num_queries=QUERIES,
-        group_detr=GROUPS, num_labels=CLASSES, dropout=0.0, c2f_num_blocks=1, attn_implementation="eager",
+        group_detr=GROUPS, num_labels=CLASSES, dropout=0.0, c2f_num_blocks=1, intermediate_size=24,
+        attn_implementation="eager",
     )  # fmt: skip
     torch.manual_seed(0)
-    model = RfDetrForObjectDetection(config)
+    model = cls(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 1.0 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
@@ -165,3 +166,38 @@ def test_config_that_is_not_built_is_one_line(
     (tmp_path / "model.safetensors").symlink_to(directory / "model.safetensors")
     with pytest.raises(ConfigError, match=problem):
         VisionModel.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def masks_of(path: Path, batch: str, *, train: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Mask logits of all decoder layers and of the proposals, transformers' and ours."""
+    images, mask, sizes = batch_of(batch)
+    theirs = RfDetrForInstanceSegmentation.from_pretrained(path, attn_implementation="eager").double().train(train)
+    kept: list[Tensor] = []
+    head = theirs.get_mask_logits
+    theirs.get_mask_logits = lambda *inputs: kept.append(head(*inputs)) or kept[-1]
+    theirs(images, pixel_mask=mask)
+    ours = VisionModel.from_pretrained(path).double().train(train)
+    assert ours.config.task == "instance"
+    outputs = ours(images, image_sizes=sizes)
+    found = [
+        torch.einsum("bqc,bchw->bqhw", *pair) for pair in zip(outputs.mask_embed, outputs.mask_features, strict=True)
+    ]
+    if train:
+        found.insert(0, torch.einsum("bqc,bchw->bqhw", outputs.encoder_embed, outputs.encoder_features))
+    return kept, found
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_masks_equal_transformers_and_go_back(batch: str, train: bool, tmp_path: Path) -> None:
+    oracle(RfDetrForInstanceSegmentation).save_pretrained(tmp_path / "theirs")
+    expected, found = masks_of(tmp_path / "theirs", batch, train=train)
+    expected = expected if train else expected[-1:]
+    assert len(expected) == len(found) == (LAYERS + 1 if train else 1)
+    for a, b in zip(found, expected, strict=True):
+        assert b.std() > 1
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * float(b.std()))
+    VisionModel.from_pretrained(tmp_path / "theirs").export_transformers(tmp_path / "back")
+    again, _ = masks_of(tmp_path / "back", batch, train=train)
+    torch.testing.assert_close(again[-1], expected[-1], rtol=0, atol=0)

@@ -127,20 +127,31 @@ class DETRHead(Head[BoxOutputs]):
     @torch.no_grad()
     def detections(self, outputs: BoxOutputs, options: DecodeOptions) -> list[Candidates]:
         """Of each image the best pairs of a query and a class, best first; boxes as shares of the image, within it."""
+        return [found for found, _ in self.ranked(outputs, options)]
+
+    @torch.no_grad()
+    def ranked(self, outputs: BoxOutputs, options: DecodeOptions) -> list[tuple[Candidates, Tensor]]:
+        """The `detections` of each image, and the query of each."""
         scores = precise(outputs.pred_logits).sigmoid().flatten(1)
         scores, cells = scores.topk(min(options.top_k, self.max_objects, scores.shape[1]))
         queries, labels = cells // self.num_classes, cells % self.num_classes
         boxes = box_convert(precise(outputs.pred_boxes), "cxcywh", "xyxy").clamp(0, 1)
-        columns = zip(take(boxes, queries), labels, scores, strict=True)
+        columns = zip(take(boxes, queries), labels, scores, queries, strict=True)
         kept = scores >= options.lowest_score
-        return [Candidates(*(x[good] for x in column)) for column, good in zip(columns, kept, strict=True)]
+        found = [[x[good] for x in column] for column, good in zip(columns, kept, strict=True)]
+        return [(Candidates(*candidates), of_queries) for *candidates, of_queries in found]
 
     def _boxes(self, outputs: BoxOutputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
         for found, info in zip(self.detections(outputs, options), infos, strict=True):
-            height, width = info.size
-            yield instances(found, found.boxes.float() * found.boxes.new_tensor([width, height] * 2).float(), options)
+            yield instances(found, in_pixels(found, info), options)
 
     decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
+
+
+def in_pixels(found: Candidates, info: ImageInfo) -> Tensor:
+    """Boxes in pixels of the image itself, [N, 4] float32."""
+    height, width = info.size
+    return found.boxes.float() * found.boxes.new_tensor([width, height] * 2).float()
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

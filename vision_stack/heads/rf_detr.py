@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,15 @@ class RFDETRHeadConfig(DETRHeadConfig):
         return RFDETRHead(self, in_specs, num_classes)
 
 
+class Decoded(NamedTuple):
+    """What a decoder gives: boxes and classes, and what else can be predicted from."""
+
+    outputs: BoxOutputs
+    hidden: Tensor  # [L + 1, B, Q, C] queries after each layer
+    proposed: Tensor  # [B, Q, C] tokens of the chosen proposals
+    memory: Memory
+
+
 class RFDETRHead(DETRHead):
     """Learnt queries at the best proposals (mixed query selection); every layer moves the same reference boxes.
 
@@ -89,9 +99,13 @@ class RFDETRHead(DETRHead):
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> BoxOutputs:
         """Maps of `in_specs` -> class logits and boxes; while training also those of the chosen proposals."""
+        return self.decoded(features).outputs
+
+    def decoded(self, features: Features) -> Decoded:
+        """The outputs, and the queries that they are made of."""
         memory = self.memory(features)
         groups = self.num_groups if self.training else 1
-        logits, chosen = self._proposed(memory, groups)
+        logits, chosen, proposed = self._proposed(memory, groups)
         count = chosen.shape[1] // groups
         reference = moved(chosen.detach(), precise(self._of_groups(self.reference_embed, groups, count)))
         places = on_each_map(reference, memory.padding, self.num_levels)
@@ -107,9 +121,10 @@ class RFDETRHead(DETRHead):
         stacked = torch.stack(hidden)
         all_logits, all_boxes = self.class_embed(stacked), moved(reference, precise(self.bbox_embed(stacked)))
         encoder = (logits, chosen) if self.training else ()
-        return BoxOutputs(
+        outputs = BoxOutputs(
             all_logits[-1], all_boxes[-1], all_logits[:-1], all_boxes[:-1], image_sizes_of(features), *encoder
         )
+        return Decoded(outputs, stacked, proposed, memory)
 
     def compute_loss(self, outputs: BoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """See `DETRHead.compute_loss`; outputs of training are of several groups."""
@@ -120,13 +135,14 @@ class RFDETRHead(DETRHead):
         rows = torch.arange(self.num_classes)[:, None]
         return {name: rows for name, _ in self.named_parameters() if "class_embed." in name}
 
-    def _proposed(self, memory: Memory, groups: int) -> tuple[Tensor, Tensor]:
-        """Class logits [B, G * Q, K] and boxes of the proposals that each group chooses."""
+    def _proposed(self, memory: Memory, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits [B, G * Q, K], boxes and tokens of the proposals that each group chooses."""
         boxes, usable = proposals(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
         boxes = boxes.masked_fill(~usable[..., None], 0.0).expand(tokens.shape[0], -1, -1)
         found = [select(tokens, boxes, usable, self.num_queries) for select in self.selections[:groups]]
-        return torch.cat([logits for logits, _ in found], 1), torch.cat([chosen for _, chosen in found], 1)
+        logits, chosen, proposed = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        return logits, chosen, proposed
 
     def _of_groups(self, table: nn.Embedding, groups: int, count: int) -> Tensor:
         """The first `count` rows of the first groups of queries, [1, G * count, D]."""
@@ -143,13 +159,14 @@ class Selection(nn.Module):
         self.class_embed = start_at_prior(nn.Linear(dim, num_classes))
         self.bbox_embed = box_mlp(dim)
 
-    def forward(self, tokens: Tensor, boxes: Tensor, usable: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Tokens [B, S, C] and their proposals [B, S, 4] -> logits [B, Q, K] and boxes [B, Q, 4] of the Q best."""
+    def forward(self, tokens: Tensor, boxes: Tensor, usable: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, S, C] and their proposals [B, S, 4] -> of the Q best logits, boxes and tokens, [B, Q, ...]."""
         x = self.output_norm(self.output(tokens))
         logits = self.class_embed(x)
         scores = logits.amax(2).masked_fill(~usable, -torch.inf)
         best = scores.topk(min(count, x.shape[1])).indices
-        return take(logits, best), moved(take(boxes, best), precise(self.bbox_embed(take(x, best))))
+        chosen = take(x, best)
+        return take(logits, best), moved(take(boxes, best), precise(self.bbox_embed(chosen))), chosen
 
 
 def moved(reference: Tensor, delta: Tensor) -> Tensor:

@@ -75,11 +75,18 @@ class BoxCriterion(nn.Module):
             scalars `loss_class`, `loss_bbox`, `loss_giou` of the last layer, with `_0` ... `_{L-1}` of the earlier ones
             and with `_encoder` of the proposals; with `_denoising` (and `_denoising_0` ...) of noised objects.
         """
+        return self.matched(outputs, targets, num_groups)[0]
+
+    def matched(
+        self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int, more_costs: Sequence[list[Tensor]] = ()
+    ) -> tuple[dict[str, Tensor], list[Matches]]:
+        """The losses, and the matches of the decoder's layers and of the proposals, to which `more_costs` are added."""
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
             parts = list(_parts(outputs, objects, num_groups))
             searched = [part.stack for part in parts if part.matches is None]
-            found = iter(match_boxes(searched, objects, self.config.costs))
+            all_matches = match_boxes(searched, objects, self.config.costs, more_costs)
+            found = iter(all_matches)
             (num_boxes,) = mean_over_ranks([searched[0].boxes.new_full((1,), sum(objects.counts))], at_least=1.0)
             weights = (self.config.class_weight, self.config.bbox_weight, self.config.giou_weight)
             losses: dict[str, Tensor] = {}
@@ -92,7 +99,7 @@ class BoxCriterion(nn.Module):
                 means = sums.unflatten(1, (part.num_layers, -1)).sum(2) / (num_boxes * part.num_groups)
                 rows = zip(PARTS, weights, means, strict=True)
                 losses |= named_by_layer(**{f"loss_{name}{part.suffix}": weight * row for name, weight, row in rows})
-        return losses
+        return losses, all_matches
 
     def _sums(self, stack: LayerStack, objects: BoxObjects, matches: Matches, ignored: Tensor | None) -> Tensor:
         """Sums over the batch, of each layer: class loss, L1 and 1 - GIoU, [3, L]."""

@@ -40,13 +40,21 @@ class BoxCosts(NamedTuple):
 
 
 @torch.no_grad()
-def match_boxes(stacks: Sequence[LayerStack], objects: BoxObjects, weights: BoxCosts) -> list[Matches]:
+def match_boxes(
+    stacks: Sequence[LayerStack], objects: BoxObjects, weights: BoxCosts, more: Sequence[list[Tensor]] = ()
+) -> list[Matches]:
     """Assign every object of every image one query per layer, at the least total cost; a Matches for each stack.
 
     The cost is the focal loss that the object's class would have beyond that of no object (Deformable DETR), L1 of
     normalised boxes and -GIoU. With more objects than queries the cheapest are kept.
+
+    Args:
+        more: costs to add, for each stack those of each image with objects, flat [layers, queries, objects].
     """
-    costs = [part for stack in stacks for part in _costs(stack, objects, weights)]
+    parts = [_costs(stack, objects, weights) for stack in stacks]
+    if more and any(objects.counts):
+        parts = [[torch.cat(ours) + torch.cat(theirs)] for ours, theirs in zip(parts, more, strict=True)]
+    costs = [each for part in parts for each in part]
     sizes = [(len(stack.logits), stack.logits.shape[2]) for stack in stacks]
     return assign(costs, sizes, objects.counts, objects.boxes.device)
 

@@ -6,7 +6,8 @@ Legend: Q queries, K classes, U queries kept, N detections (a query kept for sev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from vision_stack.postprocess.axes import logits_axis
 from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
 from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_masks
-from vision_stack.structures import ImageInfo, Instances
+from vision_stack.structures import RLE, ImageInfo, Instances
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
 
@@ -53,11 +54,7 @@ def predict_instances(
     for image, info in each_image(outputs, infos):
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
             found = _detect(outputs, image, info, top_k, score_threshold, list)
-        masks = _blank_masks(len(found.mask_index), info.size, found.labels.device)
-        for n, index in enumerate(found.mask_index):
-            crop: MaskCrop = found.masks[index]
-            height, width = crop.mask.shape
-            masks[n, crop.top : crop.top + height, crop.left : crop.left + width] = crop.mask
+        masks = _pasted([found.masks[index] for index in found.mask_index], info, found.labels.device)
         yield Instances(found.boxes, found.labels, found.scores, masks)
 
 
@@ -70,13 +67,8 @@ def encode_instances(
     No full-size mask outlives its encoding, so that memory depends on neither `top_k` nor the number of images.
     """
     for image, info in each_image(outputs, infos):
-
-        def encode(crops: list[MaskCrop], info: ImageInfo = info) -> list[dict[str, Any]]:
-            masks = _to_host([crop.mask for crop in crops])
-            return [encode_crop(mask, c.top, c.left, info.size) for mask, c in zip(masks, crops, strict=True)]
-
         with torch.autocast(outputs.mask_features.device.type, enabled=False):
-            found = _detect(outputs, image, info, top_k, score_threshold, encode)
+            found = _detect(outputs, image, info, top_k, score_threshold, partial(_encoded, info=info))
         rles = [dict(found.masks[index]) for index in found.mask_index]
         yield Instances(found.boxes.cpu(), found.labels.cpu(), found.scores.cpu(), rles)
 
@@ -92,6 +84,27 @@ def predict_boxes(
         yield Instances(found.boxes, found.labels, found.scores)
 
 
+@torch.no_grad()
+def query_masks(
+    features: Tensor, embed: Tensor, queries: Tensor, info: ImageInfo, form: Literal["bool", "rle"]
+) -> Tensor | list[RLE]:
+    """Masks of N detections of an image in its own pixels, as `predict_instances` makes them: [N, height, width] bool,
+    or run-length codes.
+
+    Args:
+        features: [C, h, w], mask features of the image.
+        embed: [Q, C], of its queries.
+        queries: [N], of the detections; one may have several.
+    """
+    kept, slot = queries.unique(return_inverse=True)
+    with torch.autocast(features.device.type, enabled=False):
+        crops = [crop for resized in _resized_masks(features, embed[kept], info) for crop in resized.crops]
+    if form == "rle":
+        codes = _encoded(crops, info)
+        return [dict(codes[index]) for index in slot.tolist()]
+    return _pasted([crops[index] for index in slot.tolist()], info, features.device)
+
+
 def _detect(
     outputs: AnyMaskOutputs,
     image: int,
@@ -105,7 +118,7 @@ def _detect(
     kept, slot = queries.unique(return_inverse=True)  # [U], [N]
     boxes, qualities = [probabilities.new_zeros(0, 4)], [probabilities.new_zeros(0)]
     masks: list[Any] = []
-    for resized in _resized_masks(outputs, image, kept, info):
+    for resized in _resized_masks(outputs.mask_features[image], outputs.mask_embed[image, kept], info):
         boxes.append(resized.boxes)
         qualities.append(resized.qualities)
         masks += pack(resized.crops)
@@ -127,10 +140,9 @@ def _candidates(class_logits: Tensor, top_k: int, threshold: float) -> tuple[Ten
     return best, flat % num_classes, flat // num_classes
 
 
-def _resized_masks(outputs: AnyMaskOutputs, image: int, queries: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
-    """Masks of the chosen queries of one image, a bounded chunk at a time."""
-    features = outputs.mask_features[image].float()  # [C, h, w]
-    embed = outputs.mask_embed[image, queries].float()  # [U, C]
+def _resized_masks(features: Tensor, embed: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
+    """Masks of queries of one image, a bounded chunk at a time: features [C, h, w], embed [U, C]."""
+    features, embed = features.float(), embed.float()
     h, w = features.shape[1:]
     (input_height, input_width), (height, width) = info.input_size, info.size
     rows = logits_axis(h, input_height, height, features.device)
@@ -139,6 +151,22 @@ def _resized_masks(outputs: AnyMaskOutputs, image: int, queries: Tensor, info: I
     for start in range(0, len(embed), chunk):
         logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)
         yield resize_masks(logits, rows, columns)
+
+
+def _pasted(crops: Sequence[MaskCrop], info: ImageInfo, device: torch.device) -> Tensor:
+    """Whole masks, [N, height, width] bool."""
+    masks = _blank_masks(len(crops), info.size, device)
+    for whole, crop in zip(masks, crops, strict=True):
+        height, width = crop.mask.shape
+        whole[crop.top : crop.top + height, crop.left : crop.left + width] = crop.mask
+    return masks
+
+
+def _encoded(crops: Sequence[MaskCrop], info: ImageInfo) -> list[RLE]:
+    if not crops:
+        return []
+    masks = _to_host([crop.mask for crop in crops])
+    return [encode_crop(mask, crop.top, crop.left, info.size) for mask, crop in zip(masks, crops, strict=True)]
 
 
 def _blank_masks(count: int, size: tuple[int, int], device: torch.device) -> Tensor:

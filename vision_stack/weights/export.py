@@ -40,7 +40,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     """
     plain = to_dict(config)
     names = [category["name"] for category in plain["categories"]]
-    if plain["head"]["type"] == "rf_detr":
+    if plain["head"]["type"] in rf_detr.ARCHITECTURES:
         raw, exported = rf_detr.export(model, plain)
     elif plain["head"]["type"] == "eomt":
         raw, exported = eomt.export(model, plain)

@@ -20,6 +20,18 @@ from vision_stack.weights.scale_projector import (
 from vision_stack.weights.windowed_dinov2 import export_windowed_dinov2
 
 ENCODER = "backbone.0.encoder.encoder."  # of the backbone's names
+ARCHITECTURES = {"rf_detr": "RfDetrForObjectDetection", "rf_detr_seg": "RfDetrForInstanceSegmentation"}
+_MASK_FIELDS: Fields = (("intermediate_size", "mask_ffn_dim", 1024),)
+_MASK_LOSS: Fields = (
+    ("mask_class_loss_coefficient", "mask_weight", 5.0),
+    ("mask_dice_loss_coefficient", "dice_weight", 5.0),
+    ("mask_point_sample_ratio", "cells_per_point", 16),
+)
+_MASK_COSTS: Fields = (  # which transformers takes from the same fields
+    ("mask_class_loss_coefficient", "mask_cost", 5.0),
+    ("mask_dice_loss_coefficient", "dice_cost", 5.0),
+)
+_FIXED_OF_MASKS = {"mask_downsample_ratio": 4, "segmentation_head_activation_function": "gelu"}
 _NET, _PROJECTOR = "backbone.net.", "backbone.0.projector."
 _IN_PROJ = "self_attn.in_proj_"  # query, key and value in one
 _LAYER, _OURS = "transformer.decoder.layers.{i}.", "head.layers.{i}."
@@ -46,6 +58,19 @@ _LOSS: Fields = (
 _FIXED = {"decoder_activation_function": "relu", "attention_bias": True, "num_feature_levels": 1}
 
 _NAMES: Names = (
+    *(
+        (f"segmentation_head.{theirs}.{{p}}", f"head.masks.{ours}.{{p}}")
+        for theirs, ours in {
+            "blocks.{i}.dwconv": "blocks.{i}.depthwise",
+            "blocks.{i}.norm": "blocks.{i}.norm",
+            "blocks.{i}.pwconv1": "blocks.{i}.pointwise",
+            "spatial_features_proj": "projection",
+            "query_features_block.norm_in": "query_norm",
+            "query_features_block.layers.{i}": "query_mlp.{i}",
+            "query_features_proj": "query_projection",
+        }.items()
+    ),
+    ("segmentation_head.bias", "head.masks.bias"),
     ("refpoint_embed.weight", "head.reference_embed.weight"),
     ("query_feat.weight", "head.query_feat.weight"),
     ("class_embed.{p}", "head.class_embed.{p}"),
@@ -91,7 +116,12 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
     check_fixed(raw, _FIXED)
     loss = {"class_loss": "ia_bce", **to_options(raw, _LOSS)}
-    return neck_options(raw), {"type": "rf_detr", **to_options(raw, _FIELDS), "loss": loss}
+    head = {"type": "rf_detr", **to_options(raw, _FIELDS)}
+    if raw.get("architectures") == [ARCHITECTURES["rf_detr_seg"]]:
+        check_fixed(raw, _FIXED_OF_MASKS)
+        head |= {"type": "rf_detr_seg", **to_options(raw, _MASK_FIELDS)}
+        loss |= to_options(raw, _MASK_LOSS) | to_options(raw, _MASK_COSTS)
+    return neck_options(raw), {**head, "loss": loss}
 
 
 def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -113,13 +143,15 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     module: Any = model.get_submodule("backbone")
     raw = {
         "model_type": "rf_detr",
-        "architectures": ["RfDetrForObjectDetection"],
+        "architectures": [ARCHITECTURES[head["type"]]],
         **_FIXED,
         **neck_fields(neck, "rf_detr"),
         **to_fields(head, _FIELDS),
         **to_fields(head["loss"], _LOSS),
         "backbone_config": module.config.to_config_json(),
     }
+    if head["type"] == "rf_detr_seg":
+        raw |= _FIXED_OF_MASKS | to_fields(head, _MASK_FIELDS) | to_fields(head["loss"], _MASK_LOSS)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     encoder = {k.removeprefix(_NET): v for k, v in state.items() if k.startswith(_NET)}
     projector = {k: v for k, v in state.items() if k.startswith("neck.")}

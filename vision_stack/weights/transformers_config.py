@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from vision_stack.config import ConfigError
+from vision_stack.structures import Task
 from vision_stack.weights import eomt, rf_detr
 from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
@@ -192,12 +193,10 @@ def class_names(raw: Mapping[str, Any]) -> list[str]:
     return [by_label[str(i)] for i in range(len(by_label))]
 
 
-def guess_task(source: str, architecture: str) -> Literal["detection", "instance", "panoptic", "semantic"]:
+def guess_task(source: str, architecture: str) -> Task:
     """Published configs do not say for which task they were trained; the names of published checkpoints do."""
-    if architecture == "rf_detr":
-        return "detection"
     name = source.lower().rstrip("/").rpartition("/")[2]  # not the folders that it is in
-    tasks: tuple[Literal["instance", "panoptic", "semantic"], ...] = ("instance", "panoptic", "semantic")
+    tasks: tuple[Task, ...] = ("instance", "panoptic", "semantic")
     for task in tasks:
         if task in name:
             return task

@@ -1,0 +1,83 @@
+"""Masks in the matching and in the losses of detectors with queries."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vision_stack.losses.box_mask_criterion import BoxMaskCriterionConfig
+from vision_stack.outputs import BoxOutputs, MaskedBoxOutputs
+from vision_stack.structures import Target
+
+SIZE = 32  # of the image, its masks are a quarter
+LAYERS, BATCH = 2, 2
+
+
+def targets(count: int) -> list[Target]:
+    """Equal boxes and classes, so that masks alone tell objects apart; the second image has none."""
+    masks = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
+    for number, mask in enumerate(masks):
+        mask[:, 8 * number : 8 * number + 8] = True
+    boxes = torch.tensor([[0.0, 0.0, SIZE, SIZE]])
+    full: Target = {"labels": torch.zeros(count, dtype=torch.int64), "boxes": boxes.repeat(count, 1), "masks": masks}
+    empty: Target = {"labels": full["labels"][:0], "boxes": boxes[:0], "masks": masks[:0]}
+    return [full, empty]
+
+
+def outputs(columns: list[int], groups: int = 1) -> MaskedBoxOutputs:
+    """Query n of each group covers stripe `columns[n]` of the image, in all layers: one channel for each stripe."""
+    queries = len(columns) * groups
+    logits, boxes = torch.zeros(LAYERS, BATCH, queries, 3), torch.full((LAYERS, BATCH, queries, 4), 0.5)
+    boxes[..., 2:] = 1.0
+    sizes = torch.full((BATCH, 2), float(SIZE))
+    found = BoxOutputs(logits[-1], boxes[-1], logits[:-1], boxes[:-1], sizes)
+    stripes = torch.full((4, 8, 8), -20.0)
+    for number, stripe in enumerate(stripes):
+        stripe[:, 2 * number : 2 * number + 2] = 20.0
+    embed = torch.eye(4)[torch.tensor(columns * groups)].expand(LAYERS, BATCH, -1, -1).clone().requires_grad_()
+    features = stripes.expand(LAYERS, BATCH, -1, -1, -1).clone().requires_grad_()
+    return MaskedBoxOutputs(found, embed, features)
+
+
+def losses(found: MaskedBoxOutputs, wanted: list[Target], groups: int = 1, **options: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return BoxMaskCriterionConfig(cells_per_point=1, **options).build()(found, wanted, groups)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_masks_decide_where_boxes_and_classes_are_equal(groups: int) -> None:
+    found = losses(outputs([2, 3, 0, 1], groups), targets(4), groups)
+    blind = losses(outputs([2, 3, 0, 1], groups), targets(4), groups, mask_cost=0, dice_cost=0)
+    for layer in ("", "_0"):
+        for name in ("loss_mask", "loss_dice"):  # not zero: at borders masks are read bilinearly
+            assert found[f"{name}{layer}"] < 0.2 * blind[f"{name}{layer}"]
+
+
+def test_losses_are_means_over_objects_and_groups() -> None:
+    one, three = (losses(outputs([1, 1], groups), targets(1), groups) for groups in (1, 3))
+    for name, loss in one.items():
+        torch.testing.assert_close(three[name], loss, rtol=1e-5, atol=1e-6)
+
+
+def test_only_matched_queries_learn_their_masks() -> None:
+    found = outputs([0, 1, 2])
+    given = losses(found, targets(1))
+    torch.stack([given["loss_mask"], given["loss_dice"]]).sum().backward()
+    learn = found.mask_embed.grad[-1].abs().sum(2) > 0  # type: ignore[index]
+    assert learn.tolist() == [[True, False, False], [False, False, False]]
+
+
+def test_more_objects_than_queries_in_a_group_are_left_out() -> None:
+    with pytest.warns(UserWarning, match="more objects than the head has queries"):
+        given = losses(outputs([1, 0]), targets(4))
+    assert given["loss_dice"] < 0.5  # of the two that are left
+
+
+def test_a_batch_without_objects_has_gradients_and_no_mask_loss() -> None:
+    found = outputs([0, 1])
+    given = losses(found, [targets(1)[1]] * 2)
+    assert given["loss_mask"] == given["loss_dice"] == 0
+    torch.stack(list(given.values())).sum().backward()
+    assert found.mask_embed.grad is not None
+    assert found.mask_features.grad is not None
