@@ -147,15 +147,15 @@ def test_boxes_have_gradients_for_their_layer_and_the_one_before() -> None:
 
 
 def test_swapped_sides_of_the_anchors_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vision_stack.heads import rt_detr
+    from vision_stack.heads import query_selection
 
-    plain = rt_detr.proposal_logits
+    plain = query_selection.proposal_logits
 
     def swapped(memory: Any) -> tuple[Tensor, Tensor]:
         logits, usable = plain(memory)
         return logits[..., [1, 0, 2, 3]], usable
 
-    monkeypatch.setattr(rt_detr, "proposal_logits", swapped)
+    monkeypatch.setattr(query_selection, "proposal_logits", swapped)
     with torch.no_grad():
         expected, found = outputs_of(SIZES["wide"], train=False)
     with pytest.raises(AssertionError, match="not close"):

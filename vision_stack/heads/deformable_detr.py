@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vision_stack.config import ConfigError, register
+from vision_stack.config import ConfigError, Count, register
 from vision_stack.heads.boxes import precise
 from vision_stack.heads.detr import (
     DETRHead,
@@ -34,6 +34,7 @@ SMALL = -2.0  # logit of the sides of the first boxes that queries without a siz
 class DeformableDETRHeadConfig(DETRHeadConfig):
     """Queries read a few points of each map around their box. The defaults are the paper's best model."""
 
+    num_points: Count = 4  # that a head of a query reads of each map
     with_box_refine: bool = True  # each layer refines the box of the one before it
     two_stage: bool = True  # queries start from the encoder's best proposals, not from learnt ones
 

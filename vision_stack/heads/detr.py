@@ -51,7 +51,6 @@ class DETRHeadConfig(HeadConfig):
     hidden_dim: Count = 256
     num_decoder_layers: Layers = 6
     num_heads: Count = 8
-    num_points: Count = 4  # that a head of a query reads of each map
     ffn_dim: Count = 1024
     dropout: Fraction = 0.1
     loss: BoxCriterionConfig = field(default_factory=BoxCriterionConfig)

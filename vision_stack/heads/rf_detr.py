@@ -39,7 +39,7 @@ class RFDETRHeadConfig(DETRHeadConfig):
     """The defaults are RF-DETR's small model; nano has 2 layers, medium and large have 4."""
 
     num_decoder_layers: Layers = 3
-    num_points: Count = 2
+    num_points: Count = 2  # that a head of a query reads of each map
     cross_heads: Count = 16  # of the deformable attention
     ffn_dim: Count = 2048
     dropout: Fraction = 0.0

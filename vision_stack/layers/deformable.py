@@ -78,32 +78,26 @@ def to_maps(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
     ]
 
 
-class DeformableAttention(nn.Module):
-    """Every query reads a few points of each of several maps, at learnt offsets from its reference (Sec. 4.1).
+class DeformableSampling(nn.Module):
+    """Every query reads a few points of each of several maps, at learnt offsets from its reference, as they are.
 
     Args:
         dim: channels.
-        num_heads: divides `dim`.
-        num_levels: how many maps.
-        num_points: points that a head reads of each map.
+        num_heads: divides `dim`; each reads its own channels.
+        num_points: points that a head reads, of each map.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int]) -> None:
         super().__init__()
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        samples = num_heads * num_levels * num_points
+        self.num_heads, self.num_points = num_heads, tuple(num_points)
+        samples = num_heads * sum(num_points)
         self.sampling_offsets = nn.Linear(dim, samples * 2)  # in cells of the map that is read; (x, y) innermost
         self.attention_weights = nn.Linear(dim, samples)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(_rings(num_heads, num_levels, num_points))
+            self.sampling_offsets.bias.copy_(_rings(num_heads, num_points))
 
     def forward(
         self,
@@ -121,32 +115,69 @@ class DeformableAttention(nn.Module):
                 or boxes (cx, cy, w, h) [B, Q, L, 4], in which offset `num_points` is the border (Sec. A.4). None: the
                 queries are the cells, each at its own place.
         """
-        split = (self.num_heads, self.num_levels, self.num_points)
-        weights = self.attention_weights(query).unflatten(2, (split[0], -1)).softmax(-1).unflatten(3, split[1:])
+        weights = self.attention_weights(query).unflatten(2, (self.num_heads, -1)).softmax(-1)
         with torch.autocast(query.device.type, enabled=False):  # bfloat16 cannot tell neighbouring cells apart
             wide = torch.promote_types(query.dtype, torch.float32)
             locations = self._locations(query.to(wide), shapes, reference)
-        values = self.value_proj(value)
         if padding is not None:
-            values = values.masked_fill(padding.cells[..., None], 0.0)
-        values = values.unflatten(2, (self.num_heads, -1))
-        return self.output_proj(deformable_attention(values, shapes, locations, weights))
+            value = value.masked_fill(padding.cells[..., None], 0.0)
+        value = value.unflatten(2, (self.num_heads, -1))
+        return deformable_attention(value, shapes, locations, weights, self.num_points)
 
     def _locations(self, query: Tensor, shapes: Shapes, reference: Tensor | None = None) -> Tensor:
-        """Where to read, (x, y) in [0, 1]: [B, Q, heads, levels, points, 2]."""
-        split = (self.num_heads, self.num_levels, self.num_points, 2)
+        """Where to read, (x, y) in [0, 1]: [B, Q, heads, points of all maps, 2]."""
+        split = (self.num_heads, sum(self.num_points), 2)
         linear = self.sampling_offsets
         if reference is not None and reference.shape[-1] == 4:
             offsets = F.linear(query, linear.weight.to(query.dtype), linear.bias.to(query.dtype)).unflatten(2, split)
-            centers, sizes = reference[:, :, None, :, None].split(2, dim=-1)
-            return centers + offsets * sizes * (0.5 / self.num_points)
+            centers, sizes = self._per_point(reference, dim=2)[:, :, None].split(2, dim=-1)
+            return centers + offsets * (sizes * self._steps(query))
         centers, cell_sizes = _cells(tuple(shapes), query.device, query.dtype)
-        per_cell = cell_sizes[:, None].expand(-1, self.num_points, -1).flatten().repeat(self.num_heads)
+        per_cell = self._per_point(cell_sizes, dim=0).flatten().repeat(self.num_heads)
         # Scaled in the weights, which are few.
         offsets = F.linear(query, linear.weight * per_cell[:, None], linear.bias * per_cell)
         if reference is None:
             return (offsets + centers.repeat(1, len(per_cell) // 2)).unflatten(2, split)
-        return offsets.unflatten(2, split) + reference[:, :, None, :, None]
+        return offsets.unflatten(2, split) + self._per_point(reference, dim=2)[:, :, None]
+
+    def _per_point(self, of_maps: Tensor, dim: int) -> Tensor:
+        """What each map has, for each point that is read of it: L -> points of all maps, along `dim`."""
+        parts = zip(of_maps.split(1, dim), self.num_points, strict=True)
+        return torch.cat([part.repeat_interleave(count, dim) for part, count in parts], dim)
+
+    def _steps(self, like: Tensor) -> Tensor:
+        """An offset of 1 from a box, in its sides, for each point: [points of all maps, 1]."""
+        return torch.cat([like.new_full((count, 1), 0.5 / count) for count in self.num_points])
+
+
+class DeformableAttention(DeformableSampling):
+    """`DeformableSampling` of projected maps, which is projected again (Sec. 4.1).
+
+    Args:
+        dim: channels.
+        num_heads: divides `dim`.
+        num_levels: how many maps.
+        num_points: points that a head reads of each map.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__(dim, num_heads, (num_points,) * num_levels)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        value: Tensor,
+        shapes: Shapes,
+        reference: Tensor | None = None,
+        padding: Padding | None = None,
+    ) -> Tensor:
+        """See `DeformableSampling.forward`."""
+        return self.output_proj(super().forward(query, self.value_proj(value), shapes, reference, padding))
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -228,13 +259,13 @@ class DeformableDecoderLayer(nn.Module):
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
-def _rings(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """Initial offsets: each head looks in a direction of its own, its points one cell further out each."""
+def _rings(num_heads: int, num_points: Sequence[int]) -> Tensor:
+    """Initial offsets: each head looks in a direction of its own, its points of a map one cell further out each."""
     angle = torch.arange(num_heads) * (2 * math.pi / num_heads)
     direction = torch.stack([angle.cos(), angle.sin()], dim=1)
     direction = direction / direction.abs().amax(dim=1, keepdim=True)
-    steps = torch.arange(1, num_points + 1)[:, None]
-    return (direction[:, None, None] * steps).expand(-1, num_levels, -1, -1).flatten()
+    steps = torch.cat([torch.arange(1, count + 1) for count in num_points])[:, None]
+    return (direction[:, None] * steps).flatten()
 
 
 def _cells(shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """Multi-scale deformable attention's sampling (Zhu et al. 2021, Sec. 4.1), in pure PyTorch.
 
-B images, S cells of all maps together, Q queries, H heads, D channels of a head, L maps, P points of a query on a map.
+B images, S cells of all maps together, Q queries, H heads, D channels of a head, L maps, P points of a head on all maps
+together.
 
 On CPUs the weighted mean of bilinear samples is one weighted sum of rows: every sample is four cells, so each head of
-each query sums 4 * L * P rows of `value`, which `embedding_bag` does in one pass over data that stays in the cache.
-Nothing of size [B, Q, H, L, P, D] is made, which `grid_sample` cannot avoid. Elsewhere, and where a model is exported,
+each query sums 4 * P rows of `value`, which `embedding_bag` does in one pass over data that stays in the cache.
+Nothing of size [B, Q, H, P, D] is made, which `grid_sample` cannot avoid. Elsewhere, and where a model is exported,
 `grid_sample` does it, which accelerators and export formats know.
 """
 
@@ -23,34 +24,41 @@ from vision_stack.ops.row_sums import spread_rows
 Shapes = Sequence[tuple[int, int]]
 
 
-def deformable_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def deformable_attention(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, num_points: Sequence[int]
+) -> Tensor:
     """Weighted sum of bilinear samples of the maps, for every head of every query.
 
     Args:
         value: [B, S, H, D], the cells of all maps, map after map, row by row.
         shapes: (height, width) of each map; their products sum to S.
-        locations: [B, Q, H, L, P, 2], (x, y) in [0, 1]; (0, 0) is the upper left corner of the upper left cell
-            (`align_corners=False`), and whatever lies outside a map counts as zero. float32 or float64.
-        weights: [B, Q, H, L, P].
+        locations: [B, Q, H, P, 2], map after map, (x, y) in [0, 1]; (0, 0) is the upper left corner of the upper left
+            cell (`align_corners=False`), and whatever lies outside a map counts as zero. float32 or float64.
+        weights: [B, Q, H, P].
+        num_points: how many of the P points are on each map.
 
     Returns:
         [B, Q, H * D].
     """
     assert sum(height * width for height, width in shapes) == value.shape[1], (shapes, value.shape)
+    assert sum(num_points) == weights.shape[3], (num_points, weights.shape)
     if value.device.type == "cpu" and not torch.compiler.is_exporting():
         batch, _, heads, dim = value.shape
-        index, scale = _rows(value, shapes, locations, weights)
+        index, scale = _rows(value, shapes, locations, weights, num_points)
         table = value.reshape(-1, dim).to(scale.dtype)
         return sum_rows(table, index, scale).view(batch, -1, heads * dim).to(value.dtype)
-    return sample_by_grid(value, shapes, locations, weights)
+    return sample_by_grid(value, shapes, locations, weights, num_points)
 
 
-def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample_by_grid(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, num_points: Sequence[int]
+) -> Tensor:
     """`deformable_attention` by `grid_sample`, map by map."""
     batch, _, heads, dim = value.shape
-    queries, points = locations.shape[1], locations.shape[4]
-    grid = (2 * locations - 1).to(value.dtype).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B * H, Q, P, 2]
-    scale = weights.to(value.dtype).permute(3, 0, 2, 1, 4).reshape(-1, batch * heads, 1, queries, points)
+    queries = locations.shape[1]
+    points = list(num_points)
+    grid = (2 * locations - 1).to(value.dtype).transpose(1, 2).flatten(0, 1).split(points, dim=2)  # [B * H, Q, P, 2]
+    scale = weights.to(value.dtype).transpose(1, 2).reshape(batch * heads, 1, queries, -1).split(points, dim=3)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=2)
     out = value.new_zeros(batch * heads, dim, queries)
     for level, (height, width) in enumerate(shapes):
@@ -59,19 +67,21 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     return out.view(batch, heads * dim, queries).transpose(1, 2)
 
 
-def _rows(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, num_points: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """The four cells of every sample, as rows of `value` seen as [B * S * H, D], and what each counts.
 
     Returns:
-        index [B * Q * H, 4 * L * P] int32, and weights of the same shape.
+        index [B * Q * H, 4 * P] int32, and weights of the same shape.
     """
     batch, cells, heads, _ = value.shape
-    levels, points = locations.shape[3:5]
+    points = torch.tensor(num_points)
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32)  # [L, 2]
-    sizes = sizes.T[:, :, None].expand(-1, -1, points).reshape(2, levels * points)
+    sizes = sizes.T.repeat_interleave(points, dim=1, output_size=weights.shape[3])
     starts = torch.tensor([0] + [h * w for h, w in shapes[:-1]]).cumsum(0)
-    starts = starts[:, None].expand(-1, points).reshape(-1).int() * heads
-    coordinates = locations.flatten(3, 4).unbind(-1)  # [B, Q, H, L * P] each
+    starts = starts.repeat_interleave(points, output_size=weights.shape[3]).int() * heads
+    coordinates = locations.unbind(-1)  # [B, Q, H, P] each
     left, near_x = _two_cells(coordinates[0], sizes[0], any_single=any(w == 1 for _, w in shapes))
     top, near_y = _two_cells(coordinates[1], sizes[1], any_single=any(h == 1 for h, _ in shapes))
 
@@ -82,9 +92,10 @@ def _rows(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> 
     corners.append(corners[0] + right)
     corners += [corner + down for corner in corners]
     index = torch.stack(corners, dim=3)
-    scaled = [near * weights.flatten(3) for near in near_y]
+    scaled = [near * weights for near in near_y]
     counts = torch.stack([x * y for y in scaled for x in near_x], dim=3)
-    return index.view(-1, 4 * levels * points), counts.view(-1, 4 * levels * points)
+    per_row = 4 * weights.shape[3]
+    return index.view(-1, per_row), counts.view(-1, per_row)
 
 
 def _two_cells(coordinate: Tensor, size: Tensor, *, any_single: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
