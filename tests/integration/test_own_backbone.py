@@ -11,7 +11,8 @@ import tiny_run
 import torch
 from PIL import Image
 
-from vision_stack.commands.launch import import_plugins
+from vision_stack.commands.composing import Composition, compose_options
+from vision_stack.commands.plugins import import_plugins, offer_plugins
 from vision_stack.config import ConfigError, from_dict
 
 EXAMPLES = tiny_run.ROOT / "docs" / "examples"
@@ -69,6 +70,14 @@ def test_own_backbone_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch:
     source, run_dir = f"source={tmp_path / 'image.png'}", f"run_dir={tmp_path / 'predict'}"
     script_in_this_process(monkeypatch, "predict.py", checkpoint, PLUGIN, source, run_dir)
     assert (tmp_path / "predict" / "predictions.json").is_file()
+
+
+def test_own_backbone_without_a_yaml_file_has_the_options_of_its_config(plain_cnn) -> None:
+    offer_plugins([PLUGIN])
+    options = ["backbone=plain_cnn", "backbone.width=8", "backbone.out_strides=[4,8]"]
+    config, _ = compose_options(Composition("train", ["run_dir=x", *options]))
+    assert config["backbone"].pop("pretrained") is False
+    assert from_dict(config["backbone"], "backbone").width == 8
 
 
 def test_own_backbone_keeps_what_backbones_promise(plain_cnn) -> None:

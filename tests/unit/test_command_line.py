@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vision_stack.commands import arguments
-from vision_stack.commands.launch import import_plugins
+from vision_stack.commands.plugins import import_plugins
 from vision_stack.ops.run_files import mark_finished
 
 PATHS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import sys
@@ -19,6 +18,7 @@ from omegaconf import DictConfig
 from vision_stack.commands.arguments import quote_paths, refuse_training_run, typed_run_dir
 from vision_stack.commands.composing import Composition, check_experiment, plain_options
 from vision_stack.commands.errors import OneLineErrors
+from vision_stack.commands.plugins import import_plugins, offer_plugins
 from vision_stack.commands.run_folders import hold, note_new, remove_unused
 from vision_stack.commands.words import Words, understand
 from vision_stack.config import config_dir
@@ -66,6 +66,7 @@ def launch(verb: str, prepare: Callable[[Words], Composition], run: Run, argv: S
                     return 0
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails to flush it at the exit
                 return 0
+            offer_plugins(words.options)
             composition = prepare(words)
             run_dir = typed_run_dir(composition.options)
             if words.one_run and run_dir:
@@ -90,21 +91,3 @@ def instantiate_all(config: Mapping[str, Any], group: str) -> list[Any]:
     """What the `_target_`s of a group make, callbacks or loggers; one that is null is left out."""
     made = instantiate({group: config[group]}, _convert_="all")[group]
     return [each for each in made.values() if each is not None]
-
-
-def import_plugins(names: str | Sequence[str]) -> None:
-    """Import modules of the user's own, one or several, which register parts.
-
-    Raises:
-        ValueError: there is no such module, or this is not a list of names.
-    """
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"plugins: expected a list of modules, plugins=[my_parts], got {names!r}")
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and imports something that is not
-            raise ValueError(f"plugins: no module {name} in {os.getcwd()}, nor among what is installed") from None

@@ -15,7 +15,7 @@ from vision_stack.commands import train as train_command
 from vision_stack.commands.arguments import open_group, quote_paths, typed_run_dir
 from vision_stack.commands.composing import Composition, compose_options
 from vision_stack.commands.errors import raising_value_errors
-from vision_stack.commands.launch import import_plugins
+from vision_stack.commands.plugins import import_plugins, offer_plugins
 from vision_stack.commands.run_folders import hold, new_run_dir, remove_unused
 from vision_stack.commands.stored_options import train_composition
 from vision_stack.commands.words import understand
@@ -116,6 +116,7 @@ def _run(verb: str, composition: Composition) -> Run:
         options = [*options, f"run_dir={run_dir}"]
     try:
         hold(run_dir)
+        offer_plugins(options)
         config, _ = compose_options(Composition(composition.name, quote_paths(options)))
         import_plugins(config["plugins"])
         (train_command if verb == "train" else eval_command).run(config, run_dir, options)
