@@ -1,4 +1,4 @@
-"""Published models as parts of ours: transformers' MaskFormer, Mask2Former, EoMT and RF-DETR, torchvision's detectors.
+"""Published models as parts of ours: those of transformers in `weights/architectures.py`, and torchvision's detectors.
 
 They are read here, never by transformers. Nothing in such a directory is imported or executed: json is decoded by the
 registry, tensors are read as tensors.
@@ -22,7 +22,7 @@ from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, publish
 from vision_stack.backbones.pretrained import LoadReport
 from vision_stack.config import ConfigError, registered, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
-from vision_stack.weights import eomt, mask2former, maskformer, rf_detr
+from vision_stack.weights.architectures import ARCHITECTURES, architecture_of
 from vision_stack.weights.checks import faults_of
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
@@ -34,16 +34,10 @@ from vision_stack.weights.transformers_config import (
     class_names,
     guess_task,
     is_foreign,
-    to_parts,
 )
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _DETECTOR_SUFFIX = ".pth"  # of a state dict of torchvision's
-_DECODERS = {
-    "maskformer": maskformer.convert_decoder,
-    "mask2former": mask2former.convert_decoder,
-    "rf_detr": rf_detr.convert_decoder,
-}
 
 
 class PublishedModel(NamedTuple):
@@ -100,9 +94,10 @@ def _read_directory(directory: Path, raw: Mapping[str, Any], source: str | Path)
     """A directory with config.json, which holds `raw`, weights and, if there is one, preprocessor_config.json."""
     file = directory / CONFIG_FILE
     try:
-        neck, head = to_parts(raw)
+        architecture = architecture_of(raw)
+        neck, head = architecture.parts(raw)
         names = class_names(raw)
-        backbone = to_dict(decode_backbone(_backbone(raw)))
+        backbone = to_dict(decode_backbone(architecture.backbone(raw)))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     task = guess_task(str(source), raw["model_type"])
@@ -148,9 +143,10 @@ def convert(
         ours, not_built = model.to_ours(backbone)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(f"weights do not fit the config ({error})") from None
-    # A counter of batch norms matters to no prediction, and older files have none.
-    counters = (name for name in own if name.endswith("num_batches_tracked") and name not in ours)
-    ours |= {name: torch.tensor(0) for name in counters}
+    # A counter of batch norms matters to no prediction; older files have none, and frozen norms need none.
+    counters = {name for name in own.keys() | ours.keys() if name.endswith("num_batches_tracked")}
+    ours = {name: value for name, value in ours.items() if name in own or name not in counters}
+    ours |= {name: torch.tensor(0) for name in counters - ours.keys() if name in own}
     shapes = {tuple(value.shape) for value in model.state.values()}
     report = LoadReport(
         source=model.source,
@@ -169,27 +165,14 @@ def from_transformers(
     architecture: str, state: Mapping[str, Tensor], backbone: Backbone
 ) -> tuple[dict[str, Tensor], list[str]]:
     """State of one of these models in transformers' layout -> ours, and what of it is not built."""
-    if architecture in eomt.ARCHITECTURES:
-        return eomt.convert(architecture, state), []
-    encoder, rest = (rf_detr.split_encoder if architecture == "rf_detr" else split_encoder)(state)
-    converted, not_built = backbone.convert_weights({k.removeprefix("_backbone."): v for k, v in encoder.items()})
+    entry = ARCHITECTURES[architecture]
+    if entry.prefix is None:
+        return entry.convert(state), []
+    encoder, rest = split_encoder(state, entry.prefix)
+    converted, not_built = backbone.convert_weights(encoder)
     ours = {f"backbone.{name}": value for name, value in converted.items()}
     training_only = [name for name in rest if name == "criterion.empty_weight"]
-    return ours | _DECODERS[architecture](rest), [*not_built, *training_only]
-
-
-def _backbone(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's part of a config.json, as `decode_backbone` takes it."""
-    if raw.get("model_type") in eomt.ARCHITECTURES:
-        return eomt.backbone_config(raw)
-    part = raw.get("backbone_config")
-    if isinstance(part, Mapping):
-        if part.get("model_type") == "maskformer-swin":  # Swin under another name
-            return {**part, "model_type": "swin"}
-        return dict(part)
-    if isinstance(raw.get("backbone"), str) and raw.get("use_timm_backbone"):
-        return {"model_type": "timm_backbone", "backbone": raw["backbone"], "out_indices": [1, 2, 3, 4]}
-    raise ConfigError("backbone_config: missing; only models that describe their backbone themselves are loaded")
+    return ours | entry.convert(rest), [*not_built, *training_only]
 
 
 def _own_fields(raw: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

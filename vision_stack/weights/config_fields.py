@@ -8,6 +8,7 @@ from typing import Any
 from vision_stack.config import ConfigError
 
 Fields = tuple[tuple[str, str, Any], ...]  # theirs, ours, transformers' default
+MAX_LAYERS = 200  # as many as none has; a file that says more is not worth building
 
 
 def to_options(raw: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
@@ -32,3 +33,16 @@ def check_same(options: Mapping[str, Any], theirs: Mapping[str, Any], part: str,
     for name, value in theirs.items():
         if options[name] != value:
             raise ConfigError(f"{part}.{name}: transformers' {model_type} has {value!r}, not {options[name]!r}")
+
+
+def check_layers(count: Any, least: int) -> int:
+    """The same number of decoder layers; ConfigError where it is none."""
+    if not isinstance(count, int) or not least <= count <= MAX_LAYERS:
+        raise ConfigError(f"decoder_layers: expected a whole number from {least} to {MAX_LAYERS}, got {count!r:.40}")
+    return count
+
+
+def check_group_norms(neck: Mapping[str, Any]) -> None:
+    """ConfigError where transformers' group norms, which have 32 groups, do not divide a neck's channels."""
+    if neck["channels"] % 32:
+        raise ConfigError(f"neck.channels: transformers' group norms need a multiple of 32, not {neck['channels']}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 from vision_stack.weights.config_fields import to_fields, to_options
-from vision_stack.weights.encoder import UNUSED
+from vision_stack.weights.encoder import UNUSED, state_of
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
@@ -105,9 +105,10 @@ _DINOV3: Names = (
 )
 
 
-def head_options(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain options of our head for a config.json."""
-    return {"type": "eomt", **to_options(raw, _FIELDS), "loss": {"mask_loss": "point", **to_options(raw, _LOSS)}}
+def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain options of neck and head for a config.json."""
+    loss = {"mask_loss": "point", **to_options(raw, _LOSS)}
+    return {"type": "none"}, {"type": "eomt", **to_options(raw, _FIELDS), "loss": loss}
 
 
 def backbone_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,9 +155,8 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     net = model.get_submodule("backbone.net")
     net = getattr(net, "model", net)
     state = {
-        re.sub(r"^backbone\.net\.model\.", _NET, name): tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith("head.pixel_classifier.")
+        re.sub(r"^backbone\.net\.model\.", _NET, name): value
+        for name, value in state_of(model, "backbone", "head").items()
     }
     raw = _shape(net, state)
     architecture = raw["model_type"]

@@ -1,14 +1,27 @@
-"""Names of transformers' Mask2Former (`Mask2FormerForUniversalSegmentation`), and so of the checkpoints published in
-its format, in a `VisionModel` with the `ms_deform` neck and the `mask2former` head; the backbone has names of its
-own."""
+"""transformers' Mask2Former (`Mask2FormerForUniversalSegmentation`), and so the checkpoints published in its format, as
+the `ms_deform` neck and the `mask2former` head: config.json and names of tensors, both ways. The backbone has names of
+its own.
+
+Fields that a config.json leaves out have transformers' defaults. Values are checked by whoever decodes the options.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vision_stack.weights.encoder import UNUSED
+from vision_stack.config import ConfigError
+from vision_stack.weights.config_fields import (
+    Fields,
+    check_fixed,
+    check_group_norms,
+    check_layers,
+    to_fields,
+    to_options,
+)
+from vision_stack.weights.encoder import ENCODER, UNUSED, export_backbone, state_of
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
 _PIXEL = "model.pixel_level_module.decoder."
@@ -16,6 +29,33 @@ _PIXEL_LAYER = f"{_PIXEL}encoder.layers.{{i}}."
 _DECODER = "model.transformer_module."
 _LAYER = f"{_DECODER}decoder.layers.{{i}}."
 _CROSS = "cross_attn.in_proj_"  # query, key and value in one
+
+_NECK: Fields = (
+    ("feature_size", "channels", 256),
+    ("mask_feature_size", "mask_channels", 256),
+    ("encoder_layers", "num_encoder_layers", 6),
+    ("num_attention_heads", "num_heads", 8),
+    ("encoder_feedforward_dim", "ffn_dim", 1024),
+    ("dropout", "dropout", 0.0),
+)
+_HEAD: Fields = (
+    ("num_queries", "num_queries", 100),
+    ("hidden_dim", "hidden_dim", 256),
+    ("enforce_input_projection", "enforce_input_projection", False),
+    ("num_attention_heads", "num_heads", 8),
+    ("dim_feedforward", "ffn_dim", 2048),
+    ("dropout", "dropout", 0.0),
+)
+_LOSS: Fields = (
+    ("class_weight", "class_weight", 2.0),
+    ("mask_weight", "mask_weight", 5.0),
+    ("dice_weight", "dice_weight", 5.0),
+    ("no_object_weight", "no_object_weight", 0.1),
+    ("train_num_points", "num_points", 12544),
+    ("oversample_ratio", "oversample_ratio", 3.0),
+    ("importance_sample_ratio", "importance_sample_ratio", 0.75),
+)
+_FIXED = {"pre_norm": False, "common_stride": 4, "feature_strides": [4, 8, 16, 32], "activation_function": "relu"}
 
 _NAMES: Names = (
     (f"{_PIXEL}level_embed", "neck.level_embed.weight"),
@@ -68,3 +108,42 @@ def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def export_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of `convert_decoder`."""
     return join_parts(rename(state, to_theirs(_NAMES)))
+
+
+def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
+    check_fixed(raw, _FIXED)
+    layers = check_layers(raw.get("decoder_layers", 10), least=2)
+    return {"type": "ms_deform", **to_options(raw, _NECK)}, {
+        "type": "mask2former",
+        **to_options(raw, _HEAD),
+        "num_decoder_layers": layers - 1,  # theirs counts the prediction before the first layer
+        "loss": {"mask_loss": "point", **to_options(raw, _LOSS)},
+    }
+
+
+def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Their config.json, but for the classes, and state dict of a `VisionModel` of plain options `plain`.
+
+    Raises:
+        ConfigError: parts that transformers' Mask2Former does not have.
+    """
+    neck, head = plain["neck"], plain["head"]
+    if neck["num_heads"] != head["num_heads"] or neck["num_points"] != 4:
+        raise ConfigError("neck: transformers' Mask2Former has 4 points, and as many heads as its decoder")
+    if head["num_levels"] < 3:
+        raise ConfigError(f"head.num_levels: transformers' Mask2Former reads 3 levels, not {head['num_levels']}")
+    check_group_norms(neck)
+    backbone, encoder = export_backbone(model, plain, finest=4)
+    raw = {
+        "model_type": "mask2former",
+        "architectures": ["Mask2FormerForUniversalSegmentation"],
+        **to_fields(neck, _NECK),
+        **to_fields(head, _HEAD),
+        **to_fields(head["loss"], _LOSS),
+        "decoder_layers": head["num_decoder_layers"] + 1,
+        **_FIXED,
+        "backbone_config": backbone,
+    }
+    exported = {f"{ENCODER}{name}": tensor for name, tensor in encoder.items()}
+    return raw, exported | export_decoder(state_of(model, "neck", "head"))

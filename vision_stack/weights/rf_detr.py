@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
+from vision_stack.weights.encoder import state_of
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 from vision_stack.weights.scale_projector import (
     convert_scale_projector,
@@ -94,12 +95,6 @@ _NAMES: Names = (
 )
 
 
-def split_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Their state dict -> that of the backbone, without prefix, and the rest."""
-    encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
-    return encoder, {key: value for key, value in state.items() if not key.startswith(ENCODER)}
-
-
 def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their state dict without the backbone -> that of neck and head.
 
@@ -131,11 +126,8 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
         ConfigError: parts that transformers' RF-DETR does not have.
     """
     neck, head, backbone = (plain[part] for part in ("neck", "head", "backbone"))
-    if (backbone["type"], neck["type"]) != ("rf_detr_dinov2", "scale_projector"):
-        raise ConfigError(
-            f"backbone={backbone['type']} neck={neck['type']}: transformers' RF-DETR has backbone=rf_detr_dinov2 "
-            "neck=scale_projector only"
-        )
+    if backbone["type"] != "rf_detr_dinov2":
+        raise ConfigError(f"backbone={backbone['type']}: transformers' RF-DETR has backbone=rf_detr_dinov2 only")
     if head["loss"]["class_loss"] != "ia_bce":
         raise ConfigError("head.loss.class_loss: transformers' RF-DETR has ia_bce only")
     if neck["channels"] != head["hidden_dim"]:
@@ -152,10 +144,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     }
     if head["type"] == "rf_detr_seg":
         raw |= _FIXED_OF_MASKS | to_fields(head, _MASK_FIELDS) | to_fields(head["loss"], _MASK_LOSS)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    encoder = {k.removeprefix(_NET): v for k, v in state.items() if k.startswith(_NET)}
-    projector = {k: v for k, v in state.items() if k.startswith("neck.")}
-    decoder = {k: v for k, v in state.items() if k.startswith("head.")}
+    encoder = {name.removeprefix(_NET): value for name, value in state_of(model, "backbone").items()}
     exported = {f"{ENCODER}{name}": value for name, value in export_windowed_dinov2(encoder).items()}
-    exported |= export_scale_projector(projector, "rf_detr")
-    return raw, exported | join_parts(rename(decoder, to_theirs(_NAMES)))
+    exported |= export_scale_projector(state_of(model, "neck"), "rf_detr")
+    return raw, exported | join_parts(rename(state_of(model, "head"), to_theirs(_NAMES)))

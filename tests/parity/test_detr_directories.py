@@ -1,0 +1,234 @@
+"""Whole RT-DETR and Deformable DETR directories of transformers: loaded, compared in float64, written back.
+
+Where the images of a batch differ in size, transformers' RT-DETR reads the padding as if it belonged to them, and ours
+does not: its padded batch goes from transformers through our files to transformers. Its boxes are shares of the padded
+batch, as ours are of images that fill it.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.deformable_detr import modeling_deformable_detr as theirs_module
+
+from vision_stack.config import ConfigError, to_dict
+from vision_stack.model import VisionModel
+from vision_stack.weights.architectures import ARCHITECTURES, architecture_for
+from vision_stack.weights.files import read_tensors, save_tensors
+
+CLASSES, QUERIES, LAYERS = 3, 7, 2
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+BATCHES = {
+    "equal sizes": ((64, 96), ((64, 96), (64, 96))),
+    "padded": ((96, 128), ((96, 81), (70, 128))),
+}
+
+
+def rt_detr(version: str = "", **options: Any) -> Any:
+    resnet = transformers.RTDetrResNetConfig(**RESNET, out_indices=[2, 3, 4])
+    config = getattr(transformers, f"RTDetr{version}Config")(
+        **{"backbone_config": resnet, "d_model": 32, "encoder_hidden_dim": 16, "encoder_in_channels": [12, 16, 20]},
+        decoder_in_channels=[16] * 3, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8,
+        decoder_ffn_dim=24, decoder_layers=LAYERS, num_queries=QUERIES, num_labels=CLASSES, num_denoising=20,
+        attn_implementation="eager", **options,
+    )  # fmt: skip
+    return getattr(transformers, f"RTDetr{version}ForObjectDetection")(config)
+
+
+def deformable_detr(refine: bool, two_stage: bool, **options: Any) -> Any:
+    backbone = transformers.ResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
+    config = transformers.DeformableDetrConfig(
+        **{"backbone_config": backbone, "d_model": 32, "encoder_layers": 1, "decoder_layers": LAYERS} | options,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_attention_heads=2, decoder_attention_heads=2,
+        num_queries=QUERIES, two_stage_num_proposals=QUERIES, num_labels=CLASSES, with_box_refine=refine,
+        two_stage=two_stage, encoder_n_points=2, decoder_n_points=3, attn_implementation="eager",
+    )  # fmt: skip
+    return transformers.DeformableDetrForObjectDetection(config)
+
+
+TIMM = {"model_type": "timm_backbone", "backbone": "test_resnet", "features_only": True, "out_indices": [2, 3, 4]}
+MODELS: dict[str, Callable[[], Any]] = {
+    "rt_detr": rt_detr,
+    "rt_detr, norms that learn": lambda: rt_detr(freeze_backbone_batch_norms=False),
+    "rt_detr_v2": lambda: rt_detr("V2"),
+    "deformable_detr": lambda: deformable_detr(refine=False, two_stage=False),
+    "deformable_detr, refine": lambda: deformable_detr(refine=True, two_stage=False),
+    "deformable_detr, two_stage": lambda: deformable_detr(refine=True, two_stage=True),
+    "deformable_detr, timm": lambda: deformable_detr(refine=True, two_stage=True, backbone_config=TIMM),
+}
+
+
+def proposal_encoding(logits: Tensor) -> Tensor:
+    """sin and cos of 2 pi x / 10000^(2k/C) for each coordinate x of the boxes; transformers casts it to float32."""
+    angle = logits.sigmoid()[..., None] * 2 * math.pi / 10000 ** (torch.arange(0, 16, 2).double() / 16)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(2)
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        theirs_module.DeformableDetrModel, "get_proposal_pos_embed", lambda self, logits: proposal_encoding(logits)
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A directory of each model, with predictors that differ from layer to layer, as published ones do."""
+    built: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in built:
+            built[name] = tmp_path_factory.mktemp("model")
+            torch.manual_seed(0)
+            MODELS[name]().save_pretrained(built[name])
+            perturb(built[name] / "model.safetensors")
+        return built[name]
+
+    return of
+
+
+def perturb(file: Path) -> None:
+    """All weights, also those that transformers ties and leaves out."""
+    state = read_tensors(file)
+    if "model.decoder.bbox_embed.0.layers.0.bias" in state:
+        for name in [name for name in state if name.startswith("class_embed.0.")]:
+            state |= {name.replace(".0.", f".{i}."): state[name].clone() for i in range(1, LAYERS)}
+    generator = torch.Generator().manual_seed(1)
+    for name, value in state.items():
+        if not value.is_floating_point() or "n_points_scale" in name:
+            continue
+        if "running_var" in name:
+            state[name] = 0.5 + torch.rand(value.shape, generator=generator)
+            continue
+        scale = 0.3 if value.ndim == 1 else value[0].numel() ** -0.5
+        state[name] = value + scale * torch.randn(value.shape, generator=generator)
+        if "class_embed" in name or "enc_score" in name:
+            state[name] *= 2
+        if "bbox" in name and name.endswith("layers.2.bias"):
+            state[name].zero_()  # boxes that are far from 0 and 1
+    save_tensors(state, file)
+
+
+def batch_of(name: str) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]:
+    size, sizes = BATCHES[name]
+    mask = torch.zeros(2, *size, dtype=torch.long)
+    for each, (height, width) in zip(mask, sizes, strict=True):
+        each[:height, :width] = 1
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return images * mask[:, None], mask, sizes
+
+
+@torch.no_grad()
+def theirs_of(path: Path, batch: str) -> tuple[Tensor, Tensor]:
+    """transformers' logits and boxes of what it loads without a missing or unknown tensor."""
+    images, mask, _ = batch_of(batch)
+    model, info = transformers.AutoModelForObjectDetection.from_pretrained(
+        path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    outputs = model.double().eval()(images, pixel_mask=mask)
+    assert outputs.logits.std() > 0.5
+    return outputs.logits, outputs.pred_boxes
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_directory_of_transformers_loads_strictly_with_equal_logits_and_boxes(
+    name: str, batch: str, directory: Callable[[str], Path]
+) -> None:
+    images, _, sizes = batch_of(batch)
+    model = VisionModel.from_pretrained(directory(name)).double().eval()
+    assert model.config.task == "detection"
+    assert not model.load_report.missing
+    assert not model.load_report.unexpected
+    if name.startswith("rt_detr"):
+        sizes = (BATCHES[batch][0],) * 2
+    with torch.no_grad():
+        found = model(images, image_sizes=sizes)
+    logits, boxes = theirs_of(directory(name), batch)
+    torch.testing.assert_close(found.pred_logits, logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.pred_boxes, boxes, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_goes_back_to_transformers(name: str, directory: Callable[[str], Path], tmp_path: Path) -> None:
+    VisionModel.from_pretrained(directory(name)).export_transformers(tmp_path)
+    for expected, found in zip(theirs_of(directory(name), "padded"), theirs_of(tmp_path, "padded"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    again = VisionModel.from_pretrained(tmp_path)
+    assert again.config.categories == VisionModel.from_pretrained(directory(name)).config.categories
+    transformers.AutoImageProcessor.from_pretrained(tmp_path)
+
+
+def test_exchanged_query_and_key_are_noticed(directory: Callable[[str], Path]) -> None:
+    model = VisionModel.from_pretrained(directory("rt_detr")).double().eval()
+    attention: Any = model.get_submodule("head.layers.1.self_attn")
+    attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
+    images, _, sizes = batch_of("equal sizes")
+    with torch.no_grad():
+        found = model(images, image_sizes=sizes)
+    assert (found.pred_logits - theirs_of(directory("rt_detr"), "equal sizes")[0]).abs().max() > 1e-3
+
+
+def test_predictors_that_transformers_ties_and_leaves_out_of_a_file_are_the_first_ones(tmp_path: Path) -> None:
+    deformable_detr(refine=True, two_stage=False).save_pretrained(tmp_path)
+    assert not any(name.startswith("class_embed.1.") for name in read_tensors(tmp_path / "model.safetensors"))
+    model = VisionModel.from_pretrained(tmp_path)
+    first, second = (model.get_parameter(f"head.class_embed.{i}.weight") for i in range(LAYERS))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_backbones_of_older_files_are_those_of_timm_with_frozen_norms() -> None:
+    raw = {"model_type": "deformable_detr", "backbone": "resnet50", "use_timm_backbone": True, "backbone_config": None}
+    found = ARCHITECTURES["deformable_detr"].backbone(raw)
+    assert found["backbone"] == "resnet50"
+    assert found["out_indices"] == [2, 3, 4]
+    assert found["freeze_batch_norm_2d"] is True
+    assert ARCHITECTURES["rt_detr"].backbone({"model_type": "rt_detr"})["freeze_norm"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("rt_detr", {"learn_initial_query": True}, "learn_initial_query: True is not built here, only False is"),
+        ("rt_detr", {"num_feature_levels": 4}, "num_feature_levels: 4 is not built here, only 3 is"),
+        ("rt_detr_v2", {"decoder_method": "discrete"}, "decoder_method: 'discrete' is not built here"),
+        ("rt_detr_v2", {"decoder_offset_scale": 1.0}, r"decoder_offset_scale: 1\.0 is not built here"),
+        ("deformable_detr", {"position_embedding_type": "learned"}, "position_embedding_type: 'learned' is not built"),
+        ("deformable_detr", {"num_feature_levels": 2}, "num_feature_levels: 2 is not built here, only 1 "),
+        ("deformable_detr", {"num_feature_levels": "4"}, "num_feature_levels: '4' is not built here, only 1 "),
+    ],
+)
+def test_config_that_is_not_built_is_one_line(
+    name: str, change: dict[str, Any], problem: str, directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = json.loads((directory(name) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | change))
+    (tmp_path / "model.safetensors").symlink_to(directory(name) / "model.safetensors")
+    with pytest.raises(ConfigError, match=problem):
+        VisionModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "change", "problem"),
+    [
+        ("rt_detr", "neck", {"fusion": "elan"}, r"neck\.fusion: transformers' rt_detr has 'csp_rep', not 'elan'"),
+        ("rt_detr", "neck", {"dropout": 0.5}, r"neck\.dropout: transformers' RT-DETR has that of the head, 0\.0"),
+        ("rt_detr", "neck", {"type": "fpn"}, "no model with neck=fpn and head=rt_detr; it has hybrid_encoder with"),
+        ("deformable_detr", "neck", {"dropout": 0.5}, r"neck\.dropout: .* has head\.dropout, 0\.1, there, too"),
+    ],
+)
+def test_model_that_transformers_has_not_is_one_line(
+    name: str, part: str, change: dict[str, Any], problem: str, directory: Callable[[str], Path]
+) -> None:
+    model = VisionModel.from_pretrained(directory(name))
+    plain = to_dict(model.config)
+    plain[part] |= change
+    with pytest.raises(ConfigError, match=problem):
+        architecture_for(plain["neck"]["type"], plain["head"]["type"]).export(model, plain)

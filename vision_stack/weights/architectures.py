@@ -1,0 +1,124 @@
+"""The models of transformers that are loaded here, one entry for each `model_type`, and that ours are written as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from vision_stack.config import ConfigError
+from vision_stack.weights import deformable_detr, encoder, eomt, mask2former, maskformer, rf_detr, rt_detr
+from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
+
+Plain = dict[str, Any]
+State = Mapping[str, Tensor]
+
+
+class Architecture(NamedTuple):
+    """How a model of transformers becomes ours, and ours becomes it."""
+
+    neck: str  # types of our parts
+    heads: tuple[str, ...]
+    parts: Callable[[Mapping[str, Any]], tuple[Plain, Plain]]  # its config.json -> plain options of neck and head
+    backbone: Callable[[Mapping[str, Any]], Plain]  # its config.json -> the backbone's, as `decode_backbone` takes it
+    prefix: str | None  # of the backbone's names in its state dict; None: it has no part of its own
+    convert: Callable[[State], dict[str, Tensor]]  # its state dict without the backbone -> ours
+    export: Callable[[nn.Module, Mapping[str, Any]], tuple[Plain, dict[str, Tensor]]]  # of a model and its options
+    processor: str  # its image processor
+
+
+_MASK2FORMER = Architecture(
+    neck="ms_deform",
+    heads=("mask2former",),
+    parts=mask2former.parts_of,
+    backbone=encoder.backbone_part,
+    prefix=encoder.ENCODER,
+    convert=mask2former.convert_decoder,
+    export=mask2former.export,
+    processor="Mask2FormerImageProcessor",
+)
+_MASKFORMER = Architecture(
+    neck="pixel_decoder",
+    heads=("maskformer",),
+    parts=maskformer.parts_of,
+    backbone=encoder.backbone_part,
+    prefix=encoder.ENCODER,
+    convert=maskformer.convert_decoder,
+    export=maskformer.export,
+    processor="MaskFormerImageProcessor",
+)
+_EOMT = Architecture(
+    neck="none",
+    heads=("eomt",),
+    parts=eomt.parts_of,
+    backbone=eomt.backbone_config,
+    prefix=None,
+    convert=partial(eomt.convert, eomt.DINOV2),
+    export=eomt.export,
+    processor="EomtImageProcessor",
+)
+_RF_DETR = Architecture(
+    neck="scale_projector",
+    heads=tuple(rf_detr.ARCHITECTURES),
+    parts=rf_detr.parts_of,
+    backbone=encoder.backbone_part,
+    prefix=rf_detr.ENCODER,
+    convert=rf_detr.convert_decoder,
+    export=rf_detr.export,
+    processor="RfDetrImageProcessor",
+)
+_RT_DETR = Architecture(
+    neck="hybrid_encoder",
+    heads=("rt_detr",),
+    parts=rt_detr.parts_of,
+    backbone=rt_detr.backbone_config,
+    prefix=rt_detr.ENCODER,
+    convert=rt_detr.convert,
+    export=rt_detr.export,
+    processor="RTDetrImageProcessor",
+)
+_DEFORMABLE_DETR = Architecture(
+    neck="deformable_encoder",
+    heads=("deformable_detr",),
+    parts=deformable_detr.parts_of,
+    backbone=deformable_detr.backbone_config,
+    prefix=deformable_detr.ENCODER,
+    convert=deformable_detr.convert_decoder,
+    export=deformable_detr.export,
+    processor="DeformableDetrImageProcessor",
+)
+ARCHITECTURES = {  # by `model_type`
+    "mask2former": _MASK2FORMER,
+    "maskformer": _MASKFORMER,
+    eomt.DINOV2: _EOMT,
+    eomt.DINOV3: _EOMT._replace(convert=partial(eomt.convert, eomt.DINOV3)),
+    "rf_detr": _RF_DETR,
+    "rt_detr": _RT_DETR,
+    "rt_detr_v2": _RT_DETR,
+    "deformable_detr": _DEFORMABLE_DETR,
+}
+
+
+def architecture_of(raw: Mapping[str, Any]) -> Architecture:
+    """The entry of a config.json; ConfigError where there is none."""
+    name = raw.get("model_type")
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    raise ConfigError(f"model_type: {name!r:.60} is not loaded here, only {', '.join(ARCHITECTURES)} are")
+
+
+def architecture_for(neck: str, head: str) -> Architecture:
+    """The entry that a model with these types of neck and head is written as; ConfigError where there is none."""
+    entries = {each: entry for entry in ARCHITECTURES.values() for each in entry.heads}
+    if head not in entries:
+        instead = "; to-torchvision writes it for torchvision" if head in OF_TORCHVISION else ""
+        raise ConfigError(
+            f"head={head}: transformers has no such model{instead}; to-transformers writes head={', '.join(entries)}"
+        )
+    if neck != entries[head].neck:
+        raise ConfigError(
+            f"neck: transformers has no model with neck={neck} and head={head}; it has {entries[head].neck} with {head}"
+        )
+    return entries[head]
