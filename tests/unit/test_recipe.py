@@ -72,6 +72,12 @@ def test_pedestrians_on_a_cpu_get_what_was_measured_to_work() -> None:
     assert lookup(config, "trainer.max_steps") == 1000
 
 
+@pytest.mark.parametrize(("channels", "rate"), [(96, 5e-4), (192, 2.5e-4)])
+def test_a_head_without_a_width_of_its_own_has_its_maps(channels: int, rate: float) -> None:
+    found = values(PEDESTRIANS, "head=mask_rcnn", "neck=fpn", f"neck.channels={channels}")
+    check(found, lr=rate)
+
+
 def test_a_large_gpu_gets_the_head_as_published() -> None:
     found = values(PHOTOS)
     check(found, hidden_dim=256, num_decoder_layers=9, ffn_dim=2048, num_queries=100, channels=256, class_weight=2.0)

@@ -256,7 +256,7 @@ def _crop_size(recipe: Recipe, _: str) -> tuple[int | None, str]:
 def _lr(recipe: Recipe, _: str) -> tuple[float, str]:
     """With the square root of the batch, as the noise of Adam's steps has it (Malladi et al. 2022), and inversely with
     the head's width (as muP, Yang et al. 2022), from the rate that was measured."""
-    batch, width = recipe.batch, recipe["head.hidden_dim"] or 256
+    batch, width = recipe.batch, recipe["head.hidden_dim"] or recipe["neck.channels"] or 256
     rate = BASE_RATE * BASE_WIDTH / width * math.sqrt(batch / BASE_BATCH)
     if recipe.facts.fine_tunes:
         return float(f"{rate / 2:.1e}"), f"batch {batch}, head {width} wide, trained before: half"
