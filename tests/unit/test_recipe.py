@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import vision_stack.model  # noqa: F401  registers the parts
 from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.data.configs import DataConfig
-from vision_stack.training.auto import auto_paths, describe_settled, settle, settled_values, without_autos
+from vision_stack.training.auto import auto_paths, describe_settled, fitting, settle, settled_values, without_autos
 from vision_stack.training.facts import BACKBONES
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.recipe import RULES, Facts, Settled, lookup, quantile
@@ -74,8 +74,9 @@ def test_pedestrians_on_a_cpu_get_what_was_measured_to_work() -> None:
 
 @pytest.mark.parametrize(("channels", "rate"), [(96, 5e-4), (192, 2.5e-4)])
 def test_a_head_without_a_width_of_its_own_has_its_maps(channels: int, rate: float) -> None:
-    found = values(PEDESTRIANS, "head=mask_rcnn", "neck=fpn", f"neck.channels={channels}")
-    check(found, lr=rate)
+    typed = ["head=mask_rcnn", "neck=fpn", f"neck.channels={channels}"]
+    found, _ = settled(fitting(options(*typed), typed), PEDESTRIANS)
+    assert lookup(found, "optim.lr") == rate
 
 
 def test_a_large_gpu_gets_the_head_as_published() -> None:
