@@ -29,6 +29,7 @@ HEADS = {  # name -> its options
     "fcos": ("task=detection",),
     "deformable_detr": ("task=detection", "neck=deformable_encoder"),
     "rt_detr": ("task=detection", "neck=hybrid_encoder"),
+    "d_fine": ("task=detection", "neck=hybrid_encoder", "neck.fusion=elan"),
 }
 EVERY_RUN = (
     "trainer.max_epochs=-1",

@@ -132,6 +132,15 @@ AnyMaskOutputs = MaskOutputs | LayeredMaskOutputs
 
 
 @exportable
+class EdgeDistributions(NamedTuple):
+    """Where the edges of boxes are, as D-FINE predicts it; see `vision_stack.ops.box_edges`."""
+
+    logits: Tensor  # [L, B, Q, 4, N] of N bins, of all layers that predict it; left, top, right, bottom edge
+    boxes: Tensor  # [B, Q, 4] whose edges are moved
+    bin_values: Tensor  # [N]
+
+
+@exportable
 class BoxOutputs(NamedTuple):
     """Outputs of a head of the DETR family. Boxes are (cx, cy, w, h) as shares of their image without padding.
 
@@ -147,6 +156,8 @@ class BoxOutputs(NamedTuple):
     encoder_boxes: Tensor | None = None  # [B, P, 4]
     denoising_logits: Tensor | None = None  # [L + 1, B, D, K] of all decoder layers, of queries that are noised objects
     denoising_boxes: Tensor | None = None  # [L + 1, B, D, 4]
+    edges: EdgeDistributions | None = None
+    denoising_edges: EdgeDistributions | None = None
 
 
 @exportable

@@ -66,6 +66,7 @@ TINY_DETR = {"num_heads": 2, "ffn_dim": 16}
 DETRS = {  # with their necks; tracing takes long
     "deformable_detr": {"type": "deformable_encoder", "channels": 16, "num_encoder_layers": 1, **TINY_DETR},
     "rt_detr": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **TINY_DETR},
+    "d_fine": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **TINY_DETR},
 }
 
 

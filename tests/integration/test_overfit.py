@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deformable_detr, learnt queries": (ENCODER, {**DECODER, "two_stage": False}),
     "deformable_detr, no refinement": (ENCODER, {**DECODER, "two_stage": False, "with_box_refine": False}),
     "rt_detr": (HYBRID, RT_DETR),
+    "d_fine": ({**HYBRID, "fusion": "elan"}, {**RT_DETR, "type": "d_fine"}),
 }
 STEPS, RATE = 130, 2e-3
 

@@ -16,6 +16,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "deformable_detr": {"type": "deformable_detr", **SMALL},
     "deformable_detr, learnt queries": {"type": "deformable_detr", "two_stage": False, **SMALL},
     "rt_detr": {"type": "rt_detr", **SMALL},
+    "d_fine": {"type": "d_fine", **SMALL},
 }
 
 
@@ -115,3 +116,10 @@ def test_head_without_coarse_maps_names_necks_and_backbones_that_have_them() -> 
         ConfigError, match=r"head: rt_detr needs maps at stride 8 or coarser, got \(4,\); .*neck=simple"
     ):
         from_dict(HEADS["rt_detr"], "head").build((FeatureSpec("stage1", 8, 4),), 3)
+
+
+def test_numbers_of_points_that_are_not_of_the_maps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"head.num_points: \[3, 6\] is of 2 maps, .* \(8, 16, 32\) .*=auto"):
+        build("d_fine", num_points=[3, 6])
+    head = from_dict(HEADS["d_fine"], "head").build((FeatureSpec("p4", 16, 16),), 3)
+    assert head.layers[0].cross_attn.num_points == (4,)

@@ -2,6 +2,7 @@
 
 from vision_stack.heads.base import Head
 from vision_stack.heads.boxes import BoxHead, BoxHeadConfig
+from vision_stack.heads.d_fine import DFineHead, DFineHeadConfig
 from vision_stack.heads.deformable_detr import DeformableDETRHead, DeformableDETRHeadConfig
 from vision_stack.heads.dense import FCOSHead, FCOSHeadConfig, RetinaNetHead, RetinaNetHeadConfig
 from vision_stack.heads.detr import DETRHead, DETRHeadConfig
@@ -19,6 +20,8 @@ __all__ = [
     "BoxHeadConfig",
     "DETRHead",
     "DETRHeadConfig",
+    "DFineHead",
+    "DFineHeadConfig",
     "DeformableDETRHead",
     "DeformableDETRHeadConfig",
     "EoMTHead",

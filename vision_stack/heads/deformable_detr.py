@@ -26,6 +26,7 @@ from vision_stack.layers.position_encoding import sine_encoding
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import Features, FeatureSpec, Target
 
+_Encoder = tuple[Tensor, Tensor] | tuple[()]  # logits and boxes of proposals, while training
 SMALL = -2.0  # logit of the sides of the first boxes that queries without a size predict
 
 
@@ -82,12 +83,12 @@ class DeformableDETRHead(DETRHead):
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> BoxOutputs:
         """Maps of `in_specs` -> class logits and boxes; while training also those of the proposals."""
         memory = self.memory(features)
-        encoder: tuple[Tensor, ...] = ()
+        encoder: _Encoder = ()
         if self.proposals is None:
             position, x = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1).chunk(2, dim=2)
             reference = precise(self.reference_points(position)).sigmoid()
         else:
-            reference, position, x, *encoder = self.proposals(memory)
+            reference, position, x, encoder = self.proposals(memory)
         logits, boxes = [], []
         for number, layer in enumerate(self.layers):
             places = on_each_map(reference, memory.padding, self.num_levels)
@@ -118,7 +119,7 @@ class _Proposals(nn.Module):
         for linear in (self.output, self.query):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(self, memory: Memory) -> tuple[Tensor, ...]:
+    def forward(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, _Encoder]:
         """Boxes [B, Q, 4], positions and content [B, Q, C] of the queries; while training also the logits [B, S, 1] and
         boxes [B, S, 4] of all proposals. Q is less than `num_queries` where there are fewer cells."""
         anchors, usable = proposal_logits(memory)
@@ -126,7 +127,7 @@ class _Proposals(nn.Module):
         objectness = self.objectness(x)
         chosen = objectness[..., 0].topk(min(self.num_queries, x.shape[1])).indices
         anchors = anchors.expand(x.shape[0], -1, -1)
-        encoder: tuple[Tensor, ...] = ()
+        encoder: _Encoder = ()
         if self.training:  # all of them have a loss
             logits = precise(self.bbox_embed(x)) + anchors
             encoder = (objectness, logits.sigmoid())
@@ -136,4 +137,4 @@ class _Proposals(nn.Module):
         reference = logits.detach().sigmoid()
         encoded = sine_encoding(reference, x.shape[2] // 2).flatten(2).to(x.dtype)
         position, content = self.query_norm(self.query(encoded)).chunk(2, dim=2)
-        return reference, position, content, *encoder
+        return reference, position, content, encoder

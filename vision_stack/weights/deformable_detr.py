@@ -57,7 +57,7 @@ _LOSS: Fields = (
 )
 _FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "dilation": False, "focal_alpha": 0.25}
 
-DECODER_LAYERS: Names = (  # RT-DETR's, too
+DECODER_LAYERS: Names = (  # RT-DETR's and D-FINE's, too
     *((f"{_DECODER}encoder_attn.{part}.{{p}}", f"head.layers.{{i}}.cross_attn.{part}.{{p}}") for part in _DEFORMABLE),
     *(
         (f"{_DECODER}self_attn.{theirs}_proj.{{p}}", f"head.layers.{{i}}.self_attn.{ours}_proj.{{p}}")

@@ -55,22 +55,23 @@ _FIXED = {
 }
 _OF_V2 = {"decoder_offset_scale": 0.5, "decoder_method": "default"}  # as in the first version
 
-_NAMES: Names = (
+SELECTION: Names = (  # D-FINE's, too
     *(
         (f"model.decoder_input_proj.{{i}}.{number}.{{p}}", f"head.input_projections.{{i}}.{part}.{{p}}")
         for number, part in enumerate(("conv", "norm"))
     ),
-    *DECODER_LAYERS,
     ("model.decoder.query_pos_head.layers.{i}.{p}", "head.query_position.layers.{i}.{p}"),
-    *(
-        (f"{PREDICTOR}{theirs}", f"head.{theirs}")
-        for theirs in ("class_embed.{i}.{p}", "bbox_embed.{i}.layers.{j}.{p}")
-    ),
+    (f"{PREDICTOR}class_embed.{{i}}.{{p}}", "head.class_embed.{i}.{p}"),
     ("model.enc_output.0.{p}", "head.encoder_output.{p}"),
     ("model.enc_output.1.{p}", "head.encoder_norm.{p}"),
     ("model.enc_score_head.{p}", "head.encoder_class.{p}"),
     ("model.enc_bbox_head.layers.{i}.{p}", "head.encoder_bbox.layers.{i}.{p}"),
     ("model.denoising_class_embed.{p}", "head.denoising_class_embed.{p}"),
+)
+_NAMES: Names = (
+    *SELECTION,
+    *DECODER_LAYERS,
+    (f"{PREDICTOR}bbox_embed.{{i}}.layers.{{j}}.{{p}}", "head.bbox_embed.{i}.layers.{j}.{p}"),
 )
 _CONSTANT = (r"model\.decoder\.layers\.\d+\.encoder_attn\.n_points_scale", None)  # RT-DETRv2's
 
