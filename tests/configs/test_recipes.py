@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import vision_stack.commands.run_folders
 import vision_stack.model  # noqa: F401  registers every part
 from vision_stack.config import from_dict
 from vision_stack.data.configs import DataConfig
@@ -18,15 +19,44 @@ from vision_stack.structures import Category, Target
 from vision_stack.training.optim import OptimConfig, build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PUBLISHED = [
+MASKS = [
     f"{folder}/{head}_{size}"
     for folder in ("coco_instance", "coco_panoptic", "ade20k_semantic")
     for head in ("mask2former", "maskformer")
     for size in ("r50", "swin_tiny", "swin_base", "swin_large")
 ]
+EOMT = ["coco_instance/eomt_large_640", "coco_panoptic/eomt_large_640", "coco_panoptic/eomt_small_640"]
+EOMT += ["ade20k_semantic/eomt_large_512"]
+DETECTORS = [
+    f"coco_detection/{name}" for name in ("deformable_detr_r50", "rt_detr_r50", "rf_detr_small", "rf_detr_medium")
+]
+PUBLISHED = [*MASKS, *EOMT, *DETECTORS]
+STEPS = {  # of the shapes of runs that were published, by head
+    "mask2former": {368750, 737500, 160000},
+    "maskformer": {554400, 160000},
+    "eomt": {88692, 177384, 20192},
+    "deformable_detr": {184800},
+    "rt_detr": {532224},
+    "rf_detr": {739200},
+}
 SMALL_DATA = [f"finetune/{task}" for task in ("instance", "panoptic", "semantic")]
-SMALL_PARTS = ["neck.channels=16", "neck.mask_channels=16", "head.hidden_dim=16", "head.ffn_dim=16", "head.num_heads=2"]
-SMALL_PARTS += ["head.num_queries=5", "head.loss.num_points=32", "backbone=tiny", "backbone.out_strides=[4,8,16,32]"]
+TINY = ["backbone=tiny", "backbone.out_strides=[4,8,16,32]"]
+QUERIES = [
+    "head.hidden_dim=16",
+    "head.ffn_dim=16",
+    "head.num_heads=2",
+    "head.num_queries=5",
+    "head.num_decoder_layers=2",
+]
+SMALL_MASKS = [*TINY, *QUERIES, "neck.channels=16", "neck.mask_channels=16", "neck.num_encoder_layers=1"]
+SMALL_MASKS += ["head.loss.num_points=32"]
+SMALL_EOMT = ["backbone=timm", "backbone.model_name=test_vit4", "backbone.out_norms=true", "backbone.out_strides=null"]
+SMALL_EOMT += ["backbone.out_indices=[-1]", "head.num_queries=5", "head.loss.num_points=32", "head.num_blocks=1"]
+SMALL_EOMT += ["head.anneal_start=null", "head.anneal_end=null"]
+SMALL_DEFORMABLE = [*TINY, *QUERIES, "neck.channels=16", "neck.ffn_dim=16", "neck.num_encoder_layers=1"]
+SMALL_RT_DETR = [*TINY, *QUERIES, "neck.channels=16", "neck.ffn_dim=16", "neck.num_blocks=1"]
+SMALL_RF_DETR = [*QUERIES, "head.num_groups=2", "head.cross_heads=2", "neck.channels=16", "neck.num_blocks=1"]
+SMALL_RF_DETR += ["backbone.hidden_size=12", "backbone.num_attention_heads=2", "backbone.num_hidden_layers=12"]
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
@@ -56,29 +86,36 @@ def test_recipe_composes_and_builds(name: str) -> None:
     optim = from_dict(config["optim"], cls=OptimConfig)
     with torch.device("meta"):
         model = build(config, num_classes=150)
-    kind = name.split("/")[1].split("_")[0]
+    folder, file = name.split("/")
     if name in PUBLISHED:
-        assert config["head"]["type"] == kind
-        assert data.batch_size == 16
-        assert optim.clip_norm == 0.01
-        assert config["trainer"]["max_steps"] in (368750, 737500, 554400, 160000)
-    assert config["task"] == {"ade20k": "semantic"}.get(name.split("_")[0], name.split("/")[0].split("_")[-1]) or (
-        name in SMALL_DATA and config["task"] == kind
-    )
+        head = config["head"]["type"]
+        assert file.startswith(head)
+        assert data.batch_size == (32 if head == "deformable_detr" else 16)
+        assert optim.clip_norm == (0.1 if name in DETECTORS else 0.01)
+        assert config["trainer"]["max_steps"] in STEPS[head]
+    assert config["task"] == (file if name in SMALL_DATA else folder.rpartition("_")[2])
     assert model.head.num_classes == 150
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("_swin_tiny")])
-def test_recipe_with_small_parts_takes_a_step(name: str) -> None:
-    encoder = ["neck.num_encoder_layers=1", "head.num_decoder_layers=2"]
-    config = composed(name, *SMALL_PARTS, *encoder)
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        *((name, SMALL_MASKS) for name in MASKS if name.endswith("_swin_tiny")),
+        *((name, SMALL_EOMT) for name in EOMT if "small" not in name),
+        ("coco_detection/deformable_detr_r50", SMALL_DEFORMABLE),
+        ("coco_detection/rt_detr_r50", SMALL_RT_DETR),
+        ("coco_detection/rf_detr_small", SMALL_RF_DETR),
+    ],
+)
+def test_recipe_with_small_parts_takes_a_step(name: str, small: list[str]) -> None:
+    config = composed(name, *small)
     model = build(config).train()
     optimizer = build_optimizer(model, from_dict(config["optim"], cls=OptimConfig))
     before = {name: value.clone() for name, value in model.named_parameters()}
-    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks = torch.zeros(1, 96, 96, dtype=torch.bool)
     masks[:, 8:40, 8:40] = True
     target = Target(labels=torch.tensor([1]), masks=masks, boxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-    losses = model.head.compute_loss(model(torch.randn(1, 3, 64, 64)), [target])
+    losses = model.head.compute_loss(model(torch.randn(1, 3, 96, 96), targets=[target]), [target])
     sum(losses.values()).backward()  # type: ignore[union-attr]
     optimizer.step()
     changed = {
@@ -87,4 +124,4 @@ def test_recipe_with_small_parts_takes_a_step(name: str) -> None:
         if not torch.equal(value, before[name])
         for part in (name.split(".")[0],)
     }
-    assert changed == {"backbone", "neck", "head"}
+    assert changed == {name.split(".")[0] for name in before}
