@@ -60,6 +60,12 @@ MODELS: dict[str, Callable[[], Any]] = {
     "deformable_detr": lambda: deformable_detr(refine=False, two_stage=False),
     "deformable_detr, refine": lambda: deformable_detr(refine=True, two_stage=False),
     "deformable_detr, two_stage": lambda: deformable_detr(refine=True, two_stage=True),
+    "deformable_detr, one map": lambda: deformable_detr(
+        refine=False,
+        two_stage=False,
+        num_feature_levels=1,
+        backbone_config=transformers.ResNetConfig(**RESNET, out_features=["stage4"]),
+    ),
     "deformable_detr, timm": lambda: deformable_detr(refine=True, two_stage=True, backbone_config=TIMM),
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.names import named_backbones, named_options
 from vision_stack.backbones.timm_backbone import TimmBackboneConfig
 from vision_stack.config import ConfigError, from_dict, registered
+from vision_stack.ops.text import matches
 
 MANY = 40  # rows; timm's models beyond that are counted, for each takes about a second
 
@@ -67,10 +67,6 @@ def timm_rows(names: list[str]) -> Iterator[Row]:
             yield describe(name, config)
         except ConfigError:
             continue
-
-
-def matches(text: str, name: str) -> bool:
-    return fnmatch(name, text) if "*" in text else text in name
 
 
 def print_backbones(text: str = "", *, timm_models: bool = False, width: int | None = None) -> int:

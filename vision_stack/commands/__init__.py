@@ -19,6 +19,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: AP, PQ or mIoU",
     "predict": "predict on images: pictures and predictions.json",
     "backbones": "list the backbones",
+    "models": "list published models that weights= takes",
     "to-transformers": "write a model as a directory that transformers loads",
     "to-torchvision": "write a detector as a state dict that torchvision loads",
 }

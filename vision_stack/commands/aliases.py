@@ -150,7 +150,8 @@ VERBS_ELSEWHERE = {  # what other tools call the commands
     **dict.fromkeys(("fit", "training", "finetune", "resume"), "train"),
     **dict.fromkeys(("val", "validate", "validation", "test", "evaluate", "evaluation"), "eval"),
     **dict.fromkeys(("infer", "inference", "detect", "segment", "prediction", "demo"), "predict"),
-    **dict.fromkeys(("models", "list"), "backbones"),
+    "list": "backbones",
+    **dict.fromkeys(("zoo", "model-zoo", "weights"), "models"),
     "export": "to-transformers",
 }
 
