@@ -7,7 +7,9 @@ batch, as ours are of images that fill it.
 
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,23 @@ import transformers
 from torch import Tensor
 from transformers.models.deformable_detr import modeling_deformable_detr as theirs_module
 
+from vision_stack.backbones import TimmBackboneConfig
 from vision_stack.config import ConfigError, to_dict
-from vision_stack.model import VisionModel
+from vision_stack.heads import RTDETRHeadConfig
+from vision_stack.model import VisionModel, VisionModelConfig
+from vision_stack.necks import HybridEncoderConfig
+from vision_stack.structures import Category
 from vision_stack.weights.architectures import ARCHITECTURES, architecture_for
 from vision_stack.weights.files import read_tensors, save_tensors
 
 CLASSES, QUERIES, LAYERS = 3, 7, 2
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+HGNET = {
+    "stem_channels": [3, 4, 8], "stage_in_channels": [8, 8, 12, 16], "stage_mid_channels": [4] * 4,
+    "stage_out_channels": [8, 12, 16, 20], "stage_num_blocks": [1] * 4, "stage_numb_of_layers": [2] * 4,
+    "hidden_sizes": [8, 12, 16, 20], "depths": [1] * 4, "embedding_size": 8,
+    "out_features": ["stage2", "stage3", "stage4"],
+}  # fmt: skip
 BATCHES = {
     "equal sizes": ((64, 96), ((64, 96), (64, 96))),
     "padded": ((96, 128), ((96, 81), (70, 128))),
@@ -33,10 +45,11 @@ BATCHES = {
 def rt_detr(version: str = "", **options: Any) -> Any:
     resnet = transformers.RTDetrResNetConfig(**RESNET, out_indices=[2, 3, 4])
     config = getattr(transformers, f"RTDetr{version}Config")(
-        **{"backbone_config": resnet, "d_model": 32, "encoder_hidden_dim": 16, "encoder_in_channels": [12, 16, 20]},
+        **{"backbone_config": resnet, "d_model": 32, "encoder_in_channels": [12, 16, 20]} | options,
+        encoder_hidden_dim=16,
         decoder_in_channels=[16] * 3, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8,
         decoder_ffn_dim=24, decoder_layers=LAYERS, num_queries=QUERIES, num_labels=CLASSES, num_denoising=20,
-        attn_implementation="eager", **options,
+        attn_implementation="eager",
     )  # fmt: skip
     return getattr(transformers, f"RTDetr{version}ForObjectDetection")(config)
 
@@ -57,6 +70,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "rt_detr": rt_detr,
     "rt_detr, norms that learn": lambda: rt_detr(freeze_backbone_batch_norms=False),
     "rt_detr_v2": lambda: rt_detr("V2"),
+    "rt_detr, HGNetV2": lambda: rt_detr(backbone_config=transformers.HGNetV2Config(**HGNET)),
     "deformable_detr": lambda: deformable_detr(refine=False, two_stage=False),
     "deformable_detr, refine": lambda: deformable_detr(refine=True, two_stage=False),
     "deformable_detr, two_stage": lambda: deformable_detr(refine=True, two_stage=True),
@@ -170,6 +184,47 @@ def test_model_goes_back_to_transformers(name: str, directory: Callable[[str], P
     again = VisionModel.from_pretrained(tmp_path)
     assert again.config.categories == VisionModel.from_pretrained(directory(name)).config.categories
     transformers.AutoImageProcessor.from_pretrained(tmp_path)
+
+
+def test_model_of_ours_on_a_backbone_of_timm_with_finer_maps_is_written(tmp_path: Path) -> None:
+    config = VisionModelConfig(
+        backbone=TimmBackboneConfig("test_resnet", out_strides=[4, 8, 16, 32]),
+        neck=HybridEncoderConfig(channels=16, ffn_dim=8, num_heads=2, num_blocks=1),
+        head=RTDETRHeadConfig(num_queries=QUERIES, hidden_dim=32, num_heads=2, ffn_dim=24, num_decoder_layers=LAYERS),
+        categories=(Category(id=7, name="cat"), Category(id=9, name="dog")),
+        task="detection",
+    )
+    with pytest.raises(ConfigError, match=r"neck\.num_blocks: transformers' rt_detr has 3, not 1"):
+        VisionModel(config).export_transformers(tmp_path)
+    config = replace(config, neck=replace(config.neck, num_blocks=3))
+    model = VisionModel(config)
+    model.export_transformers(tmp_path)
+    perturb(tmp_path / "model.safetensors")
+    images, _, sizes = batch_of("equal sizes")
+    with torch.no_grad():
+        found = VisionModel.from_pretrained(tmp_path).double().eval()(images, image_sizes=sizes)
+    torch.testing.assert_close(found.pred_logits, theirs_of(tmp_path, "equal sizes")[0], rtol=0, atol=1e-9)
+    assert VisionModel.from_pretrained(tmp_path).config.categories == config.categories
+
+
+def test_predictors_are_read_by_either_name(directory: Callable[[str], Path], tmp_path: Path) -> None:
+    path = directory("deformable_detr, two_stage")
+    state = read_tensors(path / "model.safetensors")
+    whole = {re.sub(r"^model\.decoder\.(?=(class|bbox)_embed\.)", "", name): value for name, value in state.items()}
+    assert whole.keys() != state.keys()
+    save_tensors(whole, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").symlink_to(path / "config.json")
+    expected = VisionModel.from_pretrained(path).state_dict()
+    torch.testing.assert_close(VisionModel.from_pretrained(tmp_path).state_dict(), expected, rtol=0, atol=0)
+
+
+def test_classes_without_a_name_of_their_own_are_read(directory: Callable[[str], Path], tmp_path: Path) -> None:
+    """COCO's 91 numbers, of which eleven name nothing."""
+    path = directory("deformable_detr")
+    raw = json.loads((path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"id2label": {"0": "N/A", "1": "cat", "2": "N/A"}}))
+    (tmp_path / "model.safetensors").symlink_to(path / "model.safetensors")
+    assert [each.name for each in VisionModel.from_pretrained(tmp_path).categories] == ["N/A", "cat", "N/A"]
 
 
 def test_exchanged_query_and_key_are_noticed(directory: Callable[[str], Path]) -> None:
