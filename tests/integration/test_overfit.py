@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "d_fine": ({**HYBRID, "fusion": "elan"}, {**RT_DETR, "type": "d_fine"}),
 }
 STEPS, RATE = 130, 2e-3
+LONGER = {"d_fine": 180}  # at first its queries share the objects: boxes are learnt by the union of all layers' matches
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataModule:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_four_images_are_learnt_by_heart(name: str, data: DataModule) -> None:
-    neck, head = MODELS[name]
+    (neck, head), steps = MODELS[name], LONGER.get(name, STEPS)
     torch.manual_seed(0)
     config = VisionModelConfig(
         backbone=from_dict({"type": "timm", "model_name": "test_resnet"}, "backbone"),
@@ -55,8 +56,8 @@ def test_four_images_are_learnt_by_heart(name: str, data: DataModule) -> None:
     model = VisionModel(config).train()
     (batch,) = data.train_dataloader()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
         loss = torch.stack(list(training_losses(model, batch).values())).sum()
         optimizer.zero_grad()
         loss.backward()

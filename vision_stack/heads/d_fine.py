@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from vision_stack.heads.query_selection import Queries, QuerySelectionConfig, Qu
 from vision_stack.layers.attention import MultiHeadAttention
 from vision_stack.layers.deformable import DeformableSampling, Padding, Shapes, on_each_map
 from vision_stack.layers.mlp import MLP, FeedForward
+from vision_stack.losses.edge_criterion import EdgeCriterionConfig
 from vision_stack.ops.box_edges import NUM_BINS, bin_values, move_edges
 from vision_stack.outputs import BoxOutputs, EdgeDistributions
 from vision_stack.structures import Features, FeatureSpec, Target
@@ -32,6 +33,7 @@ QUALITY_DIM = 64
 class DFineHeadConfig(QuerySelectionConfig):
     """The defaults are those of the published D-FINE-L; S has 3 layers, M has 4, X a `reg_scale` of 8."""
 
+    loss: EdgeCriterionConfig = field(default_factory=EdgeCriterionConfig)
     # That a head of a query reads of each map, the finest first; "auto": 3, 6, 3 of three maps, 6 of two, else 4.
     num_points: Literal["auto"] | tuple[Count, ...] = "auto"
     reg_scale: Positive = 4.0  # how much finer the bins around 0 are than those of large moves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import Target
 
 PARTS = ("class", "bbox", "giou")
+DENOISING = "_denoising"  # suffix of the losses of noised objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +84,44 @@ class BoxCriterion(nn.Module):
         """The losses, and the matches of the decoder's layers and of the proposals, to which `more_costs` are added."""
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
-            parts = list(_parts(outputs, objects, num_groups))
-            searched = [part.stack for part in parts if part.matches is None]
-            all_matches = match_boxes(searched, objects, self.config.costs, more_costs)
-            found = iter(all_matches)
-            (num_boxes,) = mean_over_ranks([searched[0].boxes.new_full((1,), sum(objects.counts))], at_least=1.0)
-            weights = (self.config.class_weight, self.config.bbox_weight, self.config.giou_weight)
+            parts = self.parts(outputs, objects, num_groups, more_costs)
+            (num_boxes,) = mean_over_ranks([objects.boxes.new_full((1,), sum(objects.counts))], at_least=1.0)
             losses: dict[str, Tensor] = {}
             for part in parts:
-                matches = next(found) if part.matches is None else part.matches
-                if not part.suffix:
-                    warn_about_dropped(matches.dropped, num_queries=part.stack.logits.shape[2])
-                ignored = _ignored(part.stack.boxes.detach(), targets, outputs.image_sizes)
-                sums = self._sums(part.stack, objects, matches, ignored)
-                means = sums.unflatten(1, (part.num_layers, -1)).sum(2) / (num_boxes * part.num_groups)
-                rows = zip(PARTS, weights, means, strict=True)
-                losses |= named_by_layer(**{f"loss_{name}{part.suffix}": weight * row for name, weight, row in rows})
-        return losses, all_matches
+                fit = fit_of(part.stack, objects, part.matches)
+                ignored = ignored_queries(part.stack.boxes.detach(), targets, outputs.image_sizes)
+                class_ = self.class_sums(part, objects, fit, ignored)
+                sums = torch.cat([class_[None], box_sums(part.stack, part.matches, fit)])
+                losses |= self.named(part, sums / (num_boxes * part.num_groups))
+        return losses, [part.matches for part in parts if part.suffix != DENOISING]
 
-    def _sums(self, stack: LayerStack, objects: BoxObjects, matches: Matches, ignored: Tensor | None) -> Tensor:
-        """Sums over the batch, of each layer: class loss, L1 and 1 - GIoU, [3, L]."""
+    def parts(
+        self, outputs: BoxOutputs, objects: BoxObjects, num_groups: int, more_costs: Sequence[list[Tensor]] = ()
+    ) -> list[Part]:
+        """The decoder's layers, the encoder's proposals, and noised objects; the first two are matched."""
+        searched = {
+            "": (
+                torch.cat([outputs.aux_logits, outputs.pred_logits[None]]),
+                torch.cat([outputs.aux_boxes, outputs.pred_boxes[None]]),
+            )
+        }
+        if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
+            searched["_encoder"] = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
+        stacks = [LayerStack(*(_grouped(x, num_groups) for x in pair)) for pair in searched.values()]
+        matches = match_boxes(stacks, objects, self.config.costs, more_costs)
+        warn_about_dropped(matches[0].dropped, num_queries=stacks[0].logits.shape[2])
+        named = zip(searched, stacks, matches, strict=True)
+        parts = [Part(suffix, stack, num_groups, found) for suffix, stack, found in named]
+        if outputs.denoising_logits is not None and outputs.denoising_boxes is not None:
+            stack = LayerStack(widened(outputs.denoising_logits), widened(outputs.denoising_boxes))
+            copies = denoising_matches(stack, objects)
+            parts.append(Part(DENOISING, stack, num_groups_of(stack, objects), copies))
+        return parts
+
+    def class_sums(self, part: Part, objects: BoxObjects, fit: Fit, ignored: Tensor | None) -> Tensor:
+        """Class loss of each layer [L], summed over the batch; `fit` is that of the part's matches."""
+        stack, matches = part.stack, part.matches
         queries = (matches.layers, matches.images, matches.queries)
-        boxes, wanted = stack.boxes[queries], objects.boxes[matches.objects]
-        iou, giou = iou_and_giou(*(box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted)))
-
         cells = (*queries, labels_for(stack, objects.labels)[matches.objects])
         loss = CLASS_LOSSES[self.config.class_loss]
         negative = loss.negative(stack.logits)
@@ -114,37 +129,54 @@ class BoxCriterion(nn.Module):
         if ignored is not None:
             ignored[queries] = False
             negative = negative.masked_fill(ignored[..., None], 0.0)
-        positive = loss.positive(stack.logits[cells], iou.detach())
+        positive = loss.positive(stack.logits[cells], fit.iou.detach())
+        return negative.sum((1, 2, 3)).index_add(0, matches.layers, positive)
 
-        of_pairs = torch.stack([positive, F.l1_loss(boxes, wanted, reduction="none").sum(1), 1 - giou])
-        sums = of_pairs.new_zeros(3, len(stack.logits)).index_add(1, matches.layers, of_pairs)
-        return sums + F.pad(negative.sum((1, 2, 3))[None], (0, 0, 0, 2))
+    def named(self, part: Part, means: Tensor) -> dict[str, Tensor]:
+        """Weighted losses by name, of class loss, L1 and 1 - GIoU [3, L], which are added up over groups."""
+        weights = (self.config.class_weight, self.config.bbox_weight, self.config.giou_weight)
+        layers = means if part.suffix == DENOISING else means.unflatten(1, (-1, part.num_groups)).sum(2)
+        rows = zip(PARTS, weights, layers, strict=True)
+        return named_by_layer(**{f"loss_{name}{part.suffix}": weight * row for name, weight, row in rows})
 
 
-class _Part(NamedTuple):
-    """Layers that are supervised alike."""
+class Part(NamedTuple):
+    """Layers that are supervised alike; each group of queries that is matched on its own is one more."""
 
     suffix: str  # of their losses' names
-    num_layers: int
     stack: LayerStack
     num_groups: int  # of queries that each object has one query in
-    matches: Matches | None = None  # where they are known
+    matches: Matches
 
 
-def _parts(outputs: BoxOutputs, objects: BoxObjects, num_groups: int) -> Iterator[_Part]:
-    """The decoder's layers, the encoder's proposals, and noised objects."""
-    decoder = LayerStack(
-        _grouped(torch.cat([outputs.aux_logits, outputs.pred_logits[None]]), num_groups),
-        _grouped(torch.cat([outputs.aux_boxes, outputs.pred_boxes[None]]), num_groups),
-    )
-    yield _Part("", len(outputs.aux_logits) + 1, decoder, num_groups)
-    if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
-        proposals = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
-        yield _Part("_encoder", 1, LayerStack(*(_grouped(x, num_groups) for x in proposals)), num_groups)
-    if outputs.denoising_logits is not None and outputs.denoising_boxes is not None:
-        stack = LayerStack(widened(outputs.denoising_logits), widened(outputs.denoising_boxes))
-        matches = denoising_matches(stack, objects)
-        yield _Part("_denoising", len(stack.logits), stack, num_groups_of(stack, objects), matches)
+class Pairs(NamedTuple):
+    """M queries and their objects, as `Matches` has them."""
+
+    layers: Tensor  # [M] int64
+    images: Tensor  # [M]
+    queries: Tensor  # [M]
+    objects: Tensor  # [M]
+
+
+class Fit(NamedTuple):
+    """How near the boxes of M pairs are, [M] each."""
+
+    l1: Tensor
+    iou: Tensor
+    giou: Tensor
+
+
+def fit_of(stack: LayerStack, objects: BoxObjects, pairs: Matches | Pairs) -> Fit:
+    """L1, IoU and generalised IoU of the boxes of queries and their objects."""
+    boxes, wanted = stack.boxes[pairs.layers, pairs.images, pairs.queries], objects.boxes[pairs.objects]
+    iou, giou = iou_and_giou(*(box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted)))
+    return Fit(F.l1_loss(boxes, wanted, reduction="none").sum(1), iou, giou)
+
+
+def box_sums(stack: LayerStack, pairs: Matches | Pairs, fit: Fit) -> Tensor:
+    """L1 and 1 - GIoU, summed over the pairs of each layer: [2, L]."""
+    of_pairs = torch.stack([fit.l1, 1 - fit.giou])
+    return of_pairs.new_zeros(2, len(stack.logits)).index_add(1, pairs.layers, of_pairs)
 
 
 def _grouped(x: Tensor, num_groups: int) -> Tensor:
@@ -152,7 +184,7 @@ def _grouped(x: Tensor, num_groups: int) -> Tensor:
     return widened(x).unflatten(2, (num_groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _ignored(boxes: Tensor, targets: Sequence[Target], image_sizes: Tensor) -> Tensor | None:
+def ignored_queries(boxes: Tensor, targets: Sequence[Target], image_sizes: Tensor) -> Tensor | None:
     """[L, B, Q] True where a box [L, B, Q, 4] lies in an ignored region of its image; None without such regions."""
     if not any("ignored" in target for target in targets):
         return None
