@@ -20,12 +20,14 @@ from torch import Tensor
 from transformers.models.deformable_detr import modeling_deformable_detr as theirs_module
 
 from vision_stack.backbones import TimmBackboneConfig
-from vision_stack.config import ConfigError, to_dict
+from vision_stack.backbones.config_json import decode_backbone
+from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.heads import RTDETRHeadConfig
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.necks import HybridEncoderConfig
+from vision_stack.published import from_transformers
 from vision_stack.structures import Category
-from vision_stack.weights.architectures import ARCHITECTURES, architecture_for
+from vision_stack.weights.architectures import ARCHITECTURES, architecture_for, architecture_of
 from vision_stack.weights.files import read_tensors, save_tensors
 
 CLASSES, QUERIES, LAYERS = 3, 7, 2
@@ -225,6 +227,43 @@ def test_classes_without_a_name_of_their_own_are_read(directory: Callable[[str],
     (tmp_path / "config.json").write_text(json.dumps(raw | {"id2label": {"0": "N/A", "1": "cat", "2": "N/A"}}))
     (tmp_path / "model.safetensors").symlink_to(path / "model.safetensors")
     assert [each.name for each in VisionModel.from_pretrained(tmp_path).categories] == ["N/A", "cat", "N/A"]
+
+
+PUBLISHED = {  # what the configs of published models say besides transformers' defaults
+    "rt_detr, R50": lambda: transformers.RTDetrConfig(),
+    "rt_detr, R101": lambda: transformers.RTDetrConfig(
+        backbone_config=transformers.RTDetrResNetConfig(depths=[3, 4, 23, 3], out_indices=[2, 3, 4]),
+        encoder_hidden_dim=384, encoder_ffn_dim=2048, decoder_in_channels=[384] * 3,
+    ),
+    "rt_detr_v2, R18": lambda: transformers.RTDetrV2Config(
+        backbone_config=transformers.RTDetrResNetConfig(
+            hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", out_indices=[2, 3, 4]
+        ),
+        encoder_in_channels=[128, 256, 512], hidden_expansion=0.5, decoder_layers=3,
+    ),
+    "deformable_detr, two_stage": lambda: transformers.DeformableDetrConfig(two_stage=True, with_box_refine=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tensors_of_published_sizes_are_those_of_our_parts(name: str) -> None:
+    config = PUBLISHED[name]()
+    raw = json.loads(config.to_json_string())
+    entry = architecture_of(raw)
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForObjectDetection.from_config(config)
+        neck, head = entry.parts(raw)
+        parts = {"backbone": decode_backbone(entry.backbone(raw)), "neck": from_dict(neck, "neck")}
+        categories = tuple(Category(id=n, name=str(n)) for n in range(config.num_labels))
+        ours = VisionModel(
+            VisionModelConfig(**parts, head=from_dict(head, "head"), categories=categories, task="detection")
+        )
+    prefix = "model.backbone.conv_encoder." if config.model_type == "deformable_detr" else "model.backbone."
+    state = {key.replace("model.backbone.", prefix, 1): value for key, value in theirs.state_dict().items()}
+    found, not_built = from_transformers(config.model_type, state, ours.backbone)
+    assert not not_built
+    expected = {key: value.shape for key, value in ours.state_dict().items()}
+    assert {key: value.shape for key, value in found.items()} == expected
 
 
 def test_exchanged_query_and_key_are_noticed(directory: Callable[[str], Path]) -> None:
