@@ -205,19 +205,31 @@ def _processing(file: Path) -> dict[str, Any]:
         if len(found) < 2 or not all(isinstance(x, int | float) for values in found.values() for x in values):
             raise ConfigError(f"{file}: image_mean, image_std: needed in full where rescale_factor is not 1/255")
         found = {name: [x / factor for x in values] for name, values in found.items()}
+    return {**found, **_input_size(file, raw)}
+
+
+def _input_size(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The size that images are resized to. Where theirs are stretched to a height and a width, ours fit into them."""
     size = raw.get("size")
     edges = size if isinstance(size, Mapping) else {"shortest_edge": size, "longest_edge": raw.get("max_size")}
-    short, long = edges.get("shortest_edge"), edges.get("longest_edge")
-    if isinstance(short, int) and isinstance(long, int):
-        return {**found, "input_size": {"short_edge": short, "long_edge": long}}
+    for names in (("shortest_edge", "longest_edge"), ("height", "width")):
+        short, long = (edges.get(name) for name in names)
+        if isinstance(short, int) and isinstance(long, int):
+            if "height" in names:
+                warnings.warn(
+                    f"{file}: size: {size!r:.80} stretches images; here they are scaled to fit into it and keep their "
+                    "aspect",
+                    stacklevel=4,
+                )
+            return {"input_size": {"short_edge": min(short, long), "long_edge": max(short, long)}}
     if size is not None or raw.get("do_resize") is False:
         given = "do_resize: false" if raw.get("do_resize") is False else f"size: {size!r:.80}"
         warnings.warn(
             f"{file}: {given} is not a shortest and longest edge; images are resized to the model's "
             "input_size instead, which keeps their aspect",
-            stacklevel=2,
+            stacklevel=4,
         )
-    return found
+    return {}
 
 
 def _rescale_factor(file: Path, raw: Mapping[str, Any]) -> float:

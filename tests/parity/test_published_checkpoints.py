@@ -257,7 +257,10 @@ def test_published_size_without_aspect_is_warned_about_and_bad_scale_refused(tmp
     mask2former("resnet", "18").save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({"size": {"height": 384, "width": 384}}))
-    with pytest.warns(UserWarning, match=r"preprocessor_config\.json: size: .*'height': 384.* keeps their aspect"):
+    with pytest.warns(UserWarning, match=r"preprocessor_config\.json: size: .*'height': 384.* keep their aspect"):
+        assert VisionModel.from_pretrained(tmp_path).config.input_size == InputSize(short_edge=384, long_edge=384)
+    file.write_text(json.dumps({"size": 384}))
+    with pytest.warns(UserWarning, match=r"preprocessor_config\.json: size: 384 is not a shortest and longest edge"):
         assert VisionModel.from_pretrained(tmp_path).config.input_size == InputSize()
     file.write_text(json.dumps({"rescale_factor": "much"}))
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json: rescale_factor: expected a positive number"):
