@@ -48,4 +48,4 @@ def test_no_match_is_said_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_has_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         commands.main(["models", "--help"])
-    assert "vision-stack train weights=NAME data=DIR" in capsys.readouterr().out
+    assert "vision-stack train weights=NAME task=TASK data=DIR" in capsys.readouterr().out
