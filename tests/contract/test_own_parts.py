@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deformable_detr": {**TINY_DETR, "hidden_dim": 16},
     "rt_detr": {**TINY_DETR, "hidden_dim": 16, "num_denoising": 10},
     "d_fine": {**TINY_DETR, "hidden_dim": 16, "num_denoising": 10},
+    "deimv2": {**TINY_DETR, "hidden_dim": 16, "num_denoising": 10},
     "rf_detr_seg": {**TINY_DETR, "hidden_dim": 16, "cross_heads": 4, "num_groups": 2, "mask_ffn_dim": 16},
     "rf_detr": {**TINY_DETR, "hidden_dim": 16, "cross_heads": 4, "num_groups": 2},
     "deformable_encoder": {"channels": 16, "ffn_dim": 32, "num_heads": 4, "num_encoder_layers": 1},

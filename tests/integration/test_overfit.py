@@ -24,9 +24,13 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deformable_detr, no refinement": (ENCODER, {**DECODER, "two_stage": False, "with_box_refine": False}),
     "rt_detr": (HYBRID, RT_DETR),
     "d_fine": ({**HYBRID, "fusion": "elan"}, {**RT_DETR, "type": "d_fine"}),
+    "deimv2": ({**HYBRID, "fusion": "elan_light", "merge": "sum"}, {**RT_DETR, "type": "deimv2"}),
 }
 STEPS, RATE = 130, 2e-3
-LONGER = {"d_fine": 180}  # at first its queries share the objects: boxes are learnt by the union of all layers' matches
+LONGER = {
+    "d_fine": 180,
+    "deimv2": 180,
+}  # many queries learn the box of an object: the union of all layers' matches
 
 
 @pytest.fixture(scope="module")

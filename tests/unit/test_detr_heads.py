@@ -17,6 +17,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "deformable_detr, learnt queries": {"type": "deformable_detr", "two_stage": False, **SMALL},
     "rt_detr": {"type": "rt_detr", **SMALL},
     "d_fine": {"type": "d_fine", **SMALL},
+    "deimv2": {"type": "deimv2", **SMALL},
 }
 
 

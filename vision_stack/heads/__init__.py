@@ -4,6 +4,7 @@ from vision_stack.heads.base import Head
 from vision_stack.heads.boxes import BoxHead, BoxHeadConfig
 from vision_stack.heads.d_fine import DFineHead, DFineHeadConfig
 from vision_stack.heads.deformable_detr import DeformableDETRHead, DeformableDETRHeadConfig
+from vision_stack.heads.deimv2 import DEIMv2Head, DEIMv2HeadConfig
 from vision_stack.heads.dense import FCOSHead, FCOSHeadConfig, RetinaNetHead, RetinaNetHeadConfig
 from vision_stack.heads.detr import DETRHead, DETRHeadConfig
 from vision_stack.heads.eomt import EoMTHead, EoMTHeadConfig
@@ -18,6 +19,8 @@ from vision_stack.heads.rt_detr import RTDETRHead, RTDETRHeadConfig
 __all__ = [
     "BoxHead",
     "BoxHeadConfig",
+    "DEIMv2Head",
+    "DEIMv2HeadConfig",
     "DETRHead",
     "DETRHeadConfig",
     "DFineHead",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,14 +62,19 @@ class DFineHead(QuerySelectionHead):
             )
         dim = config.hidden_dim
         self.reg_scale = config.reg_scale
-        self.layers = nn.ModuleList(
-            GatedDecoderLayer(dim, config.num_heads, num_points, config.ffn_dim, config.dropout)
-            for _ in range(config.num_decoder_layers)
-        )
+        self.layers = nn.ModuleList(self.decoder_layer(config, num_points) for _ in range(config.num_decoder_layers))
         self.class_embed = nn.ModuleList(start_at_prior(nn.Linear(dim, num_classes)) for _ in self.layers)
         self.first_bbox = box_mlp(dim)
         self.edge_embed = nn.ModuleList(_zero_at_first(MLP(dim, dim, 4 * NUM_BINS, num_layers=3)) for _ in self.layers)
         self.quality = nn.ModuleList(LocationQuality() for _ in self.layers)
+
+    @staticmethod
+    def decoder_layer(config: DFineHeadConfig, num_points: Sequence[int]) -> nn.Module:
+        """One layer of the decoder; `num_points` of each map."""
+        dim, dropout = config.hidden_dim, config.dropout
+        return SamplingDecoderLayer(
+            dim, config.num_heads, num_points, FeedForward(dim, config.ffn_dim, dropout), Gate(dim), dropout
+        )
 
     @staticmethod
     def projection(in_channels: int, dim: int) -> nn.Module:
@@ -106,7 +111,8 @@ class DFineHead(QuerySelectionHead):
                 boxes.append(first)
                 edges = precise(self.edge_embed[0](x))
             else:
-                edges = edges + precise(self.edge_embed[number](x + before))
+                edge_embed = self.edge_embed[number % len(self.edge_embed)]  # layers may share a single one
+                edges = edges + precise(edge_embed(x + before))
             probabilities = edges.unflatten(2, (4, NUM_BINS)).softmax(-1)
             boxes.append(move_edges(first.detach(), probabilities @ values))
             all_logits.append(logits + self.quality[number](probabilities.to(x.dtype)))
@@ -117,18 +123,32 @@ class DFineHead(QuerySelectionHead):
         return torch.stack(all_logits), torch.stack(boxes), edges_of
 
 
-class GatedDecoderLayer(nn.Module):
-    """Self-attention of the queries, sampling of the maps, feed-forward; gates instead of the residual of what is read
-    (D-FINE, Sec. 4.3)."""
+class SamplingDecoderLayer(nn.Module):
+    """Self-attention of the queries, sampling of the maps, feed-forward.
 
-    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int], ffn_dim: int, dropout: float) -> None:
+    Args:
+        num_points: that a head of a query reads, of each map.
+        merge: makes one of the queries and of what they read, norm included: D-FINE has gates there (Sec. 4.3).
+        norm: made for a width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_points: Sequence[int],
+        ffn: nn.Module,
+        merge: nn.Module,
+        dropout: float,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    ) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(dim, num_heads, dropout)
-        self.self_attn_norm = nn.LayerNorm(dim)
+        self.self_attn_norm = norm(dim)
         self.cross_attn = DeformableSampling(dim, num_heads, num_points)
-        self.gate = Gate(dim)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
-        self.ffn_norm = nn.LayerNorm(dim)
+        self.merge = merge
+        self.ffn = ffn
+        self.ffn_norm = norm(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -145,7 +165,7 @@ class GatedDecoderLayer(nn.Module):
         q = x + query_position
         x = self.self_attn_norm(x + self.dropout(self.self_attn(q, q, x, attend)))
         read = self.cross_attn(x + query_position, memory, shapes, reference, padding)
-        x = self.gate(x, self.dropout(read))
+        x = self.merge(x, self.dropout(read))
         # The sum is beyond float16 in some trained models.
         return self.ffn_norm((x + self.dropout(self.ffn(x))).clamp(-LARGEST_HALF, LARGEST_HALF))
 
@@ -153,10 +173,10 @@ class GatedDecoderLayer(nn.Module):
 class Gate(nn.Module):
     """How much of either input passes is a function of both; a norm after their sum. Starts as the mean."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
         self.gates = nn.Linear(2 * dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = norm(dim)
         nn.init.zeros_(self.gates.weight)
         nn.init.zeros_(self.gates.bias)
 

@@ -65,7 +65,7 @@ class QuerySelectionHead(DETRHead):
         super().__init__(config, in_specs, num_classes)
         dim = config.hidden_dim
         self.config = config
-        self.query_position = MLP(4, 2 * dim, dim, num_layers=2)
+        self.query_position = self.position_mlp(dim)
         self.encoder_output = nn.Linear(dim, dim)
         self.encoder_norm = nn.LayerNorm(dim)
         self.encoder_class = start_at_prior(nn.Linear(dim, num_classes))
@@ -80,6 +80,11 @@ class QuerySelectionHead(DETRHead):
     @staticmethod
     def projection(in_channels: int, dim: int) -> nn.Module:
         return conv_norm_act(in_channels, dim, 1)
+
+    @staticmethod
+    def position_mlp(dim: int) -> MLP:
+        """Makes positions of boxes."""
+        return MLP(4, 2 * dim, dim, num_layers=2)
 
     def queries(self, memory: Memory, image_sizes: Tensor, targets: Sequence[Target] | None) -> Queries:
         """The best cells, Q of them, which is less than `num_queries` where there are fewer; while training noised

@@ -44,3 +44,20 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class SwiGLU(nn.Module):
+    """A feed-forward part with a gate: the product of a linear and a linear with SiLU, then linear (Shazeer 2020):
+    [..., C] -> [..., C]."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim)
+        self.value = nn.Linear(dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, dim)
+        for linear in (self.gate, self.value, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.silu(self.gate(x)) * self.value(x))

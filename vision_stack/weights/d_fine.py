@@ -17,19 +17,25 @@ from vision_stack.weights.renaming import Names, Rules, rename, to_ours, to_thei
 from vision_stack.weights.rt_detr import SELECTION
 
 _LAYER, _OURS = "model.decoder.layers.{i}.", "head.layers.{i}."
-_NAMES: Names = (
-    *SELECTION,
-    *DECODER_LAYERS,
-    *((f"{_LAYER}mlp.layers.{n}.{{p}}", f"{_OURS}ffn.linear{n + 1}.{{p}}") for n in range(2)),
-    (f"{_LAYER}gateway.gate.{{p}}", f"{_OURS}gate.gates.{{p}}"),
-    (f"{_LAYER}gateway.norm.{{p}}", f"{_OURS}gate.norm.{{p}}"),
+EDGES: Names = (  # DEIMv2's, too
     ("model.decoder.pre_bbox_head.layers.{i}.{p}", "head.first_bbox.layers.{i}.{p}"),
     (f"{PREDICTOR}bbox_embed.{{i}}.layers.{{j}}.{{p}}", "head.edge_embed.{i}.layers.{j}.{p}"),
     ("model.decoder.lqe_layers.{i}.reg_conf.layers.{j}.{p}", "head.quality.{i}.layers.{j}.{p}"),
 )
-_CONSTANTS: Rules = (  # of the configuration
+GATES: Names = (
+    (f"{_LAYER}gateway.gate.{{p}}", f"{_OURS}merge.gates.{{p}}"),
+    (f"{_LAYER}gateway.norm.{{p}}", f"{_OURS}merge.norm.{{p}}"),
+)
+CONSTANTS: Rules = (  # of the configuration
     (r"model\.decoder\.(up|reg_scale)", None),
     (r"model\.decoder\.layers\.\d+\.encoder_attn\.num_points_scale", None),
+)
+_NAMES: Names = (
+    *SELECTION,
+    *DECODER_LAYERS,
+    *((f"{_LAYER}mlp.layers.{n}.{{p}}", f"{_OURS}ffn.linear{n + 1}.{{p}}") for n in range(2)),
+    *EDGES,
+    *GATES,
 )
 
 
@@ -39,7 +45,7 @@ def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    return rename(one_of_each_predictor(state), (*_CONSTANTS, *to_ours(_NAMES)))
+    return rename(one_of_each_predictor(state), (*CONSTANTS, *to_ours(_NAMES)))
 
 
 def export_decoder(state: Mapping[str, Tensor], num_points: Sequence[int], reg_scale: float) -> dict[str, Tensor]:
@@ -48,10 +54,14 @@ def export_decoder(state: Mapping[str, Tensor], num_points: Sequence[int], reg_s
     Args:
         num_points, reg_scale: of the head's config.
     """
-    theirs = rename(state, to_theirs(_NAMES))
+    return with_constants(rename(state, to_theirs(_NAMES)), num_points, reg_scale)
+
+
+def with_constants(theirs: Mapping[str, Tensor], num_points: Sequence[int], reg_scale: float) -> dict[str, Tensor]:
+    """Their state dict with what transformers keeps in it of the configuration."""
     like = theirs["model.enc_score_head.bias"]
     steps = torch.cat([like.new_full((count,), 1 / count) for count in num_points])
     offsets = "sampling_offsets.weight"
-    theirs |= {key.replace(offsets, "num_points_scale"): steps.clone() for key in theirs if key.endswith(offsets)}
-    constants = {"up": LARGEST_MOVE, "reg_scale": reg_scale}
-    return theirs | {f"model.decoder.{name}": like.new_tensor([value]) for name, value in constants.items()}
+    scales = {key.replace(offsets, "num_points_scale"): steps.clone() for key in theirs if key.endswith(offsets)}
+    scalars = {"up": LARGEST_MOVE, "reg_scale": reg_scale}
+    return {**theirs, **scales, **{f"model.decoder.{name}": like.new_tensor([x]) for name, x in scalars.items()}}
