@@ -1,9 +1,10 @@
 """D-FINE's losses in float64: against transformers' `Deimv2Loss`, and against the formulas written plainly.
 
-transformers' `DFineLoss` has no union of the assignments, and what calls either leaves out the last layer's edges and
-pairs those of the others with the boxes of the layer before. `Deimv2Loss` is right if it is given the layers as the
-authors do, but for two things: its targets of edges can only be float32, and it balances the distillation of noised
-objects by their own numbers, not by those of the other queries. A factor of 8 / B, which it lacks, cancels.
+transformers' `DFineLoss` has no union of the assignments, and what calls either pairs the edges of a layer with boxes
+of the one before: the layer before the last has no loss of its boxes, the last none of its edges. `Deimv2Loss` is right
+if it is given the layers as the authors do, but for two things: its targets of edges are float32 only, and it balances
+the distillation of noised objects by their own numbers, not by those of the other queries. A factor of 8 / B, which it
+lacks, cancels.
 """
 
 from collections.abc import Iterator

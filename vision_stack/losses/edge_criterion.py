@@ -59,34 +59,35 @@ class EdgeCriterion(BoxCriterion):
         union, for noised objects all by that of copies. The distillation is a mean of two: over queries with an object
         and over the others, which count as the roots of their numbers; for noised objects by the same numbers.
         """
-        assert num_groups == 1, "a union of groups would give an object several queries by design"
+        assert num_groups == 1, num_groups  # there is no union over groups
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
             parts = self.parts(outputs, objects, num_groups)
-            batch, queries = outputs.pred_boxes.shape[:2]
-            union = union_of([part.matches for part in parts if part.suffix != DENOISING], queries, len(objects.boxes))
+            total = outputs.pred_boxes.shape[:2].numel()
+            searched = [part.matches for part in parts if part.suffix != DENOISING]
+            union = union_of(searched, outputs.pred_boxes.shape[1], len(objects.boxes))
             found = len(union.queries)
             numbers = [objects.boxes.new_full((1,), number) for number in (sum(objects.counts), found)]
             num_objects, num_pairs = mean_over_ranks(numbers, at_least=1.0)
-            balance = found**0.5 / (found**0.5 + (batch * queries - found) ** 0.5)
+            balance = found**0.5 / (found**0.5 + (total - found) ** 0.5)
             losses: dict[str, Tensor] = {}
             for part in parts:
-                noised, layers = part.suffix == DENOISING, len(part.stack.logits)
-                divisor = num_objects * part.num_groups
+                layers, per_class = len(part.stack.logits), num_objects * part.num_groups
+                once, per_box, edges = union, num_pairs, None if part.suffix else outputs.edges
+                if part.suffix == DENOISING:
+                    once, per_box, edges = _of_first_layer(part.matches, layers), per_class, outputs.denoising_edges
                 ignored = ignored_queries(part.stack.boxes.detach(), targets, outputs.image_sizes)
-                fit = fit_of(part.stack, objects, part.matches)
-                class_ = self.class_sums(part, objects, fit, ignored)[None] / divisor
-                once = _of_first_layer(part.matches, layers) if noised else union
-                pairs, divisor = _in_layers(once, layers), divisor if noised else num_pairs
+                class_ = self.class_sums(part, objects, fit_of(part.stack, objects, part.matches), ignored)
+                pairs = _in_layers(once, layers)
                 fit = fit_of(part.stack, objects, pairs)
-                losses |= self.named(part, torch.cat([class_, box_sums(part.stack, pairs, fit) / divisor]))
-                edges = {"": outputs.edges, DENOISING: outputs.denoising_edges}.get(part.suffix)
+                boxes = box_sums(part.stack, pairs, fit)
+                losses |= self.named(part, torch.cat([class_[None] / per_class, boxes / per_box]))
                 if edges is not None:
                     iou = fit.iou.detach().view(layers, -1)[layers - len(edges.logits) :]
-                    fgl = fine_grained_sums(edges, objects, once, iou) / divisor
-                    ddf = distillation(edges, part.stack.logits[-1], once, iou, balance)
-                    losses |= _named(f"loss_fgl{part.suffix}", self.config.fgl_weight * fgl, layers)
-                    losses |= _named(f"loss_ddf{part.suffix}", self.config.ddf_weight * ddf, layers)
+                    fgl = self.config.fgl_weight * fine_grained_sums(edges, objects, once, iou) / per_box
+                    ddf = self.config.ddf_weight * distillation(edges, part.stack.logits[-1], once, iou, balance)
+                    losses |= _named(f"loss_fgl{part.suffix}", fgl, layers)
+                    losses |= _named(f"loss_ddf{part.suffix}", ddf, layers)
         return losses
 
 
