@@ -7,6 +7,7 @@ import torch
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.heads.detr import DETRHead, image_sizes_of
+from vision_stack.ops.box_edges import bin_values, move_edges
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Target
 
@@ -124,3 +125,13 @@ def test_numbers_of_points_that_are_not_of_the_maps_are_refused() -> None:
         build("d_fine", num_points=[3, 6])
     head = from_dict(HEADS["d_fine"], "head").build((FeatureSpec("p4", 16, 16),), 3)
     assert head.layers[0].cross_attn.num_points == (4,)
+
+
+@pytest.mark.parametrize("name", ["d_fine", "deimv2"])
+def test_edges_are_moved_by_precise_means_in_bfloat16(name: str) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = build(name).train()(features((256, 256), torch.bfloat16))
+    edges = outputs.edges
+    moves = (edges.logits[-1].double().softmax(-1) * bin_values(4.0, edges.boxes.double())).sum(-1)
+    expected = move_edges(edges.boxes.double(), moves)
+    torch.testing.assert_close(outputs.pred_boxes.double(), expected, rtol=1e-5, atol=1e-5)  # float32

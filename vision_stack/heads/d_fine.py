@@ -114,7 +114,8 @@ class DFineHead(QuerySelectionHead):
                 edge_embed = self.edge_embed[number % len(self.edge_embed)]  # layers may share a single one
                 edges = edges + precise(edge_embed(x + before))
             probabilities = edges.unflatten(2, (4, NUM_BINS)).softmax(-1)
-            boxes.append(move_edges(first.detach(), probabilities @ values))
+            moves = (probabilities * values).sum(-1)  # autocast would make a product of matrices bfloat16
+            boxes.append(move_edges(first.detach(), moves))
             all_logits.append(logits + self.quality[number](probabilities.to(x.dtype)))
             all_edges.append(edges)
             reference = boxes[-1].detach()
