@@ -30,7 +30,8 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """
     result = _renamed(options)
     typed = {name.lstrip("+"): value for name, _, value in (text.partition("=") for text in overrides)}
-    if typed.get("experiment", result["data"]["type"]) != result["data"]["type"]:
+    own = lookup(result, "data.type")
+    if typed.get("experiment", own) != own:
         return result
     for kind in ("neck", "head"):
         if cls := registered(kind).get(str(result[kind].get("type"))):
