@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vision_stack.config import ConfigError
 from vision_stack.weights.config_fields import to_fields, to_options
 from vision_stack.weights.encoder import UNUSED, state_of
+from vision_stack.weights.mask2former import LOSS
 from vision_stack.weights.renaming import Names, join_parts, rename, split_part, to_ours, to_theirs
 
 DINOV2, DINOV3 = "eomt", "eomt_dinov3"
@@ -24,15 +25,6 @@ _FIELDS = (  # theirs, ours, transformers' default
     ("num_queries", "num_queries", 200),
     ("num_blocks", "num_blocks", 4),
     ("num_upscale_blocks", "upscale_blocks", 2),
-)
-_LOSS = (
-    ("class_weight", "class_weight", 2.0),
-    ("mask_weight", "mask_weight", 5.0),
-    ("dice_weight", "dice_weight", 5.0),
-    ("no_object_weight", "no_object_weight", 0.1),
-    ("train_num_points", "num_points", 12544),
-    ("oversample_ratio", "oversample_ratio", 3.0),
-    ("importance_sample_ratio", "importance_sample_ratio", 0.75),
 )
 _SHAPE = {  # fields of the backbone in either, and transformers' defaults
     "hidden_size": 1024,
@@ -107,7 +99,7 @@ _DINOV3: Names = (
 
 def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json."""
-    loss = {"mask_loss": "point", **to_options(raw, _LOSS)}
+    loss = {"mask_loss": "point", **to_options(raw, LOSS)}
     return {"type": "none"}, {"type": "eomt", **to_options(raw, _FIELDS), "loss": loss}
 
 
@@ -169,7 +161,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     probabilities = torch.zeros(plain["head"]["num_blocks"])  # of a head without masked attention
     if not theirs.get("attn_mask_probs", probabilities[:0]).numel():
         theirs["attn_mask_probs"] = probabilities
-    raw |= to_fields(plain["head"], _FIELDS) | to_fields(plain["head"]["loss"], _LOSS)
+    raw |= to_fields(plain["head"], _FIELDS) | to_fields(plain["head"]["loss"], LOSS)
     raw.setdefault("image_size", _square(plain["input_size"]["long_edge"], raw["patch_size"]))
     raw["num_upscale_blocks"] = len(model.get_submodule("head.upscale"))  # type: ignore[arg-type]
     return {**raw, "architectures": [ARCHITECTURES[architecture]]}, theirs

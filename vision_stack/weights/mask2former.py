@@ -46,7 +46,7 @@ _HEAD: Fields = (
     ("dim_feedforward", "ffn_dim", 2048),
     ("dropout", "dropout", 0.0),
 )
-_LOSS: Fields = (
+LOSS: Fields = (  # EoMT's, too
     ("class_weight", "class_weight", 2.0),
     ("mask_weight", "mask_weight", 5.0),
     ("dice_weight", "dice_weight", 5.0),
@@ -118,7 +118,7 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "type": "mask2former",
         **to_options(raw, _HEAD),
         "num_decoder_layers": layers - 1,  # theirs counts the prediction before the first layer
-        "loss": {"mask_loss": "point", **to_options(raw, _LOSS)},
+        "loss": {"mask_loss": "point", **to_options(raw, LOSS)},
     }
 
 
@@ -140,7 +140,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         **to_fields(neck, _NECK),
         **to_fields(head, _HEAD),
-        **to_fields(head["loss"], _LOSS),
+        **to_fields(head["loss"], LOSS),
         "decoder_layers": head["num_decoder_layers"] + 1,
         **_FIXED,
         "backbone_config": backbone,
