@@ -25,12 +25,13 @@ _SIDES = "800/1333"
 _DINOV3, _NON_COMMERCIAL = "DINOv3", "CC BY-NC 4.0"
 
 # Scores are those of the authors' model zoos: facebookresearch/MaskFormer, facebookresearch/Mask2Former, tue-mps/eomt,
-# roboflow/rf-detr, lyuwenyu/RT-DETR, fundamentalvision/Deformable-DETR, torchvision.
+# roboflow/rf-detr, lyuwenyu/RT-DETR, Peterande/D-FINE, fundamentalvision/Deformable-DETR, torchvision.
 MODELS = (
     Model("Roboflow/rf-detr-medium", "detection", 54.7, 33.7, "576", "Apache 2.0"),
     Model("Roboflow/rf-detr-small", "detection", 53.0, 32.1, "512", "Apache 2.0"),
     Model("Roboflow/rf-detr-nano", "detection", 48.4, 30.5, "384", "Apache 2.0"),
     Model("PekingU/rtdetr_r101vd_coco_o365", "detection", 56.2, 76, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-xlarge-coco", "detection", 55.8, 62, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_r50vd_coco_o365", "detection", 55.3, 42, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_v2_r101vd", "detection", 54.3, 76, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_v2_r50vd", "detection", 53.4, 42, "640", "Apache 2.0"),

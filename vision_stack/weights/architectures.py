@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
-from vision_stack.weights import deformable_detr, encoder, eomt, mask2former, maskformer, rf_detr, rt_detr
+from vision_stack.weights import d_fine, deformable_detr, encoder, eomt, mask2former, maskformer, rf_detr, rt_detr
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
 Plain = dict[str, Any]
@@ -79,6 +79,7 @@ _RT_DETR = Architecture(
     export=rt_detr.export,
     processor="RTDetrImageProcessor",
 )
+_D_FINE = _RT_DETR._replace(heads=("d_fine",), parts=d_fine.parts_of, convert=d_fine.convert, export=d_fine.export)
 _DEFORMABLE_DETR = Architecture(
     neck="deformable_encoder",
     heads=("deformable_detr",),
@@ -97,6 +98,7 @@ ARCHITECTURES = {  # by `model_type`
     "rf_detr": _RF_DETR,
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
+    "d_fine": _D_FINE,
     "deformable_detr": _DEFORMABLE_DETR,
 }
 

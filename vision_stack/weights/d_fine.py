@@ -1,5 +1,5 @@
-"""Names of the decoder in transformers' D-FINE (`DFineForObjectDetection`), and so of the checkpoints published in its
-format, in a `VisionModel` with `head=d_fine`; those of the hybrid encoder are in `hybrid_encoder.py`.
+"""transformers' D-FINE (`DFineForObjectDetection`): config.json, and names of the decoder, both ways. Those of the
+hybrid encoder are in `hybrid_encoder.py`, of the backbone in `hgnet_v2.py`.
 
 Those of files come first; a model in memory has other names for a few of them, in newer versions of transformers.
 """
@@ -7,14 +7,18 @@ Those of files come first; a model in memory has other names for a few of them, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vision_stack.ops.box_edges import LARGEST_MOVE
+from vision_stack.ops.box_edges import LARGEST_MOVE, NUM_BINS
+from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
 from vision_stack.weights.deformable_detr import DECODER_LAYERS, PREDICTOR, one_of_each_predictor
+from vision_stack.weights.encoder import state_of
+from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, neck_options
 from vision_stack.weights.renaming import Names, Rules, rename, to_ours, to_theirs
-from vision_stack.weights.rt_detr import SELECTION
+from vision_stack.weights.rt_detr import FIELDS, FIXED, LOSS, OF_V2, SELECTION, export_all_but_the_head, split_neck
 
 _LAYER, _OURS = "model.decoder.layers.{i}.", "head.layers.{i}."
 EDGES: Names = (  # DEIMv2's, too
@@ -37,6 +41,59 @@ _NAMES: Names = (
     *EDGES,
     *GATES,
 )
+
+
+_LOSS: Fields = (*LOSS, ("weight_loss_fgl", "fgl_weight", 0.15), ("weight_loss_ddf", "ddf_weight", 1.5))
+_FIXED = {
+    "max_num_bins": NUM_BINS - 1,
+    "up": LARGEST_MOVE,
+    "top_prob_values": 4,
+    "lqe_hidden_dim": 64,
+    "lqe_layers": 2,
+    "layer_scale": 1.0,
+    "eval_idx": -1,
+}
+
+
+def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
+    check_fixed(raw, FIXED | OF_V2 | _FIXED)
+    neck = neck_options(raw)
+    levels = len(raw.get("feat_strides", (8, 16, 32)))
+    check_fixed(raw, {"num_feature_levels": levels})
+    points = raw.get("decoder_n_points", 4)
+    head = {
+        "type": "d_fine",
+        **to_options(raw, FIELDS),
+        "num_points": points if isinstance(points, list) else [points] * levels,
+        "reg_scale": raw.get("reg_scale", 4.0),
+        "loss": {"class_loss": "varifocal", **to_options(raw, _LOSS)},
+    }
+    return neck, head
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their state dict without the backbone -> that of neck and head.
+
+    Raises:
+        ValueError: a key that this architecture does not have.
+    """
+    neck, rest = split_neck(state)
+    return convert_hybrid_encoder(neck, "d_fine") | convert_decoder(rest)
+
+
+def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Their config.json, but for the classes, and state dict of a `VisionModel` of plain options `plain`.
+
+    Raises:
+        ConfigError: parts that transformers' D-FINE does not have.
+    """
+    raw, exported = export_all_but_the_head(model, plain, "d_fine")
+    head: Any = model.get_submodule("head")
+    points, reg_scale = list(head.layers[0].cross_attn.num_points), plain["head"]["reg_scale"]
+    raw |= _FIXED | to_fields(plain["head"]["loss"], _LOSS)
+    raw |= {"architectures": ["DFineForObjectDetection"], "decoder_n_points": points, "reg_scale": reg_scale}
+    return raw, exported | export_decoder(state_of(model, "head"), points, reg_scale)
 
 
 def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

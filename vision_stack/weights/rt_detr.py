@@ -23,19 +23,19 @@ ENCODER = "model.backbone.model."  # of the backbone's names
 _BACKBONE = {"model_type": "rt_detr_resnet", "out_indices": [2, 3, 4]}  # where a file has none
 _NECK = ("model.encoder.", "model.encoder_input_proj.")  # of the neck's names
 
-_FIELDS: Fields = (  # theirs, ours, transformers' default
+FIELDS: Fields = (  # theirs, ours, transformers' default; D-FINE's, too
     ("num_queries", "num_queries", 300),
     ("d_model", "hidden_dim", 256),
     ("decoder_layers", "num_decoder_layers", 6),
     ("decoder_attention_heads", "num_heads", 8),
-    ("decoder_n_points", "num_points", 4),
     ("decoder_ffn_dim", "ffn_dim", 1024),
     ("dropout", "dropout", 0.0),
     ("num_denoising", "num_denoising", 100),
     ("label_noise_ratio", "label_noise_ratio", 0.5),
     ("box_noise_scale", "box_noise_scale", 1.0),
 )
-_LOSS: Fields = (
+_POINTS: Fields = (("decoder_n_points", "num_points", 4),)
+LOSS: Fields = (
     ("weight_loss_vfl", "class_weight", 1.0),
     ("weight_loss_bbox", "bbox_weight", 5.0),
     ("weight_loss_giou", "giou_weight", 2.0),
@@ -43,7 +43,7 @@ _LOSS: Fields = (
     ("matcher_bbox_cost", "bbox_cost", 5.0),
     ("matcher_giou_cost", "giou_cost", 2.0),
 )
-_FIXED = {
+FIXED = {
     "decoder_activation_function": "relu",
     "with_box_refine": True,
     "learn_initial_query": False,
@@ -53,7 +53,7 @@ _FIXED = {
     "focal_loss_alpha": 0.75,
     "focal_loss_gamma": 2.0,
 }
-_OF_V2 = {"decoder_offset_scale": 0.5, "decoder_method": "default"}  # as in the first version
+OF_V2 = {"decoder_offset_scale": 0.5, "decoder_method": "default"}  # as in the first version
 
 SELECTION: Names = (  # D-FINE's, too
     *(
@@ -78,12 +78,12 @@ _CONSTANT = (r"model\.decoder\.layers\.\d+\.encoder_attn\.n_points_scale", None)
 
 def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
-    check_fixed(raw, _FIXED | _OF_V2)
+    check_fixed(raw, FIXED | OF_V2)
     neck = neck_options(raw)
     levels = len(raw.get("feat_strides", (8, 16, 32)))
     check_fixed(raw, {"num_feature_levels": levels, "decoder_n_levels": levels})
-    loss = {"class_loss": "varifocal", **to_options(raw, _LOSS)}
-    return neck, {"type": "rt_detr", **to_options(raw, _FIELDS), "loss": loss}
+    loss = {"class_loss": "varifocal", **to_options(raw, LOSS)}
+    return neck, {"type": "rt_detr", **to_options(raw, (*FIELDS, *_POINTS)), "loss": loss}
 
 
 def backbone_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +98,14 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key that this architecture does not have.
     """
-    neck = {key: value for key, value in state.items() if key.startswith(_NECK)}
-    rest = {key: value for key, value in state.items() if key not in neck}
+    neck, rest = split_neck(state)
     return convert_hybrid_encoder(neck, "rt_detr") | convert_decoder(rest)
+
+
+def split_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Their state dict without the backbone -> that of the hybrid encoder, and the rest."""
+    neck = {key: value for key, value in state.items() if key.startswith(_NECK)}
+    return neck, {key: value for key, value in state.items() if key not in neck}
 
 
 def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,22 +128,32 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     Raises:
         ConfigError: parts that transformers' RT-DETR does not have.
     """
+    raw, exported = export_all_but_the_head(model, plain, "rt_detr")
+    raw |= {"architectures": ["RTDetrForObjectDetection"], **to_fields(plain["head"], _POINTS)}
+    return raw, exported | export_decoder(state_of(model, "head"))
+
+
+def export_all_but_the_head(
+    model: nn.Module, plain: Mapping[str, Any], model_type: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The fields that RT-DETR and D-FINE share, and the state dict of backbone and hybrid encoder."""
     neck, head = plain["neck"], plain["head"]
     if head["loss"]["class_loss"] != "varifocal":
-        raise ConfigError("head.loss.class_loss: transformers' RT-DETR has varifocal only")
+        raise ConfigError(f"head.loss.class_loss: transformers' {model_type} has varifocal only")
     if neck["dropout"] != head["dropout"]:
-        raise ConfigError(f"neck.dropout: transformers' RT-DETR has that of the head, {head['dropout']}, there, too")
-    fields = neck_fields(neck, "rt_detr")
+        raise ConfigError(
+            f"neck.dropout: transformers' {model_type} has that of the head, {head['dropout']}, there, too"
+        )
+    fields = neck_fields(neck, model_type)
     levels = len(fields["feat_strides"])
     backbone, encoder = export_backbone(model, plain, finest=neck["finest_stride"])
     module: Any = model.get_submodule("backbone")
     raw = {
-        "model_type": "rt_detr",
-        "architectures": ["RTDetrForObjectDetection"],
+        "model_type": model_type,
         **fields,
-        **to_fields(head, _FIELDS),
-        **to_fields(head["loss"], _LOSS),
-        **_FIXED,
+        **to_fields(head, FIELDS),
+        **to_fields(head["loss"], LOSS),
+        **FIXED,
         "encoder_in_channels": module.channels[-levels:],
         "decoder_in_channels": [neck["channels"]] * levels,
         "num_feature_levels": levels,
@@ -146,5 +161,4 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "backbone_config": backbone,
     }
     exported = {f"{ENCODER}{name}": value for name, value in encoder.items()}
-    exported |= export_hybrid_encoder(state_of(model, "neck"), "rt_detr")
-    return raw, exported | export_decoder(state_of(model, "head"))
+    return raw, exported | export_hybrid_encoder(state_of(model, "neck"), model_type)
