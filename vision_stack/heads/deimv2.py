@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,8 +42,7 @@ class DEIMv2Head(DFineHead):
             self.edge_embed = self.edge_embed[:1]
 
     @staticmethod
-    def decoder_layer(config: DFineHeadConfig, num_points: Sequence[int]) -> nn.Module:
-        assert isinstance(config, DEIMv2HeadConfig)
+    def decoder_layer(config: Any, num_points: Sequence[int]) -> nn.Module:
         dim = config.hidden_dim
         merge = Gate(dim, RMSNorm) if config.use_gateway else ResidualNorm(dim)
         ffn = SwiGLU(dim, config.ffn_dim // 2)
