@@ -8,7 +8,8 @@ from family_parity import CASES
 
 from vision_stack.backbones.config_json import transformers_families
 
-LEFT_OUT = {  # fields that ours writes to fit the other options, where a case leaves the default, or that belong to pretraining
+# Fields of pretraining, and those that ours writes to fit the other options where a case leaves the default.
+LEFT_OUT = {
     "hgnet_v2": ("embedding_size", "hidden_sizes", "depths", "stage_downsample_strides"),
     "rf_detr_dinov2": ("use_mask_token",),  # only in pretraining
     "lw_detr_vit": ("image_size",),
