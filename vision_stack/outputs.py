@@ -168,7 +168,7 @@ class MaskedBoxOutputs(NamedTuple):
     """
 
     boxes: BoxOutputs
-    mask_embed: Tensor  # [L + 1, B, Q, C], of all decoder layers
-    mask_features: Tensor  # [L + 1, B, C, ceil(H/4), ceil(W/4)]; not in training: the last layer's alone
+    mask_embed: Tensor  # [L + 1, B, Q, C]; not in training: the last layer's alone, here and below
+    mask_features: Tensor  # [L + 1, B, C, ceil(H/4), ceil(W/4)]
     encoder_embed: Tensor | None = None  # [B, P, C] of the proposals
     encoder_features: Tensor | None = None  # [B, C, ceil(H/4), ceil(W/4)]

@@ -55,17 +55,14 @@ class RFDETRSegHead(RFDETRHead):
         decoded = self.decoded(features)
         finest = to_maps(decoded.memory.tokens, decoded.memory.shapes)[0]
         resized = self.masks.resized(finest, features.size)
-        embed = self.masks.embed(decoded.hidden)
-        maps = list(self.masks.features(resized))
+        refined = list(self.masks.refined(resized))
+        supervised = slice(None) if self.training else slice(-1, None)  # layers
+        embed = self.masks.embed(decoded.hidden[supervised])
+        maps = torch.stack([self.masks.features(x) for x in refined[supervised]])
         if not self.training:
-            return MaskedBoxOutputs(decoded.outputs, embed[-1:], maps[-1][None])
-        return MaskedBoxOutputs(
-            decoded.outputs,
-            embed,
-            torch.stack(maps),
-            self.masks.embed(decoded.proposed),
-            self.masks.with_bias(resized),
-        )
+            return MaskedBoxOutputs(decoded.outputs, embed, maps)
+        proposed = self.masks.embed(decoded.proposed)
+        return MaskedBoxOutputs(decoded.outputs, embed, maps, proposed, self.masks.with_bias(resized))
 
     def compute_loss(self, outputs: MaskedBoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:  # type: ignore[override]
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.box_mask_criterion`."""

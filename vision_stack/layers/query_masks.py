@@ -32,11 +32,15 @@ class QueryMasks(nn.Module):
         rows, columns = (-(-edge // STRIDE) for edge in size)
         return F.interpolate(x, size=(rows, columns), mode="bilinear")
 
-    def features(self, x: Tensor) -> Iterator[Tensor]:
-        """Mask features for each layer of the decoder, [B, C + 1, h, w] of the resized map."""
+    def refined(self, x: Tensor) -> Iterator[Tensor]:
+        """The resized map, [B, C, h, w], as each layer of the decoder has it."""
         for block in self.blocks:
             x = block(x)
-            yield self.with_bias(self.projection(x))
+            yield x
+
+    def features(self, x: Tensor) -> Tensor:
+        """Mask features of a refined map, [B, C + 1, h, w]."""
+        return self.with_bias(self.projection(x))
 
     def with_bias(self, x: Tensor) -> Tensor:
         """A map [B, C, h, w] with the scalar as its last channel."""

@@ -13,7 +13,7 @@ from vision_stack.config import Count, NonNegative
 from vision_stack.losses.box_criterion import BoxCriterion, BoxCriterionConfig
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
 from vision_stack.losses.functional import point_mask_costs
-from vision_stack.losses.matcher import Matches, padded_rows
+from vision_stack.losses.matcher import Matches
 from vision_stack.losses.point_losses import uncertain_point_losses
 from vision_stack.ops.point_sampling import sample_maps, sample_masks
 from vision_stack.outputs import MaskedBoxOutputs
@@ -80,14 +80,13 @@ class BoxMaskCriterion(BoxCriterion):
     @torch.no_grad()
     def _mask_costs(self, stack: MaskStack, masks: Tensor, counts: tuple[int, ...], num_groups: int) -> list[Tensor]:
         """Of each image with objects, flat [L * G, Q, N]: as `match_boxes` lays them out."""
-        layers, batch, queries = stack.embed.shape[:3]
+        layers, _, queries = stack.embed.shape[:3]
         points = torch.rand(self._num_points(*stack.features.shape[-2:]), 2, device=masks.device, dtype=torch.float32)
         inside = sample_masks(masks, points)
         costs = []
-        for image in range(batch):
-            if not counts[image]:
+        for image, objects in enumerate(inside.split(counts)):
+            if not len(objects):
                 continue
-            objects = inside[padded_rows(counts, slice(image, image + 1), masks.device)[0]]
             at_points = sample_maps(stack.features[:, image].float(), points.expand(layers, -1, -1))  # [L, C, P]
             cross_entropy, dice = point_mask_costs(
                 stack.embed[:, image].float(), at_points, objects.expand(layers, -1, -1)
