@@ -17,6 +17,7 @@ from torchvision.ops import box_convert
 from vision_stack.config import ConfigError, Count, Fraction, Layers
 from vision_stack.heads.base import Decoder, Head
 from vision_stack.heads.boxes import Candidates, instances, precise
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm
 from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to_tokens
 from vision_stack.layers.mlp import MLP
@@ -57,10 +58,7 @@ class DETRHeadConfig(HeadConfig):
 
     def check(self) -> None:
         """ConfigError unless attention heads and sine positions fit the width."""
-        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ConfigError(
-                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
-            )
+        check_width("hidden_dim", self.hidden_dim, self.num_heads)
 
     @property
     def pyramid(self) -> Pyramid:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, Layers
 from vision_stack.heads.base import Decoder, Head
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import init_conv
 from vision_stack.layers.position_encoding import AddedPositions
 from vision_stack.losses.criterion import MaskCriterionConfig
@@ -50,10 +51,7 @@ class MaskHeadConfig(HeadConfig):
 
     def check(self) -> None:
         """ConfigError unless attention heads and sine positions fit the width."""
-        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ConfigError(
-                f"hidden_dim: {self.hidden_dim} must be a multiple of 4 and of num_heads ({self.num_heads})"
-            )
+        check_width("hidden_dim", self.hidden_dim, self.num_heads)
 
 
 class QueryMaskHead(Head[AnyMaskOutputs]):

@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_stack.config import ConfigError
+
+
+def check_width(name: str, width: int, num_heads: int, purpose: str = "") -> None:
+    """ConfigError about the field `name` unless attention heads and sine positions fit the width."""
+    if width % num_heads or width % 4:
+        raise ConfigError(f"{name}: {width} must be a multiple of 4 and of num_heads ({num_heads}){purpose}")
+
 
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with `num_heads` heads; positions are added by the caller.

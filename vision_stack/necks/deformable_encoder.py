@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Depth, Fraction, register
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm
 from vision_stack.layers.deformable import (
     DeformableEncoderLayer,
@@ -21,6 +22,7 @@ from vision_stack.layers.deformable import (
     to_tokens,
 )
 from vision_stack.layers.position_encoding import centered_position_encoding
+from vision_stack.necks.pyramid import strides_from
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 
@@ -39,18 +41,12 @@ class DeformableEncoderConfig(NeckConfig):
     dropout: Fraction = 0.1
 
     def check(self) -> None:
-        if self.channels % self.num_heads or self.channels % 4:
-            raise ConfigError(f"channels: {self.channels} must be a multiple of 4 and of num_heads ({self.num_heads})")
+        check_width("channels", self.channels, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> DeformableEncoder:
         """Raises ConfigError unless there are maps from `finest_stride` on, of increasing strides."""
         strides = tuple(spec.stride for spec in in_specs)
-        read = [stride for stride in strides if stride >= self.finest_stride]
-        if not read:
-            raise ConfigError(
-                f"neck.finest_stride: {self.finest_stride}, but the maps have strides {strides}; lower it, or take "
-                "coarser maps from the backbone"
-            )
+        read = strides_from(self.finest_stride, strides)
         if any(coarse <= fine for fine, coarse in pairwise(read)):
             raise ConfigError(
                 f"neck: deformable_encoder needs increasing strides, got {strides}; use neck=simple_pyramid for a "

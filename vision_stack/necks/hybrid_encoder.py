@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Depth, Fraction, Range, register
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm_act
 from vision_stack.layers.csp import CSPRep, RepELAN
 from vision_stack.layers.position_encoding import cell_position_encoding
 from vision_stack.layers.transformer import DetrEncoderLayer, MapEncoder
+from vision_stack.necks.pyramid import strides_from
 from vision_stack.structures import Features, FeatureSpec, NeckConfig
 
 
@@ -39,18 +41,12 @@ class HybridEncoderConfig(NeckConfig):
     dropout: Fraction = 0.0
 
     def check(self) -> None:
-        if self.channels % self.num_heads or self.channels % 4:
-            raise ConfigError(f"channels: {self.channels} must be a multiple of 4 and of num_heads ({self.num_heads})")
+        check_width("channels", self.channels, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> HybridEncoder:
         """Raises ConfigError unless the strides from `finest_stride` on double from map to map."""
         strides = tuple(spec.stride for spec in in_specs)
-        read = [stride for stride in strides if stride >= self.finest_stride]
-        if not read:
-            raise ConfigError(
-                f"neck.finest_stride: {self.finest_stride}, but the maps have strides {strides}; lower it, or take "
-                "coarser maps from the backbone"
-            )
+        read = strides_from(self.finest_stride, strides)
         if any(coarse != 2 * fine for fine, coarse in pairwise(read)):
             raise ConfigError(
                 f"neck: hybrid_encoder needs strides that double from map to map, got {tuple(read)}; choose them by "

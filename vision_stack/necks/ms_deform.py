@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Depth, Fraction, register
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm, init_conv
 from vision_stack.layers.deformable import DeformableEncoderLayer, to_maps, to_tokens
 from vision_stack.layers.position_encoding import sine_position_encoding
@@ -35,8 +36,7 @@ class MSDeformConfig(NeckConfig):
     dropout: Fraction = 0.0
 
     def check(self) -> None:
-        if self.channels % self.num_heads or self.channels % 4:
-            raise ConfigError(f"channels: {self.channels} must be a multiple of 4 and of num_heads ({self.num_heads})")
+        check_width("channels", self.channels, self.num_heads)
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> MSDeform:
         """Raises ConfigError unless there are a map at stride 4, which is the finest, and coarser ones."""

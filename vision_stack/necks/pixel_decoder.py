@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Depth, Fraction, register
+from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm, init_conv
 from vision_stack.layers.position_encoding import sine_position_encoding
 from vision_stack.layers.transformer import DetrEncoderLayer, MapEncoder
@@ -35,11 +36,8 @@ class PixelDecoderConfig(NeckConfig):
     dropout: Fraction = 0.1
 
     def check(self) -> None:
-        if self.num_encoder_layers and (self.channels % self.num_heads or self.channels % 4):
-            raise ConfigError(
-                f"channels: {self.channels} must be a multiple of 4 and of num_heads ({self.num_heads}) "
-                "for the transformer encoder"
-            )
+        if self.num_encoder_layers:
+            check_width("channels", self.channels, self.num_heads, " for the transformer encoder")
 
     def build(self, in_specs: tuple[FeatureSpec, ...]) -> PixelDecoder:
         """Raises ConfigError unless the finest map has stride 4 and the strides increase."""

@@ -41,18 +41,24 @@ class PyramidConfig(NeckConfig):
             ConfigError: all strides are finer than `finest_stride`.
         """
         config = self.fitted(Pyramid())
-        kept = [stride for stride in strides if stride >= int(config.finest_stride)]
-        if not kept:
-            raise ConfigError(
-                f"neck.finest_stride: {config.finest_stride}, but the maps have strides {tuple(strides)}; "
-                "lower it, or take coarser maps from the backbone"
-            )
+        kept = strides_from(int(config.finest_stride), strides)
         extra = [kept[-1] * 2**level for level in range(1, COUNT[config.extra_levels] + 1)]
         return tuple(FeatureSpec(f"p{s.bit_length() - 1}", self.channels, s) for s in (*kept, *extra))
 
     def coarser(self, backbone_channels: int) -> nn.Module:
         """Makes the extra levels; see `CoarserMaps`."""
         return CoarserMaps(self.fitted(Pyramid()).extra_levels, self.channels, backbone_channels)
+
+
+def strides_from(finest: int, strides: Sequence[int]) -> list[int]:
+    """Those strides that are not finer than `finest`; ConfigError where there are none."""
+    kept = [stride for stride in strides if stride >= finest]
+    if not kept:
+        raise ConfigError(
+            f"neck.finest_stride: {finest}, but the maps have strides {tuple(strides)}; lower it, or take coarser "
+            "maps from the backbone"
+        )
+    return kept
 
 
 class CoarserMaps(nn.ModuleList):

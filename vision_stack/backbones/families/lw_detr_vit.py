@@ -14,7 +14,6 @@ from vision_stack.backbones.families.base import Epsilon, Pixels, Ratio
 from vision_stack.backbones.families.vit import PlainConfig, exact_ratio
 from vision_stack.backbones.families.windows import WindowedBackbone
 from vision_stack.config import ConfigError, Range, register
-from vision_stack.structures import BackboneConfig, TailSpec
 from vision_stack.weights.lw_detr_vit import convert_lw_detr_vit
 
 
@@ -24,6 +23,7 @@ class LwDetrViTConfig(PlainConfig):
     """A ViT-B/16 by default; the published models are narrower, and have six to ten layers."""
 
     required: ClassVar = {"num_channels": 3, "hidden_act": "gelu", "use_absolute_position_embeddings": True}
+    leaves_tail: ClassVar = False
 
     mlp_ratio: Ratio = 4.0
     pretrain_image_size: Pixels = 224  # of the table of positions
@@ -44,10 +44,6 @@ class LwDetrViTConfig(PlainConfig):
                 f"pretrain_image_size: 1 to 512 patches of {self.patch_size} pixels a side, got "
                 f"{self.pretrain_image_size}"
             )
-
-    def with_tail(self, tail: TailSpec) -> BackboneConfig:
-        """None: tokens are those of windows."""
-        return BackboneConfig.with_tail(self, tail)
 
     def transformers_fields(self) -> dict[str, Any]:
         return {"mlp_ratio": int(self.mlp_ratio)} if self.mlp_ratio.is_integer() else {}  # it takes no other

@@ -37,6 +37,7 @@ class PlainConfig(FamilyConfig):
 
     required: ClassVar = {"num_channels": 3, "hidden_act": "gelu"}
     head_multiple: ClassVar[int] = 1  # of the channels of an attention head
+    leaves_tail: ClassVar[bool] = True  # not where tokens are those of windows
 
     hidden_size: Width = 768
     num_hidden_layers: Layers = 12
@@ -47,6 +48,8 @@ class PlainConfig(FamilyConfig):
 
     def with_tail(self, tail: TailSpec) -> BackboneConfig:
         """See `BackboneConfig.with_tail`."""
+        if not self.leaves_tail:
+            return super().with_tail(tail)
         check_tail(tail, self.num_hidden_layers)
         return self._with("tail", tail)
 

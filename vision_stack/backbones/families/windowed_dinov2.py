@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from vision_stack.backbones.families.vit import Dinov2Config
 from vision_stack.backbones.families.windows import WindowedBackbone
 from vision_stack.backbones.stages import select_stages
 from vision_stack.config import Range, register
-from vision_stack.structures import BackboneConfig, TailSpec
 from vision_stack.weights.windowed_dinov2 import convert_windowed_dinov2
 
 
@@ -23,6 +22,8 @@ class WindowedDinov2Config(Dinov2Config):
     one after it does not. The published weights are made for this.
     """
 
+    leaves_tail: ClassVar = False
+
     num_windows: Annotated[int, Range(1, 64)] = 4  # a side
     window_block_indexes: tuple[Annotated[int, Range(0, 200)], ...] | None = None  # None: as the stages are selected
 
@@ -32,10 +33,6 @@ class WindowedDinov2Config(Dinov2Config):
             chosen = select_stages(self.stages, self.out_features, self.out_indices, self.out_strides).out_features
             whole = [i for i, stage in enumerate(self.stages) if stage.name in chosen]
             self.window_block_indexes = tuple(i for i in range(whole[-1]) if i not in whole)
-
-    def with_tail(self, tail: TailSpec) -> BackboneConfig:
-        """None: tokens are those of windows."""
-        return BackboneConfig.with_tail(self, tail)
 
     def transformers_fields(self) -> dict[str, Any]:
         return {**super().transformers_fields(), "use_mask_token": False}  # of pretraining
