@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import runs
+
 from vision_stack.data.configs import ShapesDataConfig
 
-ROOT = Path(__file__).parents[1]
 OTHER_NAMES = {"ellipse": "blob", "rectangle": "tile", "triangle": "wedge", "ring": "hoop"}
 ARCHITECTURE = (
     "backbone=tiny",
@@ -33,12 +32,6 @@ ARCHITECTURE = (
     "neck.num_heads=4",  # as the head's, which transformers has one number for
     "neck.ffn_dim=128",
     "head.mask_feature_pos_embed=false",  # which transformers does not have
-)
-EVERY_RUN = (
-    "trainer.max_epochs=-1",
-    "trainer.check_val_every_n_epoch=100000",  # the last step is always validated
-    "logger=none",
-    "num_pictures=0",
 )
 
 
@@ -88,7 +81,7 @@ def publish(options: argparse.Namespace, folder: Path) -> Path:
     start = time.perf_counter()
     ap = train(folder / "pretraining", steps, seed, *data, *ARCHITECTURE)
     published = folder / "published"
-    _run("-m", "vision_stack", "to-transformers", folder / "pretraining" / "checkpoints" / "best.ckpt", published)
+    runs.run("-m", "vision_stack", "to-transformers", folder / "pretraining" / "checkpoints" / "best.ckpt", published)
     names = json.loads((published / "config.json").read_text())["id2label"]
     print(
         f"pretraining: {steps} steps on {options.pretraining_images} scenes of {', '.join(names.values())}; "
@@ -114,14 +107,7 @@ def data_options(folder: Path, seed: int, num_train: int, num_val: int) -> tuple
 
 def train(run_dir: Path, steps: int, seed: int, *options: str) -> float:
     """One run of train.py; its mask AP."""
-    _run("train.py", f"run_dir={run_dir}", f"seed={seed}", f"trainer.max_steps={steps}", *EVERY_RUN, *options)
-    return json.loads((run_dir / "metrics.json").read_text())["segm"]["AP"]
-
-
-def _run(*arguments: str | Path) -> None:
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
+    return runs.train(run_dir, steps, f"seed={seed}", *options)["segm"]["AP"]
 
 
 if __name__ == "__main__":

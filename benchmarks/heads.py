@@ -11,15 +11,13 @@ rate ends with them. All else is `python train.py head=...`. AP is that of the l
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import runs
+
 HEADS = {  # name -> its options
     "mask2former": ("task=instance",),
     "maskformer": ("task=instance",),
@@ -31,12 +29,6 @@ HEADS = {  # name -> its options
     "rt_detr": ("task=detection", "neck=hybrid_encoder"),
     "d_fine": ("task=detection", "neck=hybrid_encoder", "neck.fusion=elan"),
 }
-EVERY_RUN = (
-    "trainer.max_epochs=-1",
-    "trainer.check_val_every_n_epoch=100000",  # the last step is always validated
-    "logger=none",
-    "num_pictures=0",
-)
 AP = ("AP", "AP50")
 SHORT = (40, 120)  # steps of the runs that measure
 ROOM = 10  # seconds that are left over, should the machine become slower
@@ -78,11 +70,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 def train(run_dir: Path, steps: int, options: list[str]) -> tuple[dict[str, Any], float]:
     """One run of train.py: its metrics, its seconds."""
     start = time.perf_counter()
-    command = [sys.executable, "train.py", f"run_dir={run_dir.resolve()}", f"trainer.max_steps={steps}"]
-    done = subprocess.run([*command, *EVERY_RUN, *options], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return json.loads((run_dir / "metrics.json").read_text()), time.perf_counter() - start
+    metrics = runs.train(run_dir, steps, *options)
+    return metrics, time.perf_counter() - start
 
 
 if __name__ == "__main__":
