@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vision_stack.data.augment.transforms import TrainTransformConfig
 from vision_stack.data.configs import CocoDataConfig, DataConfig, ShapesDataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
-from vision_stack.data.transforms import TrainTransformConfig
 from vision_stack.structures import Batch, Target
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from vision_stack.data.augment.transforms import TrainTransformConfig
 from vision_stack.data.configs import CocoDataConfig, DataConfig, ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.transforms import TrainTransformConfig
 
 
 def images_per_second(config: DataConfig, epochs: int) -> str:

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 from vision_stack.backbones import TimmBackboneConfig
+from vision_stack.data.augment.transforms import EvalTransformConfig
 from vision_stack.data.configs import CocoDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.transforms import EvalTransformConfig
 from vision_stack.heads import MaskFormerHeadConfig
 from vision_stack.metrics import CocoEvaluator
 from vision_stack.model import VisionModel, VisionModelConfig

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_stack.data.coco import read_coco
+from vision_stack.data.augment.transforms import EvalTransformConfig
 from vision_stack.data.dataset import SegmentationDataset, collate
-from vision_stack.data.layout import find_splits
-from vision_stack.data.transforms import EvalTransformConfig
+from vision_stack.data.readers.coco import read_coco
+from vision_stack.data.readers.layout import find_splits
 from vision_stack.metrics.coco import CocoEvaluator
 from vision_stack.outputs import MaskOutputs
 from vision_stack.postprocess import encode_instances

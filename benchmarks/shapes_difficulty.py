@@ -28,8 +28,8 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vision_stack.data.shapes import CATEGORY_IDS, annotate
-from vision_stack.data.shapes_render import CATEGORIES, Scene, adjacent_labels, draw_scene
+from vision_stack.data.shapes.generate import CATEGORY_IDS, annotate
+from vision_stack.data.shapes.render import CATEGORIES, Scene, adjacent_labels, draw_scene
 
 Components = NDArray[np.int32]  # [H, W], 0 = none
 MIN_AREA = 40

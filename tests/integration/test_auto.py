@@ -10,7 +10,7 @@ import yaml
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.shapes import generate_shapes
+from vision_stack.data.shapes.generate import generate_shapes
 from vision_stack.training import settling
 from vision_stack.training.auto import without_autos
 

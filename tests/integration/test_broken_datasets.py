@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from broken_data import BROKEN_FILES, BROKEN_RECORDS, GOOD_RLE, INF, NAN, broken, good_dataset, write
 
-from vision_stack.data.coco import CocoSplit, read_coco
-from vision_stack.data.layout import find_splits
-from vision_stack.data.validation import DataError
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.readers.coco import CocoSplit, read_coco
+from vision_stack.data.readers.layout import find_splits
 
 
 def read(root: Path, **options: Any) -> CocoSplit:

@@ -14,7 +14,7 @@ from vision_stack import VisionModel, evaluate
 from vision_stack.commands import predict as predict_command
 from vision_stack.commands.python import train
 from vision_stack.config import ConfigError
-from vision_stack.data.validation import DataError
+from vision_stack.data.checks.issues import DataError
 
 SHORT = ["data.image_size=64", "data.num_train=4", "data.num_val=2", "data.batch_size=2", "steps=1", "device=cpu"]
 SHORT += ["logger=none", "num_pictures=1"]

@@ -7,7 +7,7 @@ import torch
 
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import DataModule, build_datamodule
-from vision_stack.data.shapes import generate_tiny_shapes
+from vision_stack.data.shapes.generate import generate_tiny_shapes
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.training.lightning_module import training_losses
 from vision_stack.training.tasks import build_evaluator, predictions_for

@@ -16,8 +16,8 @@ import tiny_run
 import torch
 from tiny_run import Crash, CrashAt, best, last
 
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.dataset import SegmentationDataset
-from vision_stack.data.validation import DataError
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.resume import changed_options
 

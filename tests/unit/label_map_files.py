@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import CocoPanopticDataConfig, SemanticDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
-from vision_stack.data.validation import DataError
 from vision_stack.ops.label_maps import class_png, segment_png
 
 SIZE = (20, 30)

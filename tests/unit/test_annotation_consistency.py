@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vision_stack.data.coco import CocoSplit, read_coco
-from vision_stack.data.validation import DataError
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.readers.coco import CocoSplit, read_coco
 from vision_stack.ops import rle
 from vision_stack.ops.masks import covers_a_pixel, polygons_to_mask
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import vision_stack.heads  # noqa: F401  registers what messages name
-from vision_stack.data.coco import CocoSplit, read_coco
+from vision_stack.data.augment.transforms import Affine
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import CocoDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.transforms import Affine
-from vision_stack.data.validation import DataError
+from vision_stack.data.readers.coco import CocoSplit, read_coco
 from vision_stack.metrics import CocoEvaluator
 from vision_stack.structures import Instances
 

@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vision_stack.data.coco import CocoSplit, read_coco
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.images import read_image
-from vision_stack.data.layout import find_splits
-from vision_stack.data.validation import DataError
+from vision_stack.data.readers.coco import CocoSplit, read_coco
+from vision_stack.data.readers.layout import find_splits
 from vision_stack.ops import rle
 from vision_stack.ops.masks import polygons_to_mask
 from vision_stack.structures import Category

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
+from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import CocoDataConfig, ShapesDataConfig, cache_folder
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.data.dataset import collate
-from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
-from vision_stack.data.validation import DataError
 from vision_stack.structures import Category
 
 SIZES = [(40, 60), (60, 40), (50, 50), (40, 60), (30, 30), (64, 20)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vision_stack.data.foreign import describe, list_files
-from vision_stack.data.layout import find_splits
-from vision_stack.data.validation import DataError
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.readers.foreign import describe, list_files
+from vision_stack.data.readers.layout import find_splits
 
 YOLO = {"data.yaml": "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n", "images/train/a.jpg": ""}
 VOC = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object></annotation>"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.images import read_image, read_sizes, rgb_array
-from vision_stack.data.validation import DataError
 
 RAMP = np.linspace(0, 255, 20 * 30).round().astype(np.uint8).reshape(20, 30)
 

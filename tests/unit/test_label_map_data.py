@@ -18,13 +18,13 @@ from label_map_files import (
 )
 from PIL import Image
 
+from vision_stack.data.augment.transforms import Affine, EvalTransformConfig
+from vision_stack.data.checks.label_files import read_class_map
 from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
 from vision_stack.data.dataset import collate
 from vision_stack.data.images import read_image
-from vision_stack.data.label_files import read_class_map
-from vision_stack.data.semantic import read_class_table
-from vision_stack.data.transforms import Affine, EvalTransformConfig
+from vision_stack.data.readers.semantic import read_class_table
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, rgb_to_ids, segment_png
 from vision_stack.structures import Category
 

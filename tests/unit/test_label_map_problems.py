@@ -21,11 +21,11 @@ from label_map_files import (
 from PIL import Image
 
 from vision_stack.config import ConfigError
-from vision_stack.data import label_files, segments
+from vision_stack.data.checks import label_files, segments
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.checks.label_files import read_class_map
 from vision_stack.data.configs import SemanticDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.label_files import read_class_map
-from vision_stack.data.validation import DataError
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, segment_png
 
 # What is refused

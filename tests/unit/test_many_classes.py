@@ -12,8 +12,8 @@ import torch
 from pycocotools import mask as coco_mask
 from rich.console import Console
 
-from vision_stack.data.categories import read_categories
-from vision_stack.data.validation import Findings
+from vision_stack.data.checks.categories import read_categories
+from vision_stack.data.checks.issues import Findings
 from vision_stack.metrics import CocoEvaluator, PanopticEvaluator, SemanticEvaluator, format_table
 from vision_stack.metrics.base import class_names
 from vision_stack.metrics.table import MAX_ROWS

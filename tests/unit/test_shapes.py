@@ -18,11 +18,11 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from vision_stack.config import ConfigError
-from vision_stack.data import shapes
-from vision_stack.data.coco import read_coco
 from vision_stack.data.configs import ShapesDataConfig
-from vision_stack.data.shapes import CATEGORY_IDS, annotate, generate_shapes, generate_tiny_shapes
-from vision_stack.data.shapes_render import (
+from vision_stack.data.readers.coco import read_coco
+from vision_stack.data.shapes import generate as shapes
+from vision_stack.data.shapes.generate import CATEGORY_IDS, annotate, generate_shapes, generate_tiny_shapes
+from vision_stack.data.shapes.render import (
     CATEGORIES,
     MIN_VISIBLE_FRACTION,
     MIN_VISIBLE_PIXELS,
@@ -198,7 +198,7 @@ def test_generate_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 GENERATE = """
 import sys
 from pathlib import Path
-from vision_stack.data import shapes
+from vision_stack.data.shapes import generate as shapes
 
 shapes.SCENES_PER_PROCESS = 5  # several processes
 shapes.os.sched_getaffinity = lambda _: {0, 1}
@@ -319,7 +319,7 @@ def test_generate_parameter_out_of_range_is_refused(tmp_path: Path, wrong: dict[
 def test_scenes_drawn_by_several_processes_are_those_of_one(tmp_path, monkeypatch):
     options = {"image_size": 32, "num_train": 12, "num_val": 1, "max_objects": 2}
     one = generate_shapes(tmp_path / "one", **options)
-    monkeypatch.setattr("vision_stack.data.shapes.SCENES_PER_PROCESS", 3)
+    monkeypatch.setattr("vision_stack.data.shapes.generate.SCENES_PER_PROCESS", 3)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     several = generate_shapes(tmp_path / "several", **options)
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())

@@ -12,11 +12,11 @@ import pytest
 from label_map_files import panoptic, semantic, write_panoptic, write_semantic
 from PIL import Image
 
-from vision_stack.data import split_overlap
+from vision_stack.data.checks import split_overlap
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.checks.split_overlap import shared_images
 from vision_stack.data.configs import CocoDataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
-from vision_stack.data.split_overlap import shared_images
-from vision_stack.data.validation import DataError
 
 SQUARE = {"category_id": 1, "segmentation": [[4, 4, 12, 4, 12, 12, 4, 12]], "bbox": [4, 4, 8, 8], "area": 64}
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from vision_stack.config import ConfigError
-from vision_stack.data.transforms import (
+from vision_stack.data.augment.transforms import (
     Affine,
     EvalTransformConfig,
     Objects,

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from vision_stack.commands.option_docs import choices
 from vision_stack.config import suggest
-from vision_stack.data.foreign import Files, describe, list_files
-from vision_stack.data.layout import find_splits
-from vision_stack.data.validation import DataError
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.readers.foreign import Files, describe, list_files
+from vision_stack.data.readers.layout import find_splits
 
 SUPPORTED = (
     "Supported: data=coco (COCO json), data=coco_panoptic (json and PNGs), data=semantic (images and label maps), "

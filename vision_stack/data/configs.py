@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from vision_stack.config import Config, ConfigError, Count, Range, register, registered
-from vision_stack.data.coco import CocoSplit, read_coco
-from vision_stack.data.coco_panoptic import read_coco_panoptic
-from vision_stack.data.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
-from vision_stack.data.segments import LabelMapSplit
-from vision_stack.data.semantic import SemanticFolders, read_semantic
-from vision_stack.data.shapes import generate_shapes
-from vision_stack.data.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.data.checks.segments import LabelMapSplit
+from vision_stack.data.readers.coco import CocoSplit, read_coco
+from vision_stack.data.readers.coco_panoptic import read_coco_panoptic
+from vision_stack.data.readers.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
+from vision_stack.data.readers.semantic import SemanticFolders, read_semantic
+from vision_stack.data.shapes.generate import generate_shapes
 from vision_stack.structures import Category, Task
 
 Split = CocoSplit | LabelMapSplit

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from vision_stack.data.augment.transforms import TransformConfig
+from vision_stack.data.checks.issues import Problem, data_error, show
+from vision_stack.data.checks.split_overlap import shared_images
 from vision_stack.data.configs import DataConfig, Split
 from vision_stack.data.dataset import SegmentationDataset
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
-from vision_stack.data.split_overlap import shared_images
-from vision_stack.data.transforms import TransformConfig
-from vision_stack.data.validation import Problem, data_error, show
 from vision_stack.structures import Category, Task, heads_for
 
 

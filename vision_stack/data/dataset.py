@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vision_stack.data.augment.transforms import TransformConfig, make_target, wrap_target
+from vision_stack.data.checks.issues import data_error
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.images import read_image
 from vision_stack.data.sampler import Key, sample_rng
-from vision_stack.data.transforms import TransformConfig, make_target, wrap_target
-from vision_stack.data.validation import data_error
 from vision_stack.ops.image import pad_batch, to_float, to_tensor
 from vision_stack.structures import Batch, ImageInfo, Sample, Target
 

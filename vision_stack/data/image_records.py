@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.checks.issues import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.data.images import ImageSizes, read_sizes
-from vision_stack.data.transforms import Affine, Objects
-from vision_stack.data.validation import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.ops.rle import MAX_PIXELS
 
 T = TypeVar("T")

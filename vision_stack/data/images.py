@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vision_stack.data.checks.issues import DataError, data_error
 from vision_stack.data.jpeg_ends import refuse_early_end
-from vision_stack.data.validation import DataError, data_error
 from vision_stack.ops.rle import MAX_PIXELS
 
 _FORMATS = (

@@ -20,9 +20,9 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.data.sampler import EpochSampler
-from vision_stack.data.validation import DataError
 from vision_stack.data.workers import (
     MORE_SHARED_MEMORY,
     SHARED_MEMORY,

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vision_stack.config import to_dict
+from vision_stack.data.checks.issues import DataError, data_error
 from vision_stack.data.images import read_image
-from vision_stack.data.validation import DataError, data_error
 from vision_stack.model import VisionModel
 from vision_stack.ops.files import write_file
 from vision_stack.structures import SHOWN_FROM_SCORE, Threshold

@@ -17,9 +17,9 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from vision_stack.data.augment.transforms import TransformConfig, wrap_target
 from vision_stack.data.datamodule import DataModule
 from vision_stack.data.sampler import sample_rng
-from vision_stack.data.transforms import TransformConfig, wrap_target
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
 from vision_stack.structures import Batch, ImageInfo

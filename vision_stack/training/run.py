@@ -19,10 +19,10 @@ from rich.console import Console
 
 from vision_stack.backbones.pretrained import load_pretrained
 from vision_stack.config import from_dict, to_dict
+from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
-from vision_stack.data.validation import DataError
 from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel

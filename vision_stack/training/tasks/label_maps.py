@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vision_stack.data.checks.segments import PanopticRecord, SemanticRecord
 from vision_stack.data.images import open_image
-from vision_stack.data.segments import PanopticRecord, SemanticRecord
 from vision_stack.metrics import PanopticEvaluator, SemanticEvaluator
 from vision_stack.metrics.panoptic import encode_panoptic, panoptic_categories
 from vision_stack.metrics.semantic import encode_semantic, semantic_categories

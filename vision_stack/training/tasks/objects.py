@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from vision_stack.data.coco import ImageRecord
+from vision_stack.data.readers.coco import ImageRecord
 from vision_stack.metrics import CocoEvaluator, coco_results
 from vision_stack.metrics.coco import IouType
 from vision_stack.structures import SHOWN_FROM_SCORE, Category, Instances, Threshold

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vision_stack.data.annotation_consistency import note_crowds
-from vision_stack.data.categories import read_categories
+from vision_stack.data.checks.categories import read_categories
+from vision_stack.data.checks.consistency import note_crowds
+from vision_stack.data.checks.issues import BrokenField, DataError, Findings, data_error, show, whole_number
+from vision_stack.data.checks.label_files import check_maps, oriented_as_map
+from vision_stack.data.checks.segments import LabelMapSplit, PanopticRecord, SegmentTable
 from vision_stack.data.image_records import ImageFolder, ListedImage, check_files, read_listed
-from vision_stack.data.json_file import load_coco_json, refusal
-from vision_stack.data.label_files import check_maps, oriented_as_map
-from vision_stack.data.segments import LabelMapSplit, PanopticRecord, SegmentTable
-from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show, whole_number
+from vision_stack.data.readers.json_file import load_coco_json, refusal
 from vision_stack.ops.label_maps import MAX_SEGMENT_ID
 from vision_stack.structures import Category
 

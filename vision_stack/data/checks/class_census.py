@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vision_stack.data.segments import SemanticRecord
-from vision_stack.data.validation import show
+from vision_stack.data.checks.issues import show
+from vision_stack.data.checks.segments import SemanticRecord
 
 _LARGE_SHARE = 0.2  # of all pixels, which is more than borders and unlabelled regions usually take
 _SHOWN = 3

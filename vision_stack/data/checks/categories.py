@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vision_stack.data.validation import DataError, Findings, listing, show, whole_number
+from vision_stack.data.checks.issues import DataError, Findings, listing, show, whole_number
 from vision_stack.structures import Category
 
 

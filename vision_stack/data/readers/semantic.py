@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.categories import read_categories
-from vision_stack.data.class_census import ClassCensus
+from vision_stack.data.checks.categories import read_categories
+from vision_stack.data.checks.class_census import ClassCensus
+from vision_stack.data.checks.issues import BrokenField, DataError, Findings, data_error, show
+from vision_stack.data.checks.label_files import check_maps, oriented_as_map
+from vision_stack.data.checks.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
 from vision_stack.data.image_records import ImageFolder, check_files, read_listed
 from vision_stack.data.images import IMAGE_SUFFIXES
-from vision_stack.data.json_file import parse_json, refusal
-from vision_stack.data.label_files import check_maps, oriented_as_map
-from vision_stack.data.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
-from vision_stack.data.validation import BrokenField, DataError, Findings, data_error, show
+from vision_stack.data.readers.json_file import parse_json, refusal
 from vision_stack.structures import Category
 
 _VALUES = 2**16  # of a map with 16 bits

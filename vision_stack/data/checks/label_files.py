@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from vision_stack.data.checks.issues import DataError, Problem, data_error
 from vision_stack.data.image_records import ListedImage, with_progress
 from vision_stack.data.images import open_image, read_sizes
-from vision_stack.data.validation import DataError, Problem, data_error
 from vision_stack.ops.label_maps import rgb_to_ids
 
 CHECKED_AT_START = 2000  # maps of a split; what is wrong with the export is wrong with the first ones

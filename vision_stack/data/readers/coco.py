@@ -1,8 +1,7 @@
 """Reads a COCO json of objects with masks or boxes, and its images, into checked records.
 
-What each check refuses, fixes or ignores is documented with the check: `annotation_checks.py`, `image_records.py`,
-`categories.py`. Everything broken is found before training starts. Masks stay polygons and RLEs here; they are
-rasterised last, after the transforms.
+What each check refuses, fixes or ignores is documented with the check: `checks/`, `image_records.py`. Everything broken
+is found before training starts. Masks stay polygons and RLEs here; they are rasterised last, after the transforms.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.annotation_checks import ImageFrame, read_annotations
 from vision_stack.data.annotations import Annotation, AnnotationTable
-from vision_stack.data.categories import read_categories
+from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.checks.annotations import ImageFrame, read_annotations
+from vision_stack.data.checks.categories import read_categories
+from vision_stack.data.checks.issues import DataError, Findings, Problem, data_error, report, whole_number
 from vision_stack.data.image_records import ImageFile, ListedImage, check_files, read_listed
-from vision_stack.data.json_file import load_coco_json, refusal
-from vision_stack.data.transforms import Affine, Objects
-from vision_stack.data.validation import DataError, Findings, Problem, data_error, report, whole_number
+from vision_stack.data.readers.json_file import load_coco_json, refusal
 from vision_stack.structures import Category
 
 __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]

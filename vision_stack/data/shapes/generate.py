@@ -26,8 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from vision_stack.data.shapes_labels import CATEGORY_IDS, SceneSegments, SegmentFiles, scene_files
-from vision_stack.data.shapes_render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
+from vision_stack.data.shapes.labels import CATEGORY_IDS, SceneSegments, SegmentFiles, scene_files
+from vision_stack.data.shapes.render import CATEGORIES, SPLITS, Scene, Shape, draw_scene, rasterize
 from vision_stack.ops import rle
 from vision_stack.ops.files import scratch_folder
 

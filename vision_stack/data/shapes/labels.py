@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.shapes_render import BACKGROUNDS, CATEGORIES, Scene
+from vision_stack.data.shapes.render import BACKGROUNDS, CATEGORIES, Scene
 from vision_stack.ops.label_maps import class_png, segment_png
 
 CATEGORY_IDS = (3, 7, 11, 20)  # sparse on purpose, as in many real data sets

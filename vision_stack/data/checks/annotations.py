@@ -3,7 +3,7 @@
 What is wrong beyond repair is a problem: no segmentation (unless boxes are enough), one of the wrong size or shape,
 coordinates that are not finite, a polygon without area, a box without area or wholly outside of the image, an unknown
 image or category; and, if most of them are so, polygons that cover no pixel, or boxes that are fractions of the image.
-What looks odd is noted (`annotation_consistency.py`).
+What looks odd is noted (`consistency.py`).
 
 What has an obvious meaning is fixed: a missing box or area is taken from the segmentation, a box that sticks out is
 clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.annotation_consistency import (
+from vision_stack.data.annotations import AnnotationTable
+from vision_stack.data.checks.consistency import (
     Masks,
     Notes,
     find_empty,
@@ -33,9 +34,8 @@ from vision_stack.data.annotation_consistency import (
     note_holes,
     note_outside,
 )
-from vision_stack.data.annotations import AnnotationTable
-from vision_stack.data.polygon_checks import DEGENERATE, PolygonShapes, fault_of, measure
-from vision_stack.data.validation import BrokenField, Findings, data_error, show, whole_number
+from vision_stack.data.checks.issues import BrokenField, Findings, data_error, show, whole_number
+from vision_stack.data.checks.polygons import DEGENERATE, PolygonShapes, fault_of, measure
 from vision_stack.ops import rle
 from vision_stack.ops.masks import MAX_COORDINATE
 

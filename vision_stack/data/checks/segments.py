@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.checks.issues import Problem, data_error, report
+from vision_stack.data.checks.label_files import masks_of, read_class_map, read_segment_map
 from vision_stack.data.image_records import ImageFile
-from vision_stack.data.label_files import masks_of, read_class_map, read_segment_map
-from vision_stack.data.transforms import Affine, Objects
-from vision_stack.data.validation import Problem, data_error, report
 from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 
 IGNORE, UNKNOWN = -1, -2  # labels of pixels that say nothing, and of values that no class has

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from typing import Any
 
-from vision_stack.data.validation import DataError, Problem, data_error, listing, show
+from vision_stack.data.checks.issues import DataError, Problem, data_error, listing, show
 
 
 def load_coco_json(file: str, kind: str = "instance") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.validation import Findings
+from vision_stack.data.checks.issues import Findings
 from vision_stack.ops.masks import covers_a_pixel
 
 Float: TypeAlias = NDArray[np.float64]

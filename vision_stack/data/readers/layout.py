@@ -20,8 +20,8 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-from vision_stack.data.foreign import describe, list_files
-from vision_stack.data.validation import DataError, data_error
+from vision_stack.data.checks.issues import DataError, data_error
+from vision_stack.data.readers.foreign import describe, list_files
 
 SplitName = Literal["train", "val"]
 
