@@ -28,6 +28,7 @@ HEADS = {  # name -> its options
     "deformable_detr": ("task=detection", "neck=deformable_encoder"),
     "rt_detr": ("task=detection", "neck=hybrid_encoder"),
     "d_fine": ("task=detection", "neck=hybrid_encoder", "neck.fusion=elan"),
+    "rf_detr": ("task=detection", "neck=scale_projector"),
 }
 AP = ("AP", "AP50")
 SHORT = (40, 120)  # steps of the runs that measure

@@ -90,6 +90,7 @@ class VisionModelConfig(Config):
         letters = sum(len(category.name) for category in self.categories)
         if letters > MAX_LETTERS:
             raise ConfigError(f"categories: names of {letters:,} letters; at most {MAX_LETTERS:,} fit in a checkpoint")
+        object.__setattr__(self, "head", self.head.fitted(self.task))
         self.head.check_task(self.task)
         if tail := self.head.tail:
             if self.neck.type != "none":

@@ -141,6 +141,20 @@ class EdgeDistributions(NamedTuple):
 
 
 @exportable
+class MaskFactors(NamedTuple):
+    """What masks of queries are made of.
+
+    Mask logits are the dot product of a query's embedding and a pixel's features, which every layer has its own of.
+    Where there are more predictions of classes and boxes, the first of them are the first layer's, and have its masks.
+    """
+
+    embed: Tensor  # [L + 1, B, Q, C]; not in training: the last layer's alone, here and below
+    features: Tensor  # [L + 1, B, C, ceil(H/4), ceil(W/4)]
+    encoder_embed: Tensor | None = None  # [B, P, C] of the proposals
+    encoder_features: Tensor | None = None  # [B, C, ceil(H/4), ceil(W/4)]
+
+
+@exportable
 class BoxOutputs(NamedTuple):
     """Outputs of a head of the DETR family. Boxes are (cx, cy, w, h) as shares of their image without padding.
 
@@ -158,17 +172,4 @@ class BoxOutputs(NamedTuple):
     denoising_boxes: Tensor | None = None  # [L + 1, B, D, 4]
     edges: EdgeDistributions | None = None
     denoising_edges: EdgeDistributions | None = None
-
-
-@exportable
-class MaskedBoxOutputs(NamedTuple):
-    """Outputs of a head of the DETR family whose queries have a mask, too.
-
-    Mask logits are the dot product of a query's embedding and a pixel's features, which every layer has its own of.
-    """
-
-    boxes: BoxOutputs
-    mask_embed: Tensor  # [L + 1, B, Q, C]; not in training: the last layer's alone, here and below
-    mask_features: Tensor  # [L + 1, B, C, ceil(H/4), ceil(W/4)]
-    encoder_embed: Tensor | None = None  # [B, P, C] of the proposals
-    encoder_features: Tensor | None = None  # [B, C, ceil(H/4), ceil(W/4)]
+    masks: MaskFactors | None = None  # of heads with masks

@@ -20,7 +20,7 @@ from vision_stack.backbones.base import Backbone
 from vision_stack.backbones.config_json import decode_backbone
 from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, published_file
 from vision_stack.backbones.pretrained import LoadReport
-from vision_stack.config import ConfigError, registered, to_dict
+from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from vision_stack.weights.architectures import ARCHITECTURES, architecture_of
 from vision_stack.weights.checks import faults_of
@@ -101,8 +101,7 @@ def _read_directory(directory: Path, raw: Mapping[str, Any], source: str | Path)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     task = guess_task(str(source), raw["model_type"])
-    own: Any = registered("head")[head["type"]]
-    if task not in own.tasks:
+    if not from_dict(head, kind="head").serves(task):
         task = "detection"
     num_things = THINGS.get((task, len(names)), len(names))
     config = {

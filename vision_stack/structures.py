@@ -269,6 +269,19 @@ class HeadConfig(Config):
         """The last blocks of a plain transformer that the head runs itself."""
         return None
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether targets must have masks with these options."""
+        return self.needs_masks
+
+    def fitted(self, task: Task) -> HeadConfig:
+        """With options that say `auto` as the task has them."""
+        return self
+
+    def serves(self, task: Task) -> bool:
+        """Whether the head can be trained for the task with these options."""
+        return task in self.tasks
+
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> Any:
         """The head for maps of `in_specs`; ConfigError where a stride that it needs is not among them."""
         raise NotImplementedError

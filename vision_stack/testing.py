@@ -110,13 +110,26 @@ def check_head(config: HeadConfig, in_specs: Sequence[FeatureSpec] | None = None
     """
     _check_config(config, "head")
     given = tuple(in_specs or _specs_for(config))
+    tasks = sorted(config.tasks)
+    _expect(bool(tasks), "tasks is empty: say what the head can be trained for")
+    served = [task for task in tasks if config.serves(task)]
+    _expect(bool(served), f"serves gives False for each of tasks, {tasks}")
+    for task in served:
+        fitted = config.fitted(task)
+        _check_config(fitted, "head")
+        of_same_options = [other for other in served if config.fitted(other) == fitted]
+        if task == of_same_options[0]:
+            _check_head(fitted, given, num_classes, of_same_options)
+
+
+def _check_head(config: HeadConfig, given: tuple[FeatureSpec, ...], num_classes: int, tasks: Sequence[Task]) -> None:
+    """Of a config that is fitted to each of the tasks."""
     torch.manual_seed(0)
     head = config.build(given, num_classes)
     _expect(isinstance(head, Head), f"build gives a {type(head).__name__}, which does not derive from Head")
     _expect(head.num_classes == num_classes, f"num_classes is {head.num_classes}, not the {num_classes} asked for")
-    tasks = set(config.tasks)
-    _expect(bool(tasks), "tasks is empty: say what the head can be trained for")
-    _expect(set(head.decoders) == tasks, f"decoders are for {sorted(head.decoders)}, tasks are {sorted(tasks)}")
+    decoders = sorted(head.decoders)
+    _expect(decoders == sorted(config.tasks), f"decoders are for {decoders}, tasks are {sorted(config.tasks)}")
     limit = head.max_objects
     _expect(limit is None or limit >= 1, f"max_objects is {limit}; leave it None where there is no limit")
     _expect(limit is None or hasattr(config, config.limit), f"limit names an option that there is not: {config.limit}")
@@ -126,7 +139,7 @@ def check_head(config: HeadConfig, in_specs: Sequence[FeatureSpec] | None = None
     _check_class_rows(head, num_classes)
     twin = config.build(given, num_classes)
     twin.load_state_dict(head.state_dict())
-    for task in sorted(tasks):
+    for task in tasks:
         found = _predict(config, head, given, task)
         again = _predict(config, twin, given, task)
         for one, other in zip(found, again, strict=True):
@@ -145,7 +158,7 @@ def _check_losses(config: HeadConfig, head: Any, specs: tuple[FeatureSpec, ...],
     size = SIZES[1]
     names: set[str] = set()
     for counts in ((2, 1), (0, 3), (0, 0)):
-        targets = [_target(count, size, num_classes, config.needs_masks) for count in counts]
+        targets = [_target(count, size, num_classes, config.reads_masks) for count in counts]
         if counts == (0, 3):
             targets[1]["ignored"] = torch.tensor([[30.0, 30.0, 90.0, 70.0]])
         before = copy.deepcopy(targets)

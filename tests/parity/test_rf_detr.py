@@ -181,10 +181,10 @@ def masks_of(path: Path, batch: str, *, train: bool) -> tuple[list[Tensor], list
     assert ours.config.task == "instance"
     outputs = ours(images, image_sizes=sizes)
     found = [
-        torch.einsum("bqc,bchw->bqhw", *pair) for pair in zip(outputs.mask_embed, outputs.mask_features, strict=True)
+        torch.einsum("bqc,bchw->bqhw", *pair) for pair in zip(outputs.masks.embed, outputs.masks.features, strict=True)
     ]
     if train:
-        found.insert(0, torch.einsum("bqc,bchw->bqhw", outputs.encoder_embed, outputs.encoder_features))
+        found.insert(0, torch.einsum("bqc,bchw->bqhw", outputs.masks.encoder_embed, outputs.masks.encoder_features))
     return kept, found
 
 

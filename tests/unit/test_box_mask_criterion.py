@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_stack.losses.box_mask_criterion import BoxMaskCriterionConfig
-from vision_stack.outputs import BoxOutputs, MaskedBoxOutputs
+from vision_stack.losses import BoxCriterionConfig
+from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
+from vision_stack.outputs import BoxOutputs, MaskFactors
 from vision_stack.structures import Target
 
 SIZE = 32  # of the image, its masks are a quarter
@@ -25,7 +26,7 @@ def targets(count: int) -> list[Target]:
     return [full, empty]
 
 
-def outputs(columns: list[int], groups: int = 1) -> MaskedBoxOutputs:
+def outputs(columns: list[int], groups: int = 1) -> BoxOutputs:
     """Query n of each group covers stripe `columns[n]` of the image, in all layers: one channel for each stripe."""
     queries = len(columns) * groups
     logits, boxes = torch.zeros(LAYERS, BATCH, queries, 3), torch.full((LAYERS, BATCH, queries, 4), 0.5)
@@ -37,12 +38,12 @@ def outputs(columns: list[int], groups: int = 1) -> MaskedBoxOutputs:
         stripe[:, 2 * number : 2 * number + 2] = 20.0
     embed = torch.eye(4)[torch.tensor(columns * groups)].expand(LAYERS, BATCH, -1, -1).clone().requires_grad_()
     features = stripes.expand(LAYERS, BATCH, -1, -1, -1).clone().requires_grad_()
-    return MaskedBoxOutputs(found, embed, features)
+    return found._replace(masks=MaskFactors(embed, features))
 
 
-def losses(found: MaskedBoxOutputs, wanted: list[Target], groups: int = 1, **options: Any) -> dict[str, Tensor]:
+def losses(found: BoxOutputs, wanted: list[Target], groups: int = 1, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return BoxMaskCriterionConfig(cells_per_point=1, **options).build()(found, wanted, groups)
+    return BoxMaskCriterion(BoxCriterionConfig(cells_per_point=1, **options).build())(found, wanted, groups)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -64,7 +65,7 @@ def test_only_matched_queries_learn_their_masks() -> None:
     found = outputs([0, 1, 2])
     given = losses(found, targets(1))
     torch.stack([given["loss_mask"], given["loss_dice"]]).sum().backward()
-    learn = found.mask_embed.grad[-1].abs().sum(2) > 0  # type: ignore[index]
+    learn = found.masks.embed.grad[-1].abs().sum(2) > 0  # type: ignore[index]
     assert learn.tolist() == [[True, False, False], [False, False, False]]
 
 
@@ -79,5 +80,5 @@ def test_a_batch_without_objects_has_gradients_and_no_mask_loss() -> None:
     given = losses(found, [targets(1)[1]] * 2)
     assert given["loss_mask"] == given["loss_dice"] == 0
     torch.stack(list(given.values())).sum().backward()
-    assert found.mask_embed.grad is not None
-    assert found.mask_features.grad is not None
+    assert found.masks.embed.grad is not None
+    assert found.masks.features.grad is not None

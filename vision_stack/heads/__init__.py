@@ -12,8 +12,7 @@ from vision_stack.heads.mask import MaskHead, MaskHeadConfig
 from vision_stack.heads.mask2former import Mask2FormerHead, Mask2FormerHeadConfig
 from vision_stack.heads.maskformer import MaskFormerHead, MaskFormerHeadConfig
 from vision_stack.heads.rcnn import FasterRCNNHead, FasterRCNNHeadConfig, MaskRCNNHead, MaskRCNNHeadConfig
-from vision_stack.heads.rf_detr import RFDETRHead, RFDETRHeadConfig
-from vision_stack.heads.rf_detr_seg import RFDETRSegHead, RFDETRSegHeadConfig
+from vision_stack.heads.rf_detr import RFDETRHead, RFDETRHeadConfig, RFDETRSegHeadConfig
 from vision_stack.heads.rt_detr import RTDETRHead, RTDETRHeadConfig
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "MaskRCNNHeadConfig",
     "RFDETRHead",
     "RFDETRHeadConfig",
-    "RFDETRSegHead",
     "RFDETRSegHeadConfig",
     "RTDETRHead",
     "RTDETRHeadConfig",

@@ -85,8 +85,9 @@ class DFineHead(QuerySelectionHead):
         noised objects, and the distributions of edges."""
         memory, image_sizes = self.memory(features), image_sizes_of(features)
         queries = self.queries(memory, image_sizes, targets)
-        logits, boxes, edges = self._decode(queries, memory)
-        outputs = self.outputs(queries, logits, boxes, image_sizes)
+        logits, boxes, edges, hidden = self._decode(queries, memory)
+        masks = self.mask_factors([x[:, queries.num_noised :] for x in hidden], memory, features)
+        outputs = self.outputs(queries, logits, boxes, image_sizes)._replace(masks=masks)
         if self.training:
             noised = queries.num_noised
             outputs = outputs._replace(edges=_of_queries(edges, slice(noised, None)))
@@ -94,16 +95,18 @@ class DFineHead(QuerySelectionHead):
                 outputs = outputs._replace(denoising_edges=_of_queries(edges, slice(noised)))
         return outputs
 
-    def _decode(self, queries: Queries, memory: Memory) -> tuple[Tensor, Tensor, EdgeDistributions]:
-        """Logits [1 + L, B, D + Q, K] and boxes [1 + L, B, D + Q, 4], those of the first box first, and edges."""
+    def _decode(self, queries: Queries, memory: Memory) -> tuple[Tensor, Tensor, EdgeDistributions, list[Tensor]]:
+        """Logits [1 + L, B, D + Q, K] and boxes [1 + L, B, D + Q, 4], those of the first box first, edges, and the
+        queries [B, D + Q, C] after each layer."""
         x, reference = queries.x, queries.reference
         values = bin_values(self.reg_scale, reference)
-        all_logits, boxes, all_edges = [], [], []
+        all_logits, boxes, all_edges, hidden = [], [], [], []
         for number, layer in enumerate(self.layers):
             places = on_each_map(reference, memory.padding, self.num_levels)
             position = self.query_position(reference.to(x.dtype)).clamp(-LARGEST_POSITION, LARGEST_POSITION)
             before = x.detach()
             x = layer(x, position, memory.tokens, memory.shapes, places, memory.padding, queries.attend)
+            hidden.append(x)
             logits = self.class_embed[number](x)
             if number == 0:
                 first = refined(precise(self.first_bbox(x)), reference)
@@ -121,7 +124,7 @@ class DFineHead(QuerySelectionHead):
             reference = boxes[-1].detach()
         distributions = torch.stack(all_edges).unflatten(3, (4, NUM_BINS))
         edges_of = EdgeDistributions(distributions, first.detach(), values)
-        return torch.stack(all_logits), torch.stack(boxes), edges_of
+        return torch.stack(all_logits), torch.stack(boxes), edges_of, hidden
 
 
 class SamplingDecoderLayer(nn.Module):

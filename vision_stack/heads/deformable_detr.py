@@ -89,19 +89,21 @@ class DeformableDETRHead(DETRHead):
             reference = precise(self.reference_points(position)).sigmoid()
         else:
             reference, position, x, encoder = self.proposals(memory)
-        logits, boxes = [], []
+        logits, boxes, hidden = [], [], []
         for number, layer in enumerate(self.layers):
             places = on_each_map(reference, memory.padding, self.num_levels)
             x = layer(x, position, memory.tokens, memory.shapes, places, memory.padding)
+            hidden.append(x)
             predictor = number if self.with_box_refine else 0
             logits.append(self.class_embed[predictor](x))
             boxes.append(refined(precise(self.bbox_embed[predictor](x)), reference))
             if self.with_box_refine:
                 reference = boxes[-1].detach()
         all_logits, all_boxes = torch.stack(logits), torch.stack(boxes)
-        return BoxOutputs(
+        outputs = BoxOutputs(
             all_logits[-1], all_boxes[-1], all_logits[:-1], all_boxes[:-1], image_sizes_of(features), *encoder
         )
+        return outputs._replace(masks=self.mask_factors(hidden, memory, features))
 
 
 class _Proposals(nn.Module):

@@ -1,13 +1,13 @@
 """What heads of the DETR family share: the maps they read, proposals, refined boxes, losses and detections.
 
-A head of one's own derives from `DETRHead` and gives `forward`.
+A head of one's own derives from `DETRHead` and gives `forward`, with the outputs' `masks` by `mask_factors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,14 @@ from vision_stack.heads.base import Decoder, Head
 from vision_stack.heads.boxes import Candidates, instances, precise
 from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm
-from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to_tokens
+from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to_maps, to_tokens
 from vision_stack.layers.mlp import MLP
+from vision_stack.layers.query_masks import QueryMasks
 from vision_stack.losses.box_criterion import BoxCriterionConfig
+from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
 from vision_stack.ops.boxes import inverse_sigmoid
-from vision_stack.outputs import BoxOutputs
+from vision_stack.outputs import BoxOutputs, MaskFactors
+from vision_stack.postprocess.instance import query_masks
 from vision_stack.structures import (
     DecodeOptions,
     Features,
@@ -44,10 +47,10 @@ BORDER = 0.01  # of the image; proposals whose centre or size is nearer to 0 or 
 
 @dataclass(frozen=True, kw_only=True)
 class DETRHeadConfig(HeadConfig):
-    """Base of configs of heads whose queries give class logits and a box each."""
+    """Base of configs of heads whose queries give class logits and a box each, and a mask where they are asked to."""
 
-    tasks: ClassVar[frozenset[Task]] = frozenset({"detection"})
-    needs_masks: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[Task]] = frozenset({"detection", "instance"})
+    needs_masks: ClassVar[bool] = False  # by default
     num_queries: Count = 300
     hidden_dim: Count = 256
     num_decoder_layers: Layers = 6
@@ -55,10 +58,27 @@ class DETRHeadConfig(HeadConfig):
     ffn_dim: Count = 1024
     dropout: Fraction = 0.1
     loss: BoxCriterionConfig = field(default_factory=BoxCriterionConfig)
+    masks: bool | Literal["auto"] = "auto"  # of the queries; "auto": with task=instance
+    mask_ffn_dim: Count = 1024  # of the layers between queries and masks
 
     def check(self) -> None:
         """ConfigError unless attention heads and sine positions fit the width."""
         check_width("hidden_dim", self.hidden_dim, self.num_heads)
+
+    @property
+    def reads_masks(self) -> bool:
+        return self.masks is True
+
+    def fitted(self, task: Task) -> DETRHeadConfig:
+        return replace(self, masks=task == "instance") if self.masks == "auto" else self
+
+    def serves(self, task: Task) -> bool:
+        return super().serves(task) and (task != "instance" or self.masks is not False)
+
+    def check_task(self, task: Task) -> None:
+        super().check_task(task)
+        if not self.serves(task):
+            raise ConfigError(f"head.masks: task={task} needs them; set head.masks=true, or use task=detection")
 
     @property
     def pyramid(self) -> Pyramid:
@@ -79,6 +99,7 @@ class DETRHead(Head[BoxOutputs]):
     Attributes:
         class_layers: what the names of parameters begin with that have a row for each class.
         num_levels: how many maps are read, all from stride 8 on.
+        masks: makes the masks of queries; None in a head without.
     """
 
     max_objects: int
@@ -88,7 +109,8 @@ class DETRHead(Head[BoxOutputs]):
         super().__init__()
         self.num_classes = num_classes
         self.max_objects = config.num_queries
-        self.criterion = config.loss.build()
+        criterion = config.loss.build()
+        self.criterion = BoxMaskCriterion(criterion) if config.reads_masks else criterion
         self.read = [index for index, spec in enumerate(in_specs) if spec.stride >= FINEST_STRIDE]
         if not self.read:
             raise ConfigError(
@@ -99,6 +121,11 @@ class DETRHead(Head[BoxOutputs]):
         self.num_levels = len(self.read)
         self.input_projections = nn.ModuleList(
             self.projection(in_specs[index].channels, config.hidden_dim) for index in self.read
+        )
+        self.masks = (
+            QueryMasks(config.hidden_dim, config.num_decoder_layers, config.mask_ffn_dim)
+            if config.reads_masks
+            else None
         )
 
     @staticmethod
@@ -112,8 +139,24 @@ class DETRHead(Head[BoxOutputs]):
         tokens, shapes = to_tokens([f(x) for f, x in zip(self.input_projections, read, strict=True)])
         return Memory(tokens, shapes, padding_of(features, shapes))
 
+    def mask_factors(
+        self, hidden: Sequence[Tensor], memory: Memory, features: Features, proposed: Tensor | None = None
+    ) -> MaskFactors | None:
+        """What masks are made of, from the finest map that is read; None in a head without masks.
+
+        Args:
+            hidden: queries [B, Q, C] after each layer. Not in training the last layer's alone get masks.
+            proposed: [B, P, C] of proposals that are to have masks in training.
+        """
+        if self.masks is None:
+            return None
+        supervised = hidden if self.training else hidden[-1:]
+        finest = to_maps(memory.tokens, memory.shapes)[0]
+        return MaskFactors(*self.masks(finest, features.size, torch.stack(list(supervised)), proposed))
+
     def compute_loss(self, outputs: BoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is the total. See `vision_stack.losses.box_criterion`."""
+        """Weighted losses by name; their sum is the total. See `vision_stack.losses.box_criterion`, and of heads with
+        masks `vision_stack.losses.box_mask_criterion`."""
         return self.criterion(outputs, targets)
 
     def class_rows(self) -> dict[str, Tensor]:
@@ -142,7 +185,17 @@ class DETRHead(Head[BoxOutputs]):
         for found, info in zip(self.detections(outputs, options), infos, strict=True):
             yield instances(found, in_pixels(found, info), options)
 
-    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes}
+    def _instances(
+        self, outputs: BoxOutputs, infos: Sequence[ImageInfo], options: DecodeOptions
+    ) -> Iterator[Instances]:
+        if outputs.masks is None:
+            raise ConfigError("head.masks: task=instance needs them; build the head with masks=True")
+        embed, features = outputs.masks.embed[-1], outputs.masks.features[-1]
+        for image, ((found, queries), info) in enumerate(zip(self.ranked(outputs, options), infos, strict=True)):
+            masks = query_masks(features[image], embed[image], queries, info, options.masks)
+            yield instances(found, in_pixels(found, info), options, masks)
+
+    decoders: ClassVar[Mapping[Task, Decoder]] = {"detection": _boxes, "instance": _instances}
 
 
 def in_pixels(found: Candidates, info: ImageInfo) -> Tensor:

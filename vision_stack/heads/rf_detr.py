@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +56,15 @@ class RFDETRHeadConfig(DETRHeadConfig):
         return RFDETRHead(self, in_specs, num_classes)
 
 
-class Decoded(NamedTuple):
-    """What a decoder gives: boxes and classes, and what else can be predicted from."""
+@register("head", "rf_detr_seg")
+@dataclass(frozen=True, kw_only=True)
+class RFDETRSegHeadConfig(RFDETRHeadConfig):
+    """The defaults are RF-DETR-Seg's small model; nano has 4 layers, too, medium and large 5, the larger ones 6."""
 
-    outputs: BoxOutputs
-    hidden: Tensor  # [L + 1, B, Q, C] queries after each layer
-    proposed: Tensor  # [B, Q, C] tokens of the chosen proposals
-    memory: Memory
+    needs_masks: ClassVar[bool] = True
+    num_queries: Count = 100
+    num_decoder_layers: Layers = 4
+    masks: bool | Literal["auto"] = True
 
 
 class RFDETRHead(DETRHead):
@@ -70,7 +72,7 @@ class RFDETRHead(DETRHead):
 
     Sizes of boxes are predicted as factors of the reference's, places as shares of its sides. All layers share their
     predictors, and the positions of queries are computed once. In training there are several groups of queries, each
-    with a selection of its own, which only see one another (Group DETR).
+    with a selection of its own, which only see one another (Group DETR). Proposals have masks, too, if there are any.
     """
 
     def __init__(self, config: RFDETRHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
@@ -99,10 +101,6 @@ class RFDETRHead(DETRHead):
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> BoxOutputs:
         """Maps of `in_specs` -> class logits and boxes; while training also those of the chosen proposals."""
-        return self.decoded(features).outputs
-
-    def decoded(self, features: Features) -> Decoded:
-        """The outputs, and the queries that they are made of."""
         memory = self.memory(features)
         groups = self.num_groups if self.training else 1
         logits, chosen, proposed = self._proposed(memory, groups)
@@ -124,7 +122,8 @@ class RFDETRHead(DETRHead):
         outputs = BoxOutputs(
             all_logits[-1], all_boxes[-1], all_logits[:-1], all_boxes[:-1], image_sizes_of(features), *encoder
         )
-        return Decoded(outputs, stacked, proposed, memory)
+        masks = self.mask_factors(hidden, memory, features, proposed if self.training else None)
+        return outputs._replace(masks=masks)
 
     def compute_loss(self, outputs: BoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """See `DETRHead.compute_loss`; outputs of training are of several groups."""

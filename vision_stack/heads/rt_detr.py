@@ -53,23 +53,26 @@ class RTDETRHead(QuerySelectionHead):
         of noised objects."""
         memory, image_sizes = self.memory(features), image_sizes_of(features)
         queries = self.queries(memory, image_sizes, targets)
-        return self.outputs(queries, *self._decode(queries, memory), image_sizes)
+        logits, boxes, hidden = self._decode(queries, memory)
+        masks = self.mask_factors([x[:, queries.num_noised :] for x in hidden], memory, features)
+        return self.outputs(queries, logits, boxes, image_sizes)._replace(masks=masks)
 
-    def _decode(self, queries: Queries, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Logits [L, B, D + Q, K] and boxes [L, B, D + Q, 4] of all layers.
+    def _decode(self, queries: Queries, memory: Memory) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits [L, B, D + Q, K] and boxes [L, B, D + Q, 4] of all layers, and the queries [B, D + Q, C] after each.
 
         The boxes of a layer have gradients for it and for the layer before it (DINO, Sec. 3.5).
         """
-        logits, boxes = [], []
+        logits, boxes, hidden = [], [], []
         x, reference = queries.x, queries.reference
         before = reference
         for layer, class_embed, bbox_embed in zip(self.layers, self.class_embed, self.bbox_embed, strict=True):
             places = on_each_map(reference, memory.padding, self.num_levels)
             position = self.query_position(reference.to(x.dtype))
             x = layer(x, position, memory.tokens, memory.shapes, places, memory.padding, queries.attend)
+            hidden.append(x)
             delta = precise(bbox_embed(x))
             logits.append(class_embed(x))
             boxes.append(refined(delta, before))
             before = refined(delta, reference)  # the same boxes, but no gradient goes further than one layer back
             reference = before.detach()
-        return torch.stack(logits), torch.stack(boxes)
+        return torch.stack(logits), torch.stack(boxes), hidden

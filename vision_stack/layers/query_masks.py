@@ -27,6 +27,25 @@ class QueryMasks(nn.Module):
         self.query_projection = nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.zeros(1))
 
+    def forward(
+        self, x: Tensor, size: tuple[int, int], queries: Tensor, proposed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """A map of an image of `size` (height, width), and queries [L, B, Q, C] after the last L of the layers.
+
+        Args:
+            proposed: [B, P, C], proposals that are to have masks, too: those of the map as it is.
+
+        Returns:
+            embeddings [L, B, Q, C + 1] and features [L, B, C + 1, ceil(H/4), ceil(W/4)]; of the proposals
+            [B, P, C + 1] and [B, C + 1, ceil(H/4), ceil(W/4)].
+        """
+        x = self.resized(x, size)
+        refined = list(self.refined(x))[-len(queries) :]
+        embed, features = self.embed(queries), torch.stack([self.features(each) for each in refined])
+        if proposed is None:
+            return embed, features, None, None
+        return embed, features, self.embed(proposed), self.with_bias(x)
+
     def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A map of an image of `size` (height, width) -> [B, C, ceil(H/4), ceil(W/4)]."""
         rows, columns = (-(-edge // STRIDE) for edge in size)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from vision_stack.config import Config, ConfigError, NonNegative
+from vision_stack.config import Config, ConfigError, Count, NonNegative
 from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, box_objects, labels_for, match_boxes
 from vision_stack.losses.class_losses import CLASS_LOSSES, ClassLossName
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
@@ -38,6 +38,12 @@ class BoxCriterionConfig(Config):
     class_cost: NonNegative = 2.0  # in the matching, whatever the loss that of the focal loss
     bbox_cost: NonNegative = 5.0
     giou_cost: NonNegative = 2.0
+    # Of heads with masks; the defaults are RF-DETR-Seg's (see `vision_stack.losses.box_mask_criterion`).
+    mask_weight: NonNegative = 5.0  # of cross-entropy at points
+    dice_weight: NonNegative = 5.0
+    mask_cost: NonNegative = 5.0
+    dice_cost: NonNegative = 5.0
+    cells_per_point: Count = 16  # of the mask features, for each point that is looked at
 
     def check(self) -> None:
         if not any(self.costs):
@@ -81,7 +87,11 @@ class BoxCriterion(nn.Module):
     def matched(
         self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int, more_costs: Sequence[list[Tensor]] = ()
     ) -> tuple[dict[str, Tensor], list[Matches]]:
-        """The losses, and the matches of the decoder's layers and of the proposals, to which `more_costs` are added."""
+        """The losses, and the matches of the decoder's layers and of the proposals.
+
+        Args:
+            more_costs: to add in the matching, see `match_boxes`; of the decoder's layers, then of the proposals.
+        """
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
             parts = self.parts(outputs, objects, num_groups, more_costs)

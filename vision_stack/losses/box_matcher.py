@@ -49,11 +49,13 @@ def match_boxes(
     normalised boxes and -GIoU. With more objects than queries the cheapest are kept.
 
     Args:
-        more: costs to add, for each stack those of each image with objects, flat [layers, queries, objects].
+        more: costs to add, for each of the first stacks those of each image with objects, flat [layers, queries,
+            objects].
     """
     parts = [_costs(stack, objects, weights) for stack in stacks]
-    if more and any(objects.counts):
-        parts = [[torch.cat(ours) + torch.cat(theirs)] for ours, theirs in zip(parts, more, strict=True)]
+    for part, added in zip(parts, more, strict=False):
+        if part:
+            part[:] = [torch.cat(part) + torch.cat(added)]
     costs = [each for part in parts for each in part]
     sizes = [(len(stack.logits), stack.logits.shape[2]) for stack in stacks]
     return assign(costs, sizes, objects.counts, objects.boxes.device)

@@ -179,9 +179,9 @@ def mean_over_ranks(divisors: Sequence[Tensor], at_least: float = 1e-6) -> list[
     return list((total.clamp(min=at_least) / ranks).split([len(divisor) for divisor in divisors]))
 
 
-def named_by_layer(**losses: Tensor) -> dict[str, Tensor]:
-    """Losses [L + 1] per layer, the last layer's first, under its plain name."""
+def named_by_layer(first: int = 0, /, **losses: Tensor) -> dict[str, Tensor]:
+    """Losses [L + 1] per layer from layer `first` on, the last layer's first, under its plain name."""
     named = {name: per_layer[-1] for name, per_layer in losses.items()}
     for name, per_layer in losses.items():
-        named |= {f"{name}_{layer}": value for layer, value in enumerate(per_layer[:-1].unbind(0))}
+        named |= {f"{name}_{layer}": value for layer, value in enumerate(per_layer[:-1].unbind(0), first)}
     return named

@@ -52,8 +52,10 @@ class EdgeCriterion(BoxCriterion):
 
     config: EdgeCriterionConfig
 
-    def forward(self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int = 1) -> dict[str, Tensor]:
-        """As `BoxCriterion.forward`, with `loss_fgl` and `loss_ddf` of the layers that have distributions.
+    def matched(
+        self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int, more_costs: Sequence[list[Tensor]] = ()
+    ) -> tuple[dict[str, Tensor], list[Matches]]:
+        """As `BoxCriterion.matched`, with `loss_fgl` and `loss_ddf` of the layers that have distributions.
 
         Sums over classes are divided by the number of objects, those over boxes and edges by that of pairs of the
         union, for noised objects all by that of copies. The distillation is a mean of two: over queries with an object
@@ -62,7 +64,7 @@ class EdgeCriterion(BoxCriterion):
         assert num_groups == 1, num_groups  # there is no union over groups
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = box_objects(targets, outputs.image_sizes, widened(outputs.pred_boxes).dtype)
-            parts = self.parts(outputs, objects, num_groups)
+            parts = self.parts(outputs, objects, num_groups, more_costs)
             total = outputs.pred_boxes.shape[:2].numel()
             searched = [part.matches for part in parts if part.suffix != DENOISING]
             union = union_of(searched, outputs.pred_boxes.shape[1], len(objects.boxes))
@@ -88,7 +90,7 @@ class EdgeCriterion(BoxCriterion):
                     ddf = self.config.ddf_weight * distillation(edges, part.stack.logits[-1], once, iou, balance)
                     losses |= _named(f"loss_fgl{part.suffix}", fgl, layers)
                     losses |= _named(f"loss_ddf{part.suffix}", ddf, layers)
-        return losses
+        return losses, searched
 
 
 def union_of(matches: Sequence[Matches], num_queries: int, num_objects: int) -> Pairs:

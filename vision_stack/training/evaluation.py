@@ -64,7 +64,7 @@ def evaluate(config: Mapping[str, Any], run_dir: Path, make_trainer: Callable[[]
     root = config["data"].get("root")
     if root and not Path(root).expanduser().is_dir():  # generated data would be drawn there
         raise ValueError(f"data.root: there is no folder {root}; check the path")
-    task, masks = model.config.task, model.config.head.needs_masks
+    task, masks = model.config.task, model.config.head.reads_masks
     data = build_datamodule(data_config, categories=model.categories, task=task, masks=masks)
     evaluator = build_evaluator(data, top_k=options.top_k, boundary_ap=options.boundary_ap)
     for line in data.val_notes():

@@ -172,7 +172,8 @@ def _from_scratch(recipe: Recipe, value: Any, otherwise: Any) -> tuple[Any, str]
 
 @rule("head.loss.class_weight")
 def _class_weight(recipe: Recipe, path: str) -> tuple[float, str]:
-    if recipe.facts.compact and recipe.default("head.loss.mask_weight") is not None:  # measured with masks
+    with_masks = recipe.default("head.loss.mask_weight") is not None and recipe.default("head.masks") is not False
+    if recipe.facts.compact and with_masks:  # as measured
         return 2 * recipe.default(path), "compact head: twice as published"
     return _full(recipe, path)
 

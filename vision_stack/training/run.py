@@ -79,7 +79,7 @@ def train(
     start = read_start(options.weights, early, overrides) if options.weights and anew else None
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
-    data.masks = parts["head"].needs_masks
+    data.masks = parts["head"].reads_masks
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
 
     config, settled = settle_options(config, data, start, checkpoint, overrides)
@@ -87,7 +87,8 @@ def train(
     optim, finetune = options.optim, options.finetune
     data.config = from_dict(config["data"], kind="data")
     description = model_config(config, data.config, data, start)
-    config["neck"] = to_dict(description.neck)  # fitted to the head
+    config["neck"] = to_dict(description.neck)  # fitted to the head, which is fitted to the task
+    config["head"] = to_dict(description.head)
     if checkpoint is not None:
         description = resume.with_pixel_statistics(description, checkpoint)
         resume.check_same_model(checkpoint, to_dict(description))

@@ -29,8 +29,9 @@ _OF_RANK_ZERO = "VISION_STACK_RECIPE"  # in the environment of processes that th
 
 
 def decode_parts(config: Mapping[str, Any]) -> dict[str, Config]:
-    """Backbone, neck and head of options without `auto`."""
-    return {kind: from_dict(without_pretrained(config[kind]), kind=kind) for kind in PARTS}
+    """Backbone, neck and head of options without `auto`; the head as the task has it."""
+    parts = {kind: from_dict(without_pretrained(config[kind]), kind=kind) for kind in PARTS}
+    return {**parts, "head": parts["head"].fitted(config["task"])}
 
 
 def settle_options(

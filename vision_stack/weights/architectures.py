@@ -27,6 +27,7 @@ class Architecture(NamedTuple):
     convert: Callable[[State], dict[str, Tensor]]  # its state dict without the backbone -> ours
     export: Callable[[nn.Module, Mapping[str, Any]], tuple[Plain, dict[str, Tensor]]]  # of a model and its options
     processor: str  # its image processor
+    has_masks: bool = False  # that our head has, where they are an option
 
 
 _MASK2FORMER = Architecture(
@@ -61,13 +62,14 @@ _EOMT = Architecture(
 )
 _RF_DETR = Architecture(
     neck="scale_projector",
-    heads=tuple(rf_detr.ARCHITECTURES),
+    heads=rf_detr.HEADS,
     parts=rf_detr.parts_of,
     backbone=encoder.backbone_part,
     prefix=rf_detr.ENCODER,
     convert=rf_detr.convert_decoder,
     export=rf_detr.export,
     processor="RfDetrImageProcessor",
+    has_masks=True,
 )
 _RT_DETR = Architecture(
     neck="hybrid_encoder",

@@ -68,6 +68,7 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "num_points": points if isinstance(points, list) else [points] * levels,
         "reg_scale": raw.get("reg_scale", 4.0),
         "loss": {"class_loss": "varifocal", **to_options(raw, _LOSS)},
+        "masks": False,
     }
     return neck, head
 

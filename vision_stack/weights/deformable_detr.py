@@ -108,7 +108,7 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     head = {"type": "deformable_detr", **to_options(raw, _HEAD)}
     if head["two_stage"]:
         head["num_queries"] = raw.get("two_stage_num_proposals", 300)
-    return neck, {**head, "loss": {"class_loss": "focal", **to_options(raw, _LOSS)}}
+    return neck, {**head, "loss": {"class_loss": "focal", **to_options(raw, _LOSS)}, "masks": False}
 
 
 def backbone_config(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
             "head.mask_feature_pos_embed: transformers adds no positions to mask features; train with "
             "head.mask_feature_pos_embed=false"
         )
+    if plain["head"].get("masks") and not architecture.has_masks:
+        raise ConfigError(
+            f"head.masks: transformers' {plain['head']['type']} has none; to-transformers writes it if it was trained "
+            "with head.masks=false, for task=detection"
+        )
     raw, exported = architecture.export(model, plain)
     raw |= labels_of(names)
     raw[OWN_KEY] = {name: plain[name] for name in OWN_FIELDS}

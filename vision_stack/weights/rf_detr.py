@@ -21,7 +21,8 @@ from vision_stack.weights.scale_projector import (
 from vision_stack.weights.windowed_dinov2 import export_windowed_dinov2
 
 ENCODER = "backbone.0.encoder.encoder."  # of the backbone's names
-ARCHITECTURES = {"rf_detr": "RfDetrForObjectDetection", "rf_detr_seg": "RfDetrForInstanceSegmentation"}
+HEADS = ("rf_detr", "rf_detr_seg")
+_ARCHITECTURES = {False: "RfDetrForObjectDetection", True: "RfDetrForInstanceSegmentation"}  # by whether it has masks
 _MASK_FIELDS: Fields = (("intermediate_size", "mask_ffn_dim", 1024),)
 _MASK_LOSS: Fields = (
     ("mask_class_loss_coefficient", "mask_weight", 5.0),
@@ -111,10 +112,10 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
     check_fixed(raw, _FIXED)
     loss = {"class_loss": "ia_bce", **to_options(raw, _LOSS)}
-    head = {"type": "rf_detr", **to_options(raw, _FIELDS)}
-    if raw.get("architectures") == [ARCHITECTURES["rf_detr_seg"]]:
+    head = {"type": "rf_detr", **to_options(raw, _FIELDS), "masks": False}
+    if raw.get("architectures") == [_ARCHITECTURES[True]]:
         check_fixed(raw, _FIXED_OF_MASKS)
-        head |= {"type": "rf_detr_seg", **to_options(raw, _MASK_FIELDS)}
+        head |= {"type": "rf_detr_seg", **to_options(raw, _MASK_FIELDS), "masks": True}
         loss |= to_options(raw, _MASK_LOSS) | to_options(raw, _MASK_COSTS)
     return neck_options(raw), {**head, "loss": loss}
 
@@ -135,14 +136,14 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     module: Any = model.get_submodule("backbone")
     raw = {
         "model_type": "rf_detr",
-        "architectures": [ARCHITECTURES[head["type"]]],
+        "architectures": [_ARCHITECTURES[head["masks"]]],
         **_FIXED,
         **neck_fields(neck, "rf_detr"),
         **to_fields(head, _FIELDS),
         **to_fields(head["loss"], _LOSS),
         "backbone_config": module.config.to_config_json(),
     }
-    if head["type"] == "rf_detr_seg":
+    if head["masks"]:
         raw |= _FIXED_OF_MASKS | to_fields(head, _MASK_FIELDS) | to_fields(head["loss"], _MASK_LOSS)
     encoder = {name.removeprefix(_NET): value for name, value in state_of(model, "backbone").items()}
     exported = {f"{ENCODER}{name}": value for name, value in export_windowed_dinov2(encoder).items()}

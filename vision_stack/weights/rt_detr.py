@@ -83,7 +83,7 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     levels = len(raw.get("feat_strides", (8, 16, 32)))
     check_fixed(raw, {"num_feature_levels": levels, "decoder_n_levels": levels})
     loss = {"class_loss": "varifocal", **to_options(raw, LOSS)}
-    return neck, {"type": "rt_detr", **to_options(raw, (*FIELDS, *_POINTS)), "loss": loss}
+    return neck, {"type": "rt_detr", **to_options(raw, (*FIELDS, *_POINTS)), "loss": loss, "masks": False}
 
 
 def backbone_config(raw: Mapping[str, Any]) -> dict[str, Any]:
