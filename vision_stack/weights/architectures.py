@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
-from vision_stack.weights import d_fine, deformable_detr, encoder, eomt, mask2former, maskformer, rf_detr, rt_detr
+from vision_stack.weights import (
+    d_fine,
+    deformable_detr,
+    encoder,
+    eomt,
+    lw_detr,
+    mask2former,
+    maskformer,
+    rf_detr,
+    rt_detr,
+)
 from vision_stack.weights.torchvision_detectors import HEADS as OF_TORCHVISION
 
 Plain = dict[str, Any]
@@ -19,7 +29,7 @@ State = Mapping[str, Tensor]
 class Architecture(NamedTuple):
     """How a model of transformers becomes ours, and ours becomes it."""
 
-    neck: str  # types of our parts
+    necks: tuple[str, ...]  # types of our parts
     heads: tuple[str, ...]
     parts: Callable[[Mapping[str, Any]], tuple[Plain, Plain]]  # its config.json -> plain options of neck and head
     backbone: Callable[[Mapping[str, Any]], Plain]  # its config.json -> the backbone's, as `decode_backbone` takes it
@@ -28,10 +38,11 @@ class Architecture(NamedTuple):
     export: Callable[[nn.Module, Mapping[str, Any]], tuple[Plain, dict[str, Tensor]]]  # of a model and its options
     processor: str  # its image processor
     has_masks: bool = False  # that our head has, where they are an option
+    backbones: tuple[str, ...] = ()  # types of the only ones that it has; where none is named, its own part says
 
 
 _MASK2FORMER = Architecture(
-    neck="ms_deform",
+    necks=("ms_deform",),
     heads=("mask2former",),
     parts=mask2former.parts_of,
     backbone=encoder.backbone_part,
@@ -41,7 +52,7 @@ _MASK2FORMER = Architecture(
     processor="Mask2FormerImageProcessor",
 )
 _MASKFORMER = Architecture(
-    neck="pixel_decoder",
+    necks=("pixel_decoder",),
     heads=("maskformer",),
     parts=maskformer.parts_of,
     backbone=encoder.backbone_part,
@@ -51,7 +62,7 @@ _MASKFORMER = Architecture(
     processor="MaskFormerImageProcessor",
 )
 _EOMT = Architecture(
-    neck="none",
+    necks=("none",),
     heads=("eomt",),
     parts=eomt.parts_of,
     backbone=eomt.backbone_config,
@@ -61,7 +72,7 @@ _EOMT = Architecture(
     processor="EomtImageProcessor",
 )
 _RF_DETR = Architecture(
-    neck="scale_projector",
+    necks=("scale_projector",),
     heads=rf_detr.HEADS,
     parts=rf_detr.parts_of,
     backbone=encoder.backbone_part,
@@ -70,9 +81,21 @@ _RF_DETR = Architecture(
     export=rf_detr.export,
     processor="RfDetrImageProcessor",
     has_masks=True,
+    backbones=(rf_detr.BACKBONE,),
+)
+_LW_DETR = Architecture(
+    necks=("scale_projector",),
+    heads=("rf_detr",),
+    parts=lw_detr.parts_of,
+    backbone=encoder.backbone_part,
+    prefix=lw_detr.ENCODER,
+    convert=lw_detr.convert_decoder,
+    export=lw_detr.export,
+    processor="DeformableDetrImageProcessor",
+    backbones=(lw_detr.BACKBONE,),
 )
 _RT_DETR = Architecture(
-    neck="hybrid_encoder",
+    necks=("hybrid_encoder",),
     heads=("rt_detr",),
     parts=rt_detr.parts_of,
     backbone=rt_detr.backbone_config,
@@ -83,7 +106,7 @@ _RT_DETR = Architecture(
 )
 _D_FINE = _RT_DETR._replace(heads=("d_fine",), parts=d_fine.parts_of, convert=d_fine.convert, export=d_fine.export)
 _DEFORMABLE_DETR = Architecture(
-    neck="deformable_encoder",
+    necks=("deformable_encoder",),
     heads=("deformable_detr",),
     parts=deformable_detr.parts_of,
     backbone=deformable_detr.backbone_config,
@@ -98,6 +121,7 @@ ARCHITECTURES = {  # by `model_type`
     eomt.DINOV2: _EOMT,
     eomt.DINOV3: _EOMT._replace(convert=partial(eomt.convert, eomt.DINOV3)),
     "rf_detr": _RF_DETR,
+    "lw_detr": _LW_DETR,
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
@@ -113,16 +137,25 @@ def architecture_of(raw: Mapping[str, Any]) -> Architecture:
     raise ConfigError(f"model_type: {name!r:.60} is not loaded here, only {', '.join(ARCHITECTURES)} are")
 
 
-def architecture_for(neck: str, head: str) -> Architecture:
-    """The entry that a model with these types of neck and head is written as; ConfigError where there is none."""
-    entries = {each: entry for entry in ARCHITECTURES.values() for each in entry.heads}
-    if head not in entries:
+def architecture_for(plain: Mapping[str, Any]) -> Architecture:
+    """The entry that a model of these plain options is written as; ConfigError where there is none."""
+    neck, head, backbone = (plain[part]["type"] for part in ("neck", "head", "backbone"))
+    entries = [entry for entry in ARCHITECTURES.values() if head in entry.heads]
+    if not entries:
         instead = "; to-torchvision writes it for torchvision" if head in OF_TORCHVISION else ""
+        heads = dict.fromkeys(each for entry in ARCHITECTURES.values() for each in entry.heads)
         raise ConfigError(
-            f"head={head}: transformers has no such model{instead}; to-transformers writes head={', '.join(entries)}"
+            f"head={head}: transformers has no such model{instead}; to-transformers writes head={', '.join(heads)}"
         )
-    if neck != entries[head].neck:
+    necks = dict.fromkeys(each for entry in entries for each in entry.necks)
+    if neck not in necks:
         raise ConfigError(
-            f"neck: transformers has no model with neck={neck} and head={head}; it has {entries[head].neck} with {head}"
+            f"neck: transformers has no model with neck={neck} and head={head}; it has {', '.join(necks)} with {head}"
         )
-    return entries[head]
+    for entry in entries:
+        if neck in entry.necks and (not entry.backbones or backbone in entry.backbones):
+            return entry
+    backbones = dict.fromkeys(each for entry in entries for each in entry.backbones)
+    raise ConfigError(
+        f"backbone={backbone}: transformers has no model with it and head={head}; it has {', '.join(backbones)}"
+    )

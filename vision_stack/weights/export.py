@@ -28,7 +28,7 @@ def export_transformers(model: nn.Module, config: Config, directory: Path) -> No
     """
     plain = to_dict(config)
     names = [category["name"] for category in plain["categories"]]
-    architecture = architecture_for(plain["neck"]["type"], plain["head"]["type"])
+    architecture = architecture_for(plain)
     if plain["head"].get("mask_feature_pos_embed"):
         raise ConfigError(
             "head.mask_feature_pos_embed: transformers adds no positions to mask features; train with "

@@ -20,6 +20,7 @@ from vision_stack.weights.scale_projector import (
 )
 from vision_stack.weights.windowed_dinov2 import export_windowed_dinov2
 
+BACKBONE = "rf_detr_dinov2"
 ENCODER = "backbone.0.encoder.encoder."  # of the backbone's names
 HEADS = ("rf_detr", "rf_detr_seg")
 _ARCHITECTURES = {False: "RfDetrForObjectDetection", True: "RfDetrForInstanceSegmentation"}  # by whether it has masks
@@ -38,7 +39,7 @@ _NET, _PROJECTOR = "backbone.net.", "backbone.0.projector."
 _IN_PROJ = "self_attn.in_proj_"  # query, key and value in one
 _LAYER, _OURS = "transformer.decoder.layers.{i}.", "head.layers.{i}."
 
-_FIELDS: Fields = (  # theirs, ours, transformers' default
+FIELDS: Fields = (  # theirs, ours, transformers' default; LW-DETR's, too
     ("num_queries", "num_queries", 300),
     ("d_model", "hidden_dim", 256),
     ("decoder_layers", "num_decoder_layers", 3),
@@ -46,10 +47,10 @@ _FIELDS: Fields = (  # theirs, ours, transformers' default
     ("decoder_cross_attention_heads", "cross_heads", 16),
     ("decoder_n_points", "num_points", 4),
     ("decoder_ffn_dim", "ffn_dim", 2048),
-    ("dropout", "dropout", 0.1),
     ("group_detr", "num_groups", 13),
 )
-_LOSS: Fields = (
+_FIELDS: Fields = (*FIELDS, ("dropout", "dropout", 0.1))
+LOSS: Fields = (
     ("class_loss_coefficient", "class_weight", 1.0),
     ("bbox_loss_coefficient", "bbox_weight", 5.0),
     ("giou_loss_coefficient", "giou_weight", 2.0),
@@ -57,7 +58,8 @@ _LOSS: Fields = (
     ("bbox_cost", "bbox_cost", 5.0),
     ("giou_cost", "giou_cost", 2.0),
 )
-_FIXED = {"decoder_activation_function": "relu", "attention_bias": True, "num_feature_levels": 1}
+FIXED = {"decoder_activation_function": "relu", "attention_bias": True}
+_FIXED = {**FIXED, "num_feature_levels": 1}
 
 _NAMES: Names = (
     *(
@@ -111,7 +113,7 @@ def convert_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
     check_fixed(raw, _FIXED)
-    loss = {"class_loss": "ia_bce", **to_options(raw, _LOSS)}
+    loss = {"class_loss": "ia_bce", **to_options(raw, LOSS)}
     head = {"type": "rf_detr", **to_options(raw, _FIELDS), "masks": False}
     if raw.get("architectures") == [_ARCHITECTURES[True]]:
         check_fixed(raw, _FIXED_OF_MASKS)
@@ -126,13 +128,8 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     Raises:
         ConfigError: parts that transformers' RF-DETR does not have.
     """
-    neck, head, backbone = (plain[part] for part in ("neck", "head", "backbone"))
-    if backbone["type"] != "rf_detr_dinov2":
-        raise ConfigError(f"backbone={backbone['type']}: transformers' RF-DETR has backbone=rf_detr_dinov2 only")
-    if head["loss"]["class_loss"] != "ia_bce":
-        raise ConfigError("head.loss.class_loss: transformers' RF-DETR has ia_bce only")
-    if neck["channels"] != head["hidden_dim"]:
-        raise ConfigError("neck.channels: transformers' RF-DETR has as many as head.hidden_dim")
+    check_export(plain, "RF-DETR")
+    neck, head = plain["neck"], plain["head"]
     module: Any = model.get_submodule("backbone")
     raw = {
         "model_type": "rf_detr",
@@ -140,7 +137,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
         **_FIXED,
         **neck_fields(neck, "rf_detr"),
         **to_fields(head, _FIELDS),
-        **to_fields(head["loss"], _LOSS),
+        **to_fields(head["loss"], LOSS),
         "backbone_config": module.config.to_config_json(),
     }
     if head["masks"]:
@@ -149,3 +146,13 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     exported = {f"{ENCODER}{name}": value for name, value in export_windowed_dinov2(encoder).items()}
     exported |= export_scale_projector(state_of(model, "neck"), "rf_detr")
     return raw, exported | join_parts(rename(state_of(model, "head"), to_theirs(_NAMES)))
+
+
+def check_export(plain: Mapping[str, Any], name: str) -> None:
+    """ConfigError where RF-DETR or LW-DETR, as transformers has them, are built of other parts than these options."""
+    if plain["head"]["loss"]["class_loss"] != "ia_bce":
+        raise ConfigError(f"head.loss.class_loss: transformers' {name} has ia_bce only")
+    if plain["neck"]["channels"] != plain["head"]["hidden_dim"]:
+        raise ConfigError(f"neck.channels: transformers' {name} has as many as head.hidden_dim")
+    if plain["backbone"]["out_norms"]:
+        raise ConfigError(f"backbone.out_norms: transformers' {name} has no norms on the maps; train with false")

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from timm.layers import resample_abs_pos_embed
+import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -77,11 +78,14 @@ class LwDetrViTBackbone(WindowedBackbone):
     def embed(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         net = self.net
         tokens = net.patch_embed(x)  # [B, h, w, C]
-        positions = resample_abs_pos_embed(
-            net.pos_embed,
-            new_size=list(tokens.shape[1:3]),
-            old_size=list(net.patch_embed.grid_size),
-            num_prefix_tokens=0,
-            antialias=self.antialias,
-        )
+        size = (tokens.shape[1], tokens.shape[2])
+        positions = resampled(net.pos_embed, net.patch_embed.grid_size, size, antialias=self.antialias)
         return tokens.flatten(1, 2) + positions, {}
+
+
+def resampled(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, antialias: bool) -> Tensor:
+    """Positions [1, H * W, C] of a grid for one of another size: bicubic, in float32 at least."""
+    if old == new:
+        return table
+    maps = table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(1, old).permute(0, 3, 1, 2)
+    return F.interpolate(maps, size=new, mode="bicubic", antialias=antialias).flatten(2).mT.to(table.dtype)
