@@ -57,26 +57,26 @@ def compare_postprocessing(rounds: int) -> None:
         report(f"run-length encoded, {kept} objects an image", alternate(contenders, rounds), "vision_stack, RLE")
 
 
-def ellipses(kept: int) -> MaskOutputs:
+def ellipses(kept: int, queries: int = QUERIES, channels: int = CHANNELS) -> MaskOutputs:
     """Outputs whose masks are ellipses of all sizes, `kept` of them of a confident query.
 
     A quadratic in x and y is a product of embeddings and features like any other.
     """
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(*(torch.linspace(0, 1, length) for length in MAP), indexing="ij")
-    features = torch.zeros(IMAGES, CHANNELS, *MAP)
+    features = torch.zeros(IMAGES, channels, *MAP)
     features[:, :5] = torch.stack([torch.ones_like(x), x, x * x, y, y * y])
-    center = torch.rand(2, IMAGES, QUERIES, generator=generator)
-    radius = 0.03 + 0.25 * torch.rand(2, IMAGES, QUERIES, generator=generator) ** 2
+    center = torch.rand(2, IMAGES, queries, generator=generator)
+    radius = 0.03 + 0.25 * torch.rand(2, IMAGES, queries, generator=generator) ** 2
     steepness = 6.0
-    embed = torch.zeros(IMAGES, QUERIES, CHANNELS)
+    embed = torch.zeros(IMAGES, queries, channels)
     embed[..., 0] = steepness * (1 - (center / radius).square().sum(0))
     for axis in range(2):
         embed[..., 1 + 2 * axis] = steepness * 2 * center[axis] / radius[axis] ** 2
         embed[..., 2 + 2 * axis] = -steepness / radius[axis] ** 2
-    logits = torch.randn(IMAGES, QUERIES, CLASSES + 1, generator=generator)
+    logits = torch.randn(IMAGES, queries, CLASSES + 1, generator=generator)
     logits[:, :, -1] += 12
-    confident = torch.rand(IMAGES, QUERIES, generator=generator).topk(kept).indices
+    confident = torch.rand(IMAGES, queries, generator=generator).topk(kept).indices
     labels = torch.randint(CLASSES, confident.shape, generator=generator)
     logits[torch.arange(IMAGES)[:, None], confident, labels] += 26
     none = torch.empty(0)
