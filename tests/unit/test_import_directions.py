@@ -32,7 +32,7 @@ ALLOWED = {
     "training": BASE
     | {"backbones", "necks", "heads", "losses", "weights", "postprocess", "data", "metrics", "visualization", "model"}
     | {"published"},
-    "commands": {"config", "ops", "data", "model", "backbones", "training"},
+    "commands": {"config", "structures", "ops", "data", "model", "backbones", "training", "visualization"},
 }
 FRAMEWORKS = {
     "hydra": {"commands"},

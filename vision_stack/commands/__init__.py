@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model on generated scenes or on your own data",
     "eval": "evaluate a checkpoint: AP, PQ or mIoU",
     "predict": "predict on images: pictures and predictions.json",
+    "doctor": "examine a data set: broken records, duplicates, leaks, small objects; a page of HTML",
     "backbones": "list the backbones",
     "models": "list published models that weights= takes",
     "to-transformers": "write a model as a directory that transformers loads",

@@ -1,9 +1,10 @@
-"""Finds images that are in the training and in the validation split, by what their files hold."""
+"""Finds images that are there twice, in one split or in two, by what their files hold."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,9 +31,25 @@ def shared_images(train: Sequence[ImageFile], val: Sequence[ImageFile]) -> list[
     return pairs
 
 
+def same_files(records: Sequence[ImageFile]) -> list[list[int]]:
+    """Indices of records whose files have the same content, in groups of two or more; read as in `shared_images`."""
+    groups = [list(range(len(records)))]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for step in (_size, _ends, _content):
+            left = [index for group in groups for index in group]
+            keys = dict(zip(left, _keys(step, [records[index] for index in left], pool), strict=True))
+            split: dict[tuple[int, object], list[int]] = defaultdict(list)
+            for number, group in enumerate(groups):
+                for index in group:
+                    if keys[index] is not None:
+                        split[number, keys[index]].append(index)
+            groups = [group for group in split.values() if len(group) > 1]
+    return groups
+
+
 def _keys(key: Callable[[str], object], records: Sequence[ImageFile], pool: ThreadPoolExecutor) -> list[object]:
     found = pool.map(key, (record.path for record in records))
-    return list(with_progress(found, len(records), "looking for training images in the validation set"))
+    return list(with_progress(found, len(records), "looking for images that are there twice"))
 
 
 def _size(path: str) -> object:
