@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-
 from doctor_data import FAULTS, annotation, planted, renamed
+
 from vision_stack import commands
 from vision_stack.data.checks.diagnosis import KINDS
 from vision_stack.data.checks.doctor import Examination, examine
 from vision_stack.data.checks.small_objects import View
 from vision_stack.data.configs import CocoDataConfig
+from vision_stack.data.repair import write_repaired
 
 
 def clean(root: Path) -> Path:
@@ -160,3 +161,82 @@ def test_image_size_is_where_small_objects_become_large_enough(tmp_path: Path) -
 def found_small(config: CocoDataConfig, size: int):  # type: ignore[no-untyped-def]
     found = examine(config, view=View(short_edge=size, long_edge=size)).diagnoses
     return next((each.problem for each in found if each.kind == "small_object"), None)
+
+
+REPAIRED = [
+    name for name, (_, kind, _) in FAULTS.items() if KINDS[kind].severity == "error" and kind != "unreadable_split"
+]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [*REPAIRED, "area far off", "annotation nearly twice", "covers no pixel"])
+def test_fix_writes_a_copy_without_the_fault_and_leaves_the_original(name: str, tmp_path: Path) -> None:
+    fault, kind, _ = FAULTS[name]
+    data = planted(tmp_path / "data", fault)
+    before, found = contents(data), examined(data)
+    write_repaired(found.splits, found.diagnoses, tmp_path / "fixed", originals=[data])
+    assert contents(data) == before
+    again = examined(tmp_path / "fixed")
+    assert [str(each.problem) for each in again.diagnoses if each.severity == "error" or each.kind == kind] == []
+    kept = sum(each.num_objects or 0 for each in again.statistics.values())
+    assert kept >= (48 if name != "polygons are fractions" else 1)  # of 54: only the broken ones are gone
+    assert (tmp_path / "fixed" / "repairs.txt").read_text().count("\n") >= 1
+
+
+def test_fix_takes_boxes_from_masks_and_classes_by_name(tmp_path: Path) -> None:
+    def faults(content: dict, root: Path) -> None:
+        for entry in content["train"]["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["bbox"] = [x, y, x + w, y + h]
+        content["val"]["categories"] = [
+            {"id": 1, "name": "Dog"},
+            {"id": 2, "name": "traffic_light"},
+            {"id": 3, "name": "cat"},
+        ]
+        for entry in content["val"]["annotations"]:
+            entry["category_id"] = {9: 1, 5: 2, 3: 3}[entry["category_id"]]
+
+    found = examined(planted(tmp_path / "data", faults))
+    write_repaired(found.splits, found.diagnoses, tmp_path / "fixed")
+    again = examined(tmp_path / "fixed")
+    assert {each.kind for each in again.diagnoses} == {"reading"}  # only the crowd regions of clean data
+    val = json.loads((tmp_path / "fixed/annotations/instances_val.json").read_text())
+    assert val["categories"] == [{"id": n, "name": name} for n, name in ((3, "cat"), (5, "traffic light"), (9, "dog"))]
+    boxes = {entry["id"]: entry["bbox"] for entry in again.splits["train"].ground_truth()["annotations"]}
+    assert boxes[21] == [45, 7, 20, 20]
+
+
+@pytest.mark.parametrize("out", ["data", "data/fixed", "full", "a_file", ".", "a_link"])
+def test_fix_refuses_a_folder_that_holds_something_or_is_the_original(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = clean(tmp_path / "data")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    (tmp_path / "a_file").write_text("mine")
+    (tmp_path / "a_link").symlink_to(data)
+    before = contents(tmp_path)
+    assert commands.main(["doctor", str(data), "--no-html", "--fix", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out}: is ")
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+def test_fix_from_the_command_line_tells_where_and_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = planted(tmp_path / "data", FAULTS["same file in both splits"][0])
+    assert commands.main(["doctor", str(data), "--json", "--fix", "new/copy"]) == 1
+    printed = capsys.readouterr()
+    assert "repaired copy: new/copy: " in printed.err
+    assert "1 training images that another split has left out" in printed.err
+    assert json.loads(printed.out)["counts"]["error"] == 1
+    assert not (tmp_path / "new/copy/train/train_7.jpg").exists()
+    assert (tmp_path / "new/copy/val/again.jpg").read_bytes() == (data / "val/again.jpg").read_bytes()
+    assert commands.main(["doctor", "new/copy", "--json"]) == 0

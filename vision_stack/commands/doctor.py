@@ -111,6 +111,7 @@ def _examine(plain: dict[str, Any], options: argparse.Namespace) -> bool:
     from vision_stack.data.checks.doctor import examine
     from vision_stack.data.checks.small_objects import View
     from vision_stack.data.configs import DataConfig  # registers the formats
+    from vision_stack.data.repair import REPORT, check_target, write_repaired
     from vision_stack.ops.files import write_file
 
     task = plain.pop("task")
@@ -124,6 +125,9 @@ def _examine(plain: dict[str, Any], options: argparse.Namespace) -> bool:
         page_file = Path(f"doctor_{title}.html")
     if page_file is not None:
         _check_page_file(page_file)
+    originals = [Path(config.root).expanduser()] if config.root else []
+    if options.fix is not None:
+        check_target(options.fix, originals)
     examination = examine(config, task, view)
     if page_file is not None:
         write_file(page_file, page_of(examination, config).encode("utf-8", "backslashreplace"), durable=False)
@@ -132,6 +136,9 @@ def _examine(plain: dict[str, Any], options: argparse.Namespace) -> bool:
         print()
     else:
         print("\n".join(summary(examination, config, page_file)))
+    if options.fix is not None:
+        repairs = write_repaired(examination.splits, examination.diagnoses, options.fix, originals=originals)
+        print(f"repaired copy: {options.fix}: {'; '.join(repairs)} ({options.fix / REPORT})", file=sys.stderr)
     return bool(examination.count("error") or (options.strict and examination.count("warning")))
 
 

@@ -70,7 +70,7 @@ def _spelling(name: str, split: Split) -> Iterator[Diagnosis]:
     """Names of one split that are one word, but for case, spaces and punctuation."""
     alike: dict[str, list[str]] = defaultdict(list)
     for category in split.categories:
-        alike[_plain(category.name)].append(category.name)
+        alike[plain_name(category.name)].append(category.name)
     for names in alike.values():
         if len(names) > 1:
             message = f"{', '.join(map(show, names))} are classes of their own, but look like one"
@@ -82,12 +82,12 @@ def _unknown(name: str, split: Split, train: Split, counts: Mapping[str, ClassCo
     """Classes that training does not know, or knows by another spelling."""
     known = {category.name for category in train.categories}
     by_case = Counter(category.name.casefold() for category in train.categories)
-    alike = {_plain(category.name): category.name for category in train.categories}
+    alike = {plain_name(category.name): category.name for category in train.categories}
     for category in split.categories:
         if category.name in known:
             continue
         count = counts[category.name]
-        other = alike.get(_plain(category.name))
+        other = alike.get(plain_name(category.name))
         matched = by_case[category.name.casefold()] == 1  # as the readers match names
         if other is not None:
             message = f"{show(category.name)} is {show(other)} in the training split"
@@ -138,7 +138,7 @@ def _trained(name: str, train: Mapping[str, ClassCount]) -> bool:
     return name in train and train[name].objects > 0
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """What is left of a name without case, spaces and punctuation; all of it where nothing is left."""
     return _SPELLING.sub("", name.casefold()) or name
 
