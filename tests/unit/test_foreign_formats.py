@@ -1,4 +1,4 @@
-"""Data sets in other formats are recognised, and layouts that are not known say what is there and what to name."""
+"""Folders that are not read say what is in them, and layouts that are not known what to name."""
 
 import json
 from pathlib import Path
@@ -7,31 +7,13 @@ import pytest
 from PIL import Image
 
 from vision_stack.data.checks.issues import DataError
-from vision_stack.data.readers.foreign import describe, list_files
+from vision_stack.data.readers.auto import recognise
 from vision_stack.data.readers.layout import find_splits
 
-YOLO = {"data.yaml": "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n", "images/train/a.jpg": ""}
-VOC = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object></annotation>"
-FORMATS = {  # files -> what it is, what to do
-    "yolo polygons": (
-        {**YOLO, "labels/train/a.txt": "0 0.1 0.2 0.3 0.4 0.5 0.6\n"},
-        "a YOLO data set (polygons in 1 .txt files)",
-        "--task instance-segmentation --input-format yolov8 --input-file {root}/data.yaml --input-split train",
-    ),
-    "yolo boxes": ({**YOLO, "labels/train/a.txt": "3 0.1 0.2 1 1e-3"}, "boxes in 1 .txt", "--task object-detection"),
-    "yolo without data.yaml": ({"labels/a.txt": "0 0.1 0.2 0.3 0.4"}, "a YOLO data set", "docs/label_formats.md"),
-    "pascal voc": ({"Annotations/a.xml": VOC}, "Pascal VOC", "and the same for val; then give task=detection"),
-    "labelme": ({"a.json": json.dumps({"flags": {}, "shapes": []})}, "LabelMe", "export it as COCO json"),
-    "via": ({"a.json": json.dumps({"_via_settings": {}})}, "VGG Image Annotator", "export it as COCO json"),
-    "label studio": ({"a.json": json.dumps([{"annotations": [{"result": []}]}])}, "Label Studio", "export it as COCO"),
-    "coco panoptic": (
-        {"a.json": json.dumps({"annotations": [{"segments_info": []}]})},
-        "COCO panoptic json",
-        "data=coco_panoptic data.root={root}",
-    ),
-    "cvat": ({"annotations.xml": "<annotations><meta/><image id='0'/>"}, "CVAT", "export it as COCO json"),
-    "kaggle": ({"train.csv": "ImageId,EncodedPixels\n"}, "run lengths", "docs/label_formats.md"),
-    "label maps": ({"images/a.jpg": "", "masks/a.png": ""}, "images and label maps", "data=semantic data.root={root}"),
+FORMATS = {  # files -> what it is
+    "via": ({"a.json": json.dumps({"_via_settings": {}})}, "json of the VGG Image Annotator"),
+    "label studio": ({"a.json": json.dumps([{"annotations": [{"result": []}]}])}, "Label Studio's own json"),
+    "cvat": ({"annotations.xml": "<annotations><meta/><image id='0'/>"}, "CVAT's own xml"),
 }
 
 
@@ -42,32 +24,61 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def refusal(root: Path) -> str:
+    with pytest.raises(DataError) as error:
+        recognise(root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_of_others_is_named_with_the_way_to_convert_it(name: str, tmp_path: Path) -> None:
-    files, expected, remedy = FORMATS[name]
-    found = describe(list_files(write(tmp_path, files)))
-    assert found is not None
-    assert expected in found[0]
-    assert remedy.format(root=tmp_path) in found[1]
+def test_format_that_is_not_read_is_named_with_the_way_to_convert_it(name: str, tmp_path: Path) -> None:
+    files, expected = FORMATS[name]
+    line = refusal(write(tmp_path, files))
+    assert f"found {expected}, which is not read; export it as COCO json" in line
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "counts"),
     [
-        {},
-        {"a.jpg": "", "notes.txt": "3 cats and 4 dogs"},
-        {"requirements.txt": "1 2\n", "data.yaml": "names: x"},
-        {"a.json": json.dumps({"images": [], "annotations": [], "categories": []}), "masks/a.png": "", "a.jpg": ""},
-        {".git/labels/a.txt": "0 0.1 0.2 0.3 0.4"},
+        ({}, "there are no files"),
+        ({"a.jpg": "", "notes.txt": "3 cats and 4 dogs"}, "there are 1 .jpg and 1 .txt files"),
+        ({"requirements.txt": "1 2\n", "data.yaml": "names: x"}, "there are 1 .txt and 1 .yaml files"),
+        ({"a.json": json.dumps({"images": []}), "masks/a.png": ""}, "there are 1 .json and 1 .png files"),
+        ({".git/labels/a.txt": "0 0.1 0.2 0.3 0.4"}, "there are no files"),
     ],
 )
-def test_other_folders_are_not_taken_for_one(files: dict[str, str], tmp_path: Path) -> None:
-    assert describe(list_files(write(tmp_path, files))) is None
+def test_folder_in_no_format_says_what_there_is(files: dict[str, str], counts: str, tmp_path: Path) -> None:
+    line = refusal(write(tmp_path, files))
+    assert f"is in none of the formats that are read; {counts}" in line
+    assert "data.train_annotations=FILE" in line
 
 
-def test_coco_in_a_folder_of_another_format_says_which(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found a YOLO data set .* instead of COCO json: no annotation file"):
-        find_splits(write(tmp_path, FORMATS["yolo boxes"][0]))
+def test_folder_in_two_formats_lists_both_and_the_choices(tmp_path: Path) -> None:
+    write(tmp_path, {"labels/a.txt": "0 0.1 0.2 0.3 0.4 0.5 0.6\n", "images/a.jpg": ""})
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}
+    write(tmp_path, {"train.json": json.dumps(content)})
+    line = refusal(tmp_path)
+    assert "may be read in 2 ways: COCO json (" in line
+    assert "YOLO polygons (" in line
+    assert line.endswith("choose one with data.format=coco or data.format=yolo")
+    assert recognise(tmp_path, name="yolo").format == "yolo"
+
+
+def test_format_that_the_folder_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not in the format voc; there are no files"):
+        recognise(tmp_path, name="voc")
+    with pytest.raises(DataError, match=r"there is no format 'vok'; choose one of: coco, "):
+        recognise(tmp_path, name="vok")
+
+
+def test_links_that_lead_out_are_said_and_not_followed(tmp_path: Path) -> None:
+    other = write(tmp_path / "other", {"labels/a.txt": "0 0.1 0.2 0.3 0.4\n", "images/a.jpg": ""})
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("images", "labels"):
+        (root / name).symlink_to(other / name)
+    assert "links that lead out of it (images, ...), which are not followed" in refusal(root)
 
 
 def test_layout_that_is_not_known_names_the_files_and_all_options_at_once(tmp_path: Path) -> None:
@@ -82,7 +93,7 @@ def test_layout_that_is_not_known_names_the_files_and_all_options_at_once(tmp_pa
 def test_missing_validation_split_says_how_to_train_without(tmp_path: Path) -> None:
     write(tmp_path, {"train.json": "{}", "train/a.jpg": ""})
     with pytest.raises(
-        DataError, match=r"data\.val_annotations=FILE .*name those of the training with trainer\.limit_val"
+        DataError, match=r"data\.val_annotations=FILE .*data=auto holds out some of the training images"
     ):
         find_splits(tmp_path)
 

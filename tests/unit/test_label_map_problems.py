@@ -236,7 +236,8 @@ def test_instance_json_for_panoptic_data_is_told_apart_at_once(tmp_path):
 
 def test_task_without_annotations_is_refused_with_the_choices(tmp_path):
     data = build_datamodule(SemanticDataConfig(root=str(write_semantic(tmp_path))), task="panoptic")
-    with pytest.raises(ConfigError, match=r"no annotations for panoptic; say task=semantic, or use data=coco_panoptic"):
+    expected = r"no annotations for panoptic; say task=semantic, or use data=auto, data=coco_panoptic"
+    with pytest.raises(ConfigError, match=expected):
         data.train_split  # noqa: B018
 
 

@@ -56,7 +56,7 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["lr=1", "optim.lr=2"], "lr=1 and optim.lr=2 both set optim.lr"),
     (["name=a", "run_dir=b"], "both set run_dir"),
     (["device=cpu", "trainer.accelerator=gpu"], "both set trainer.accelerator"),
-    (["data=odd"], "there is no such folder or file, and no data of that name; choose one of: coco"),
+    (["data=odd"], "there is no such folder or file, and no data of that name; choose one of: auto, coco"),
     (["data=odd/deep"], "there is no such folder or file"),
     (["data=cocoo"], "did you mean 'coco'?"),
     (["device=tpu7"], "give cpu, cuda"),
@@ -144,13 +144,13 @@ def test_every_short_name_says_what_it_stands_for() -> None:
         assert all(alias.text and alias.place for alias in aliases.values())
 
 
-def test_data_folder_with_coco_json_is_read_as_coco(tmp_path: Path) -> None:
+def test_data_folder_is_recognised_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps({}))
-    assert understand("train", [f"data={tmp_path}"]).options == ["data=coco", f"data.root={tmp_path}"]
+    assert understand("train", [f"data={tmp_path}"]).options == ["data=auto", f"data.root={tmp_path}"]
     file = tmp_path / "annotations" / "instances_train.json"
     assert understand("train", [f"data={file}"]).options == [
-        "data=coco",
+        "data=auto",
         f"data.root={file.parent}",
         f"data.train_annotations={file}",
     ]
@@ -163,22 +163,16 @@ def test_data_file_of_a_known_layout_is_told_of_the_folder(tmp_path: Path) -> No
     file = tmp_path / "train" / "_annotations.coco.json"
     with pytest.raises(ValueError, match=rf"did you mean data={tmp_path}\?"):
         understand("train", [f"data={file}"])
-    assert understand("train", [f"data={file}", "data.val_annotations=x.json"]).options[0] == "data=coco"
+    assert understand("train", [f"data={file}", "data.val_annotations=x.json"]).options[0] == "data=auto"
 
 
-def test_data_folder_of_another_format_says_which_and_how_to_convert_it(tmp_path: Path) -> None:
-    for name in ("images/a.jpg", "images/b.jpg", "labels/a.txt", "data.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    expected = r"no COCO json found; there are 2 \.jpg, 1 \.txt and 1 \.yaml files\. Supported: data=coco \(COCO json\)"
-    with pytest.raises(ValueError, match=expected):
-        understand("train", [f"data={tmp_path}"])
-    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
-    for typed in (tmp_path, tmp_path / "data.yaml"):
-        with pytest.raises(ValueError, match=r"found a YOLO data set .* instead of COCO json; .*labelformat") as error:
-            understand("train", [f"data={typed}"])
-        assert "\n" not in str(error.value)
+def test_yaml_of_a_yolo_data_set_stands_for_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").touch()
+    expected = ["data=auto", f"data.root={tmp_path}", "data.format=yolo"]
+    assert understand("train", [f"data={tmp_path}/data.yaml"]).options == expected
+    (tmp_path / "notes.docx").touch()
+    with pytest.raises(ValueError, match=r"cannot read \.docx files as data; give the folder"):
+        understand("train", [f"data={tmp_path}/notes.docx"])
 
 
 def test_data_name_of_a_yaml_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +192,7 @@ INSTEAD = [  # unknown option -> what the line must name
     ("train", "wandb", "give logger=[csv,wandb]"),
     ("train", "data.num_classes", "classes come from the data"),
     ("train", "num_classes", "classes come from the data"),
-    ("train", "data.classes", "but of data=semantic"),
+    ("train", "data.classes", "but of data=auto, semantic"),
     ("train", "model", "backbone=NAME and head=NAME"),
     ("train", "amp", "precision=bf16"),
     ("train", "half", "precision=fp16"),
@@ -206,7 +200,7 @@ INSTEAD = [  # unknown option -> what the line must name
     ("train", "conf", "predict has threshold=0.5"),
     ("train", "nbs", "trainer.accumulate_grad_batches"),
     ("train", "config_file", "--config-dir DIR experiment=NAME"),
-    ("train", "split", "data.val_annotations="),
+    ("train", "split", "data.val_fraction=0.2"),
     ("train", "gpus", "trainer=ddp trainer.devices=2"),
     ("train", "trainer.epochs", "epochs=VALUE (trainer.max_epochs)"),
     ("train", "trainer.min_epochs", "write +trainer.min_epochs=VALUE"),
@@ -215,7 +209,7 @@ INSTEAD = [  # unknown option -> what the line must name
     ("train", "weight_decay", "did you mean optim.weight_decay?"),
     ("train", "freeze_at", "finetune.freeze_stages=N"),
     ("eval", "conf", "every score counts"),
-    ("eval", "split", "data.val_annotations="),
+    ("eval", "split", "give data.split=test"),
     ("eval", "epochs", "one of train's"),
     ("predict", "imgsz", "images are resized as the model was trained"),
     ("predict", "half", "float32"),
@@ -263,7 +257,7 @@ def test_bare_folder_says_which_option_it_is(tmp_path: Path) -> None:
 def test_data_file_leaves_the_root_that_is_typed(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     assert understand("train", [f"data={tmp_path}/a.json", "root=/images"]).options == [
-        "data=coco",
+        "data=auto",
         f"data.train_annotations={tmp_path}/a.json",
         "data.root=/images",
     ]

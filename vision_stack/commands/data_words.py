@@ -6,18 +6,11 @@ import contextlib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import NoReturn
 
 from vision_stack.commands.option_docs import choices
 from vision_stack.config import suggest
 from vision_stack.data.checks.issues import DataError
-from vision_stack.data.readers.foreign import Files, describe, list_files
 from vision_stack.data.readers.layout import find_splits
-
-SUPPORTED = (
-    "Supported: data=coco (COCO json), data=coco_panoptic (json and PNGs), data=semantic (images and label maps), "
-    "each with data.root=DIR"
-)
 
 
 def data_options(value: str, typed: Collection[str], *, own_yaml: bool = False) -> list[str]:
@@ -39,18 +32,17 @@ def data_options(value: str, typed: Collection[str], *, own_yaml: bool = False) 
             f"data={value}: there is no such folder or file, and no data of that name; {suggest(value, names)}"
         )
     if path.is_dir():
-        files = list_files(path)
-        if not files.by_suffix.get(".json"):
-            _refuse(value, files)
-        return ["data=coco", f"data.root={path}"]
+        return ["data=auto", f"data.root={path}"]
+    root = [] if {"root", "data.root"} & set(typed) else [f"data.root={path.parent}"]
     if path.suffix == ".json":
         if not any(name.startswith("data.") or name == "root" for name in typed) and (folder := _data_set_of(path)):
             raise ValueError(f"data={value}: one of the files of a data set; did you mean data={folder}?")
-        root = [] if {"root", "data.root"} & set(typed) else [f"data.root={path.parent}"]
-        return ["data=coco", *root, f"data.train_annotations={path.absolute()}"]
+        return ["data=auto", *root, f"data.train_annotations={path.absolute()}"]
     if path.suffix in (".yaml", ".yml"):
-        _refuse(value, list_files(path.absolute().parent))
-    raise ValueError(f"data={value}: cannot read {path.suffix or 'such'} files as data. {SUPPORTED}")
+        return ["data=auto", *root, "data.format=yolo"]
+    raise ValueError(
+        f"data={value}: cannot read {path.suffix or 'such'} files as data; give the folder that holds images and labels"
+    )
 
 
 def _data_set_of(file: Path) -> Path | None:
@@ -61,11 +53,3 @@ def _data_set_of(file: Path) -> Path | None:
             if layout.train and layout.val and any(split.annotation_file.samefile(file) for split in layout if split):
                 return folder
     return None
-
-
-def _refuse(value: str, files: Files) -> NoReturn:
-    """For what it holds, if that is known."""
-    if found := describe(files):
-        what, remedy = found
-        raise ValueError(f"data={value}: found {what} instead of COCO json; {remedy}")
-    raise ValueError(f"data={value}: no COCO json found; there are {files.counts()}. {SUPPORTED}")

@@ -34,7 +34,8 @@ _EVERY = {  # name -> what to do
         ("accumulate", "grad_accum", "gradient_accumulation_steps"), "give trainer.accumulate_grad_batches"
     ),
     **dict.fromkeys(("config_file", "config", "cfg", "hyp"), OWN_YAML),
-    **dict.fromkeys(("split", "splits", "images", "annotations", "ann_file", "img_dir"), _JSON),
+    **dict.fromkeys(("split", "splits"), "data.val_fraction=0.2 holds out images for validation"),
+    **dict.fromkeys(("images", "annotations", "ann_file", "img_dir"), _JSON),
     "dataset": "give data=DIR",
     "project": "give run_dir=DIR; for Weights & Biases logger=[csv,wandb] logger.wandb.project=NAME",
     **dict.fromkeys(("exist_ok", "overwrite"), _NEVER),
@@ -57,7 +58,7 @@ _EVERY = {  # name -> what to do
 _OF_VERB: dict[str, dict[str, str]] = {
     "train": {},
     "eval": {
-        "split": "validation images are evaluated; give data.val_annotations= and data.val_images= for others",
+        "split": "validation images are evaluated; give data.split=test, or data.val_annotations= and data.val_images=",
         "augment": "there is no augmentation in evaluation; leave it out",
         **dict.fromkeys(("conf", "threshold"), "every score counts for AP; leave it out"),
         **dict.fromkeys(("source", "images"), "give data.root=DIR; pictures without annotations are for predict"),

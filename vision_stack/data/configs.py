@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from vision_stack.config import Config, ConfigError, Count, Range, register, registered
 from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
+from vision_stack.data.checks.issues import data_error
 from vision_stack.data.checks.segments import LabelMapSplit
+from vision_stack.data.holding_out import HeldOut, hold_out
+from vision_stack.data.readers.auto import recognise
 from vision_stack.data.readers.coco import CocoSplit, read_coco
+from vision_stack.data.readers.coco_layouts import named_json
 from vision_stack.data.readers.coco_panoptic import read_coco_panoptic
+from vision_stack.data.readers.files import some
+from vision_stack.data.readers.formats import Part, Reading, Recognised
 from vision_stack.data.readers.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
 from vision_stack.data.readers.semantic import SemanticFolders, read_semantic
 from vision_stack.data.shapes.generate import generate_shapes
@@ -20,6 +26,7 @@ from vision_stack.structures import Category, Task
 
 Split = CocoSplit | LabelMapSplit
 Categories = Sequence[Category] | None
+VAL_FRACTION = 0.2  # of the training images, where there is no validation split
 Reader = Callable[[Any, SplitName, Categories], Split]  # config, split, the classes to use if known already
 
 
@@ -64,6 +71,10 @@ class DataConfig(Config):
             )
         return self.readers[task](self, split, categories)
 
+    def describe(self, task: Task, train: Split | None, val: Split) -> list[str]:
+        """What was found in the folder, a line each, for printing; nothing where the user said it all."""
+        return []
+
     def _existing_root(self) -> str:
         if self.root is None:
             raise ConfigError("data.root: missing; give the folder of the data set, data.root=DIR")
@@ -84,18 +95,14 @@ class CocoDataConfig(DataConfig):
 
     def split_paths(self, split: SplitName) -> SplitPaths:
         """The annotation file and image folder of a split. Raises DataError if they are not there."""
-        layout = find_splits(
-            self._existing_root(),
-            self.train_annotations,
-            self.train_images,
-            self.val_annotations,
-            self.val_images,
-            required=(split,),
-            kind=self.annotation_kind,
-        )
+        layout = find_splits(self._existing_root(), **self._given_paths(), required=(split,), kind=self.annotation_kind)
         paths = layout.train if split == "train" else layout.val
         assert paths is not None  # required
         return paths
+
+    def _given_paths(self) -> dict[str, str | None]:
+        names = ("train_annotations", "train_images", "val_annotations", "val_images")
+        return {name: getattr(self, name) for name in names}
 
     def _boxes(self, split: SplitName, categories: Categories) -> Split:
         return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories, masks=False)
@@ -104,6 +111,84 @@ class CocoDataConfig(DataConfig):
         return read_coco(*self.split_paths(split), on_error=self.on_error, categories=categories)
 
     readers: ClassVar[Mapping[Task, Reader]] = {"detection": _boxes, "instance": _masks}
+
+
+def _reader_for(task: Task) -> Reader:
+    return lambda self, split, categories: self._read_for(task, split, categories)
+
+
+@register("data", "auto")
+@dataclass(frozen=True, kw_only=True)
+class AutoDataConfig(CocoDataConfig):
+    """A folder in any format that is read: which one is recognised, unless json files are named as for `coco`."""
+
+    format: str | None = None  # null: recognised
+    classes: str | None = None  # table of classes, where the format has none; an `id name` a line, or a name
+    ignore_labels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None  # of label maps; null: by the format
+    split: Literal["val", "test", "train"] = "val"  # the split that evaluation reads
+    val_fraction: Annotated[float, Range(0.001, 0.9)] | None = (
+        None  # of the training images; null: 0.2 if there is no val
+    )
+    group_by: str | None = None  # pattern of file names whose images stay together: "^(video_\\d+)_"
+    split_seed: Annotated[int, Range(0, 2**31)] = 0  # of the images that are held out
+
+    def recognised(self, task: Task) -> Recognised:
+        """The format. DataError if there is none for the task, or several."""
+        if self.train_annotations or self.val_annotations:
+            return named_json(self._existing_root(), self._given_paths())
+        return recognise(self._existing_root(), task, self.format)
+
+    def holds_out(self, found: Recognised) -> float | None:
+        """The share of the training images that is the validation split."""
+        return self.val_fraction or (None if "val" in found.splits else VAL_FRACTION)
+
+    def describe(self, task: Task, train: Split | None, val: Split) -> list[str]:
+        found = self.recognised(task)
+        lines = [f"found       {found.what} in {self.root}", f"known by    {found.how}"]
+        splits = [("train", train), (self.split, val)]
+        made = [f"{name} {_sizes(split)}" for name, split in splits if split is not None]
+        names = [category.name for category in val.categories]
+        lines.append(f"read as     {'; '.join(made)}; {_counted(len(names), 'class')}: {some(names)}")
+        if self.holds_out(found) and self.split == "val" and train is not None:
+            whole = [*train.records, *val.records]
+            lines.append(f"held out    {self._hold_out(whole, found).text}")
+        return lines
+
+    def _hold_out(self, records: list[Any], found: Recognised) -> HeldOut:
+        fraction = self.holds_out(found)
+        assert fraction is not None
+        return hold_out(records, fraction, seed=self.split_seed, group_by=self.group_by)
+
+    def _read_for(self, task: Task, split: SplitName, categories: Categories) -> Split:
+        found = self.recognised(task)
+        part: Part = "train" if split == "train" else self.split
+        reading = Reading(
+            task, self.on_error, categories, part == "train", classes=self.classes, ignore_labels=self.ignore_labels
+        )
+        whole_split = part == "test" or not self.holds_out(found)
+        if (needed := part if whole_split else "train") not in found.splits:
+            message = f"there is no {needed} split in {self.root}; there is {', '.join(found.splits)}"
+            raise data_error(self.root, "data.split", message, "choose another, as in data.split=test")
+        if whole_split:
+            return found.read(part, reading)
+        whole = found.read("train", reading)
+        chosen = self._hold_out(whole.records, found).val
+        keep = ~chosen if part == "train" else chosen
+        return replace(whole, records=[record for record, kept in zip(whole.records, keep, strict=True) if kept])
+
+    readers: ClassVar[Mapping[Task, Reader]] = dict(zip(get_args(Task), map(_reader_for, get_args(Task)), strict=True))
+
+
+def _sizes(split: Split) -> str:
+    images = _counted(len(split.records), "image")
+    if not split.lists_objects:
+        return images
+    return f"{images} with {_counted(sum(record.num_objects for record in split.records), 'object')}"
+
+
+def _counted(number: int, what: str) -> str:
+    plural = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{plural}"
 
 
 @register("data", "coco_panoptic")

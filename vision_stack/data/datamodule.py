@@ -90,8 +90,8 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def problems(self) -> list[Problem]:
-        """The broken records of both splits that are left out (on_error: skip)."""
-        return [*self.train_split.problems, *self.val_split.problems]
+        """The broken records of both splits that are left out (on_error: skip), each once."""
+        return list(dict.fromkeys((*self.train_split.problems, *self.val_split.problems)))
 
     @cached_property
     def train_records(self) -> list[ImageFile]:
@@ -119,10 +119,14 @@ class DataModule(pl.LightningDataModule):
 
     def notes(self) -> list[str]:
         """What was skipped, fixed or looks odd in either split and between them, a line each, for printing."""
-        lines = [*self.train_split.report().splitlines(), *self.val_notes()]
+        found = self.config.describe(self.task, self.train_split, self.val_split)
+        reports = [*self.train_split.report().splitlines(), *self._val_notes()]
+        lines = [*found, *dict.fromkeys(reports)]  # of one file that is both splits, once
         files = (self.train_split.annotation_file, self.val_split.annotation_file)
         remedy = "validation would measure memorisation; use separate images"
-        if self.train_split.lists_objects and os.path.samefile(*files):
+        paths = {record.path for record in self.train_split.records}
+        both = any(record.path in paths for record in self.val_split.records)
+        if both and self.train_split.lists_objects and os.path.realpath(files[0]) == os.path.realpath(files[1]):
             return [*lines, f"note: {files[1]}: the annotations of training and validation are one file; {remedy}"]
         if shared := shared_images(self.train_records, self.val_records):
             val, train = shared[0]
@@ -132,6 +136,9 @@ class DataModule(pl.LightningDataModule):
 
     def val_notes(self) -> list[str]:
         """The same for only the validation split."""
+        return [*self.config.describe(self.task, None, self.val_split), *self._val_notes()]
+
+    def _val_notes(self) -> list[str]:
         lines = self.val_split.report().splitlines()
         if not _has_objects(self.val_split, self.val_records):
             crowds = ", only crowd regions" if self.val_split.num_crowds else ""

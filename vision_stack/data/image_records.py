@@ -121,7 +121,7 @@ def read_listed(
         more = f", and {len(again) - 1:,} more files have two ids" if len(again) > 1 else ""
         message = f"{show(first.file_name)} is image {other} and image {first.image_id}{more}"
         done = "each is an image with only its own annotations; give a file one id if they belong together"
-        findings.note(f"images[{first.position}].file_name", message, done)
+        findings.note(findings.image(first.position, "file_name"), message, done)
     return list(good.values()), bad
 
 
@@ -142,7 +142,7 @@ def check_files(
         raise data_error(findings.file, "images[].file_name", message, "name the folder that holds them")
     for image in missing:
         message = f"{show(image.file_name)} is not in {image_dir}"
-        findings.problem(f"images[{image.position}].file_name", message, "add the file, or remove the entry")
+        findings.problem(findings.image(image.position, "file_name"), message, "add the file, or remove the entry")
     absent = {image.image_id for image in missing}
     present = [image for image in images if image.image_id not in absent]
 
@@ -171,11 +171,11 @@ def _settle_size(image: ListedImage, size: ImageSizes, findings: Findings) -> Li
     if wanted == size.stored:
         return replace(image, apply_exif=False, stored=size.stored)
     height, width = size.upright
-    message = f"{show(image.file_name)} is {width} x {height}, the json says width {wanted[1]} and height {wanted[0]}"
+    message = f"{show(image.file_name)} is {width} x {height}, {findings.says} width {wanted[1]} and height {wanted[0]}"
     if wanted == (width, height):
         message += " (swapped)"
     remedy = "correct width and height if the annotations fit the file, else use the file that was annotated"
-    findings.problem(f"images[{image.position}].width", message, remedy)
+    findings.problem(findings.image(image.position, "width"), message, remedy)
     return None
 
 

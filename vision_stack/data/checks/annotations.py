@@ -1,74 +1,22 @@
-"""Reads and checks the annotations of a json file: one pass in Python to gather them, the rest vectorised.
+"""Reads the annotations of a COCO json, one by one; `objects.py` checks them all at once.
 
-What is wrong beyond repair is a problem: no segmentation (unless boxes are enough), one of the wrong size or shape,
-coordinates that are not finite, a polygon without area, a box without area or wholly outside of the image, an unknown
-image or category; and, if most of them are so, polygons that cover no pixel, or boxes that are fractions of the image.
-What looks odd is noted (`consistency.py`).
-
-What has an obvious meaning is fixed: a missing box or area is taken from the segmentation, a box that sticks out is
-clipped when used, a degenerate polygon among good ones is dropped (noted), a flat list of coordinates is one polygon,
-missing or repeated annotation ids are renumbered (noted; they carry no meaning, but pycocotools needs them unique
-and not 0). A crowd may be a polygon.
+What is wrong beyond repair is a problem: no segmentation (unless boxes are enough), one of the wrong type, an unknown
+image or category. A flat list of coordinates is one polygon. A crowd may be a polygon.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vision_stack.data.annotations import AnnotationTable
-from vision_stack.data.checks.consistency import (
-    Masks,
-    Notes,
-    find_empty,
-    find_fractions,
-    note_areas,
-    note_boxes,
-    note_crowds,
-    note_holes,
-    note_outside,
-)
-from vision_stack.data.checks.issues import BrokenField, Findings, data_error, show, whole_number
-from vision_stack.data.checks.polygons import DEGENERATE, PolygonShapes, fault_of, measure
-from vision_stack.ops import rle
-from vision_stack.ops.masks import MAX_COORDINATE
-
-_REDO = "annotate it again, or remove the annotation"
-_MASKS = "export with polygons or RLE masks,"
-_BOXES = "or train on boxes with task=detection head=faster_rcnn"
-
-
-class ImageFrame(NamedTuple):
-    """What annotations need to know of their image. `row` is -1 for an image that is left out already."""
-
-    row: int
-    file_name: str
-    height: int
-    width: int
-
-
-class _Gathered:
-    """Columns that grow annotation by annotation."""
-
-    def __init__(self) -> None:
-        self.index, self.image_row, self.label = array("q"), array("q"), array("q")
-        self.ids, self.crowd = array("q"), array("b")
-        self.box, self.area = array("d"), array("d")  # of the file; NaN where it has none
-        self.bounds, self.pixels = array("d"), array("d")  # of RLEs; NaN for polygons, whose masks are measured later
-        self.polygon_stop = array("q")  # per annotation, in polygons
-        self.points, self.point_count, self.point_stop = (
-            array("d"),
-            array("q"),
-            array("q"),
-        )  # the latter two per polygon
-        self.counts, self.counts_stop = bytearray(), array("q")
-        self.without_mask = 0  # refused because they have only a box
+from vision_stack.data.checks.issues import BrokenField, Findings, show, whole_number
+from vision_stack.data.checks.objects import ImageFrame, ObjectColumns, checked_table
 
 
 def read_annotations(
@@ -95,7 +43,7 @@ def read_annotations(
     Raises:
         DataError: masks are needed, and all there is are boxes.
     """
-    gathered = _Gathered()
+    columns = ObjectColumns(findings, masks=masks)
     unknown: Counter[Any] = Counter()
     first_unknown: dict[Any, int] = {}
     for index, raw in enumerate(listed):
@@ -107,265 +55,49 @@ def read_annotations(
             frame = frames.get(_id(raw, "image_id"))
             if frame is None:
                 message = f"no image has the id {raw['image_id']}"
-                raise BrokenField(".image_id", message, "add the image, or remove the annotation")
+                raise BrokenField("image_id", message, "add the image, or remove the annotation")
             if frame.row < 0:
                 continue
             of = frame.file_name
             category_id = _id(raw, "category_id")
             if category_id in label_of:
-                _gather(gathered, raw, index, frame, label_of[category_id], masks)
+                _add(columns, raw, index, frame, label_of[category_id])
             elif category_id not in known_ids:
                 first_unknown.setdefault(category_id, index)
                 unknown[category_id] += 1
         except BrokenField as error:
             message = f"{error.message} (image {show(of)})" if of else error.message
-            findings.problem(f"annotations[{index}]{error.field}", message, error.remedy)
+            findings.problem(findings.object(index, error.field), message, error.remedy)
     for category_id, count in unknown.items():
         more = f" ({count} annotations)" if count > 1 else ""
         message = f"no category has the id {category_id}{more}"
         remedy = "add it to the json's categories, or remove what uses it"
-        findings.problem(f"annotations[{first_unknown[category_id]}].category_id", message, remedy)
-    if gathered.without_mask and not gathered.index:
-        message = f"none of {gathered.without_mask:,} annotations has a mask, all have only a box"
-        raise data_error(findings.file, "annotations[].segmentation", message, f"{_MASKS} {_BOXES}")
-    return _table(gathered, sorted(frames.values()), findings)
+        findings.problem(findings.object(first_unknown[category_id], "category_id"), message, remedy)
+    columns.refuse_boxes_alone()
+    return checked_table(columns, sorted(frame for frame in frames.values() if frame.row >= 0))
 
 
 def _id(raw: dict[str, Any], field: str) -> int:
     value = whole_number(raw.get(field))
     if value is None:
         message = f"expected a whole number, got {show(raw.get(field))}"
-        raise BrokenField(f".{field}", message, "use the id of a listed image or category")
+        raise BrokenField(field, message, "use the id of a listed image or category")
     return value
 
 
-def _gather(to: _Gathered, raw: dict[str, Any], index: int, frame: ImageFrame, label: int, masks: bool) -> None:
-    """Append an annotation to the columns, unless it can be seen here and now that it is broken."""
+def _add(to: ObjectColumns, raw: dict[str, Any], index: int, frame: ImageFrame, label: int) -> None:
+    """Append an annotation, unless it can be seen here and now that it is broken."""
     crowd = raw.get("iscrowd", 0)
     if crowd not in (0, 1, None):
-        raise BrokenField(".iscrowd", f"expected 0 or 1, got {show(crowd)}", "correct it")
+        raise BrokenField("iscrowd", f"expected 0 or 1, got {show(crowd)}", "correct it")
     box = raw.get("bbox")
     if box and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         message = f"expected four numbers x, y, width, height, got {show(box)}"
-        raise BrokenField(".bbox", message, "correct it, or leave bbox out to have it computed")
+        raise BrokenField("bbox", message, "correct it, or leave bbox out to have it computed")
     area = float(raw["area"]) if _is_number(raw.get("area")) and math.isfinite(raw["area"]) else math.nan
-    bounds, pixels = (math.nan,) * 4, math.nan
-    segmentation = raw.get("segmentation")
-    if not segmentation and masks:
-        to.without_mask += bool(box)
-        message = "there is no mask, only a box" if box else "there is no mask"
-        raise BrokenField(".segmentation", message, f"{_MASKS} {_BOXES}")
-    if not segmentation:
-        if not box:
-            raise BrokenField(".bbox", "there is neither a box nor a mask", "write bbox, or remove the annotation")
-    elif isinstance(segmentation, dict):
-        bounds, pixels = _gather_rle(to, segmentation, frame)
-    elif isinstance(segmentation, list):
-        _gather_polygons(to, segmentation)
-    else:
-        raise BrokenField(".segmentation", f"expected polygons or an RLE, got {show(segmentation)}", _REDO)
-    annotation_id = whole_number(raw.get("id"))
-    to.index.append(index)
-    to.image_row.append(frame.row)
-    to.label.append(label)
-    to.ids.append(annotation_id if annotation_id and annotation_id > 0 else 0)
-    to.crowd.append(bool(crowd))
-    to.box.extend(box or (math.nan,) * 4)
-    to.area.append(area)
-    to.bounds.extend(bounds)
-    to.pixels.append(pixels)
-    to.polygon_stop.append(len(to.point_stop))
-    to.counts_stop.append(len(to.counts))
-
-
-def _gather_rle(
-    to: _Gathered, segmentation: dict[str, Any], frame: ImageFrame
-) -> tuple[tuple[float, float, float, float], float]:
-    """Returns bounds and number of the object's pixels."""
-    try:
-        runs = rle.check_rle(segmentation, frame.height, frame.width)
-    except ValueError as error:
-        raise BrokenField(".segmentation", str(error), _REDO) from None
-    pixels = float(runs[1::2].sum())
-    if not pixels:
-        raise BrokenField(".segmentation", "the RLE has no object pixel", _REDO)
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        counts = rle.to_compressed(segmentation, frame.height, frame.width)["counts"]
-    to.counts.extend(counts.encode("ascii") if isinstance(counts, str) else counts)
-    return rle.box_of_runs(runs, frame.height), pixels
-
-
-def _gather_polygons(to: _Gathered, polygons: list[Any]) -> None:
-    if not isinstance(polygons[0], list):  # one polygon that is not wrapped in a list means what it seems to mean
-        polygons = [polygons]
-    points, before = to.points, (len(to.points), len(to.point_stop))
-    try:
-        for polygon in polygons:
-            start = len(points)
-            points.extend(polygon)  # TypeError for anything but numbers
-            to.point_count.append(len(points) - start)
-            if (len(points) - start) % 2 or len(points) == start:  # keeps x at even places, and no polygon empty
-                points.extend((0.0,) if len(points) > start else (0.0, 0.0))
-            to.point_stop.append(len(points))
-    except (TypeError, OverflowError):
-        del points[before[0] :], to.point_count[before[1] :], to.point_stop[before[1] :]
-        message = f"expected lists of numbers x0, y0, x1, y1, ..., got {show(polygons)}"
-        raise BrokenField(".segmentation", message, _REDO) from None
-
-
-def _table(to: _Gathered, frames: list[ImageFrame], findings: Findings) -> tuple[AnnotationTable, NDArray[np.int64]]:
-    frames = [frame for frame in frames if frame.row >= 0]
-    sizes = np.array([(frame.height, frame.width) for frame in frames], dtype=np.int64).reshape(-1, 2)
-    image_row = np.frombuffer(to.image_row, dtype=np.int64) if to.image_row else np.zeros(0, dtype=np.int64)
-    rows = len(image_row)
-    height, width = sizes[image_row].T if rows else np.zeros((2, 0), dtype=np.int64)
-
-    polygon_stop = np.array(to.polygon_stop, dtype=np.int64)
-    polygon_count = np.diff(polygon_stop, prepend=0)
-    owner = np.repeat(np.arange(rows), polygon_count)
-    point_stop = np.array(to.point_stop, dtype=np.int64)
-    points = np.array(to.points, dtype=np.float64)
-    shapes = measure(points, np.array(to.point_count, dtype=np.int64), point_stop, height[owner], width[owner])
-
-    def where(row: int, field: str) -> str:
-        return f"annotations[{to.index[row]}].{field}"
-
-    def of(row: int) -> str:
-        return f" (image {show(frames[image_row[row]].file_name)})"
-
-    def name(row: int) -> str:
-        return f"id {to.ids[row] or '?'} in {show(frames[image_row[row]].file_name)}"
-
-    good = _judge_polygons(shapes, owner, polygon_count, where, of, findings)
-    kept = shapes.fault == 0
-    points_of = np.stack([np.concatenate([[0], point_stop])[:-1], point_stop], axis=1)
-    masks = _masks(to, shapes, np.stack([height, width], axis=1), owner, kept, points, points_of)
-    boxes, areas = _filled(to, masks)
-    bare: NDArray[np.bool_] = np.isnan(masks.bounds[:, 0])  # only a box
-    _judge_boxes(boxes, good, bare, height, width, where, of, findings)
-    ids = _unique_ids(np.array(to.ids, dtype=np.int64), where, findings)
-    crowd = np.array(to.crowd, dtype=bool)
-    _compare(to, masks, good, crowd, bare, Notes(findings, name))
-
-    order = np.flatnonzero(good)
-    order = order[np.argsort(image_row[order], kind="stable")]
-    kept_before = np.concatenate([[0], np.cumsum(kept)])
-    counts_stop = np.array(to.counts_stop, dtype=np.int64)
-    table = AnnotationTable(
-        labels=np.array(to.label, dtype=np.int64)[order],
-        boxes=boxes[order],
-        areas=areas[order],
-        crowd=crowd[order],
-        ids=ids[order],
-        polygons=np.stack([kept_before[polygon_stop - polygon_count], kept_before[polygon_stop]], axis=1)[order],
-        points_of=masks.points_of,
-        points=points,
-        counts_of=np.stack([np.concatenate([[0], counts_stop])[:-1], counts_stop], axis=1)[order],
-        counts=bytes(to.counts),
-    )
-    return table, image_row[order]
-
-
-def _judge_polygons(
-    shapes: PolygonShapes, owner: Any, polygon_count: Any, where: Any, of: Any, findings: Findings
-) -> NDArray[np.bool_]:
-    """[rows] True where an annotation's polygons will do. Degenerate ones among good ones are noted only."""
-    rows = len(polygon_count)
-    usable = np.bincount(owner[shapes.fault == 0], minlength=rows)
-    broken = np.bincount(owner[(shapes.fault > 0) & ~np.isin(shapes.fault, DEGENERATE)], minlength=rows)
-    good = (polygon_count == 0) | ((usable > 0) & (broken == 0))
-    reported: set[int] = set()
-    left_out: list[int] = []
-    # What is beyond repair comes first, so that each annotation is reported for the worst of its polygons.
-    faulty = np.flatnonzero(shapes.fault)
-    for polygon in faulty[np.argsort(np.isin(shapes.fault[faulty], DEGENERATE), kind="stable")].tolist():
-        row = int(owner[polygon])
-        if good[row]:
-            left_out.append(polygon)
-        elif row not in reported:
-            findings.problem(where(row, "segmentation"), fault_of(shapes, polygon) + of(row), _REDO)
-        reported.add(row)
-    if left_out:
-        first = int(owner[left_out[0]])
-        more = f", and {len(left_out) - 1:,} more such" if len(left_out) > 1 else ""
-        message = f"{fault_of(shapes, left_out[0])}{of(first)}{more}"
-        findings.note(where(first, "segmentation"), message, "left out; the object has other polygons")
-    return good
-
-
-def _masks(
-    to: _Gathered, shapes: PolygonShapes, size: Any, owner: Any, kept: Any, points: Any, points_of: Any
-) -> Masks:
-    bounds = np.array(to.bounds, dtype=np.float64).reshape(-1, 4)
-    area = np.array(to.pixels, dtype=np.float64)
-    of_polygons = np.full((len(bounds), 4), np.inf) * (1, 1, -1, -1)
-    np.minimum.at(of_polygons[:, :2], owner[kept], shapes.bounds[kept, :2])
-    np.maximum.at(of_polygons[:, 2:], owner[kept], shapes.bounds[kept, 2:])
-    has_polygon = np.isfinite(of_polygons).all(axis=1)
-    bounds[has_polygon] = of_polygons[has_polygon]
-    area[has_polygon] = np.bincount(owner[kept], weights=shapes.area[kept], minlength=len(bounds))[has_polygon]
-    return Masks(size, bounds, area, owner[kept], points, points_of[kept], shapes.bounds[kept], shapes.area[kept])
-
-
-def _filled(to: _Gathered, masks: Masks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Boxes [A, 4] (x, y, width, height) and areas [A] of the file, or else of the masks, or else of the boxes."""
-    boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
-    missing = np.isnan(boxes).all(axis=1) & np.isfinite(masks.bounds).all(axis=1)
-    boxes[missing] = np.concatenate([masks.bounds[:, :2], masks.bounds[:, 2:] - masks.bounds[:, :2]], axis=1)[missing]
-    areas = np.array(to.area, dtype=np.float64)
-    areas = np.where(areas > 0, areas, masks.area)
-    return boxes, np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
-
-
-def _compare(
-    to: _Gathered, masks: Masks, good: NDArray[np.bool_], crowd: NDArray[np.bool_], bare: NDArray[np.bool_], note: Notes
-) -> None:
-    """Notes what does not fit together; clears `good` where masks or boxes are of no use and that is a problem."""
-    stated_boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
-    good &= ~find_empty(masks, good, note)
-    good &= ~find_fractions(masks.size, stated_boxes, good & bare, note)
-    note_outside(masks.size, stated_boxes, good & bare, note)
-    note_crowds(note.findings, crowd[good])
-    note_boxes(masks, stated_boxes, good, note)
-    note_areas(masks, np.array(to.area, dtype=np.float64), stated_boxes, good, note)
-    note_holes(masks, good, note)
-
-
-def _judge_boxes(
-    boxes: Any, good: Any, bare: Any, height: Any, width: Any, where: Any, of: Any, findings: Findings
-) -> None:
-    """Clears `good` where a box will not do."""
-    x, y, w, h = boxes.T
-    with np.errstate(invalid="ignore"):
-        faults = {
-            "is not finite": ~np.isfinite(boxes).all(axis=1),
-            f"lies beyond {MAX_COORDINATE:g} pixels": (np.abs(boxes) > MAX_COORDINATE).any(axis=1),
-            "has no area": (w <= 0) | (h <= 0),
-            "is wholly outside of the image": (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0),
-        }
-    for text, faulty in faults.items():
-        for row in np.flatnonzero(faulty & good).tolist():
-            message = f"box {show(boxes[row].tolist())} {text}{of(row)}"
-            instead = "remove the annotation" if bare[row] else "leave bbox out to have it computed"
-            remedy = f"correct x, y, width, height, or {instead}"
-            findings.problem(where(row, "bbox"), message, remedy)
-        good &= ~faulty
-
-
-def _unique_ids(ids: NDArray[np.int64], where: Any, findings: Findings) -> NDArray[np.int64]:
-    _, first = np.unique(ids, return_index=True)
-    repeated = np.ones(len(ids), dtype=bool)
-    repeated[first] = False
-    again = np.flatnonzero(repeated & (ids > 0))
-    if len(again):
-        more = f", and {len(again) - 1} more are repeated" if len(again) > 1 else ""
-        message = f"id {ids[again[0]]} is used before{more}"
-        findings.note(where(int(again[0]), "id"), message, "renumbered; results are not affected")
-    renumbered = repeated | (ids == 0)
-    unique = ids.copy()
-    unique[renumbered] = ids.max(initial=0) + 1 + np.arange(np.count_nonzero(renumbered))
-    return unique
+    number = whole_number(raw.get("id"))
+    object_id = number if number and number > 0 else 0
+    to.add(index, frame, label, raw.get("segmentation"), box, area=area, crowd=bool(crowd), object_id=object_id)
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vision_stack.data.checks.issues import DataError, Findings, listing, show, whole_number
+from vision_stack.data.checks.issues import DataError, Findings, Place, listing, show, whole_number
 from vision_stack.structures import Category
 
 
@@ -43,12 +43,12 @@ def read_categories(
     Raises:
         DataError: an entry without a whole-number id and a name, or a duplicate.
     """
-    own = _checked(listed, findings.file)
+    own = _checked(listed, findings)
     if given is None:
         placeholder = _placeholder(own, used)
         if placeholder is not None:
             findings.note(
-                f"categories[{placeholder.position}]",
+                findings.category(placeholder.position, ""),
                 f"{show(placeholder.name)} (id 0) has no annotation and is the supercategory of all others, as "
                 "Roboflow writes it",
                 "left out of the classes",
@@ -78,7 +78,7 @@ def read_categories(
     if moved:
         first = moved[0]
         findings.note(
-            f"categories[{first.position}].id",
+            findings.category(first.position, "id"),
             f"{show(first.name)} has id {first.id} here and {given[labels[first.id]].id} in the training data"
             + (f" ({len(moved)} such categories)" if len(moved) > 1 else ""),
             "matched by name; results carry the training data's ids",
@@ -95,10 +95,8 @@ def _report_unknown(
         (entry,) = unknown
         same_id = next((category.name for category in given if category.id == entry.id), None)
         instead = f", where id {entry.id} is {show(same_id)}" if same_id else ""
-        where, what = (
-            f"categories[{entry.position}].name",
-            f"{show(entry.name)} (id {entry.id}, {count} annotations) is",
-        )
+        where: str | Place = findings.category(entry.position, "name")
+        what = f"{show(entry.name)} (id {entry.id}, {count} annotations) is"
         remedy = "give it the name it has there, or remove it and its annotations"
     else:
         instead = ""
@@ -113,15 +111,18 @@ def _some(names: Sequence[str], limit: int = 6) -> str:
     return f"{', '.join(map(show, names[:limit]))}{more}"
 
 
-def _checked(listed: list[Any], file: str) -> list[_Listed]:
-    findings = Findings(file)
+def _checked(listed: list[Any], findings: Findings) -> list[_Listed]:
+    before = len(findings.problems)
     own: list[_Listed] = []
     by_id: dict[int, _Listed] = {}
     by_name: dict[str, _Listed] = {}
     for index, raw in enumerate(listed):
-        where = f"categories[{index}]"
         if not isinstance(raw, dict):
-            findings.problem(where, f"expected a mapping with id and name, got {show(raw)}", "correct the file")
+            findings.problem(
+                findings.category(index, ""),
+                f"expected a mapping with id and name, got {show(raw)}",
+                "correct the file",
+            )
             continue
         category_id, name = whole_number(raw.get("id")), raw.get("name")
         if isinstance(name, str):  # exports bring line breaks along, which no table or picture can show
@@ -129,31 +130,33 @@ def _checked(listed: list[Any], file: str) -> list[_Listed]:
         is_thing = raw.get("isthing", 1)
         if category_id is None:
             message = f"expected a whole number, got {show(raw.get('id'))}"
-            findings.problem(f"{where}.id", message, "number the categories")
+            findings.problem(findings.category(index, "id"), message, "number the categories")
         elif not isinstance(name, str) or not name:
-            findings.problem(f"{where}.name", f"expected a name, got {show(name)}", "name the category")
+            findings.problem(
+                findings.category(index, "name"), f"expected a name, got {show(name)}", "name the category"
+            )
         elif any("\ud800" <= letter <= "\udfff" for letter in name):
             message = f"{show(name)} holds a lone surrogate, half of a character, which cannot be written as text"
-            findings.problem(f"{where}.name", message, "rename the category")
+            findings.problem(findings.category(index, "name"), message, "rename the category")
         elif is_thing not in (0, 1):
             message = f"expected 1 for things or 0 for stuff, got {show(is_thing)}"
-            findings.problem(f"{where}.isthing", message, "correct it")
+            findings.problem(findings.category(index, "isthing"), message, "correct it")
         elif category_id in by_id:
             other = by_id[category_id]
             if other.name == name:
                 continue  # the same entry twice does no harm
             message = f"id {category_id} is both {show(other.name)} and {show(name)}"
-            findings.problem(f"{where}.id", message, "give every category an id of its own")
+            findings.problem(findings.category(index, "id"), message, "give every category an id of its own")
         elif name in by_name:
             message = f"{show(name)} has two ids, {by_name[name].id} and {category_id}"
-            findings.problem(f"{where}.name", message, "rename one, or merge the two")
+            findings.problem(findings.category(index, "name"), message, "rename one, or merge the two")
         else:
             supercategory = _one_line(str(raw.get("supercategory", "")))
             category = _Listed(index, category_id, name, supercategory, bool(is_thing))
             by_id[category_id] = by_name[name] = category
             own.append(category)
-    if findings.problems:
-        raise DataError(listing(findings.problems))
+    if problems := findings.problems[before:]:
+        raise DataError(listing(problems))
     return own
 
 

@@ -57,16 +57,16 @@ class Notes:
         first = ", ".join(self._name(row) for row in rows[:_SHOWN].tolist())
         first += ", ..." if len(rows) > _SHOWN else ""
         say = self.findings.problem if problem else self.findings.note
-        say(f"annotations[].{field}", f"{message.format(count=f'{len(rows):,}')} ({first})", done)
+        say(self.findings.objects(field), f"{message.format(count=f'{len(rows):,}')} ({first})", done)
 
 
 def note_crowds(findings: Findings, crowd: Bool, what: str = "annotations") -> None:
     """How many of the annotations, or segments, are crowd regions."""
     if count := int(np.count_nonzero(crowd)):
-        field = "annotations[].iscrowd" if what == "annotations" else "annotations[].segments_info[].iscrowd"
+        field = "iscrowd" if what == "annotations" else "segments_info[].iscrowd"
         message = f"{count:,} of {len(crowd):,} {what} are crowd regions (iscrowd=1)"
         done = "not trained on, and detections in them are not counted as errors; for single objects write iscrowd=0"
-        findings.note(field, message, done)
+        findings.note(findings.objects(field), message, done)
 
 
 def find_empty(masks: Masks, good: Bool, note: Notes) -> Bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _SHOWN = 20
 _MAX_ID = 2**53  # pycocotools keeps ids in float64
@@ -42,19 +42,53 @@ class BrokenField(Exception):
         self.field, self.message, self.remedy = field, message, remedy
 
 
+class Place(NamedTuple):
+    """Where a record stands, in the words of its format."""
+
+    file: str
+    field: str  # "annotations[17].bbox", "line 3"
+
+
 class Findings:
-    """Collects what a check finds in one json file."""
+    """Collects what a check finds in one data set, and knows where its records stand: here, in one COCO json."""
+
+    says = "the json says"  # the annotation, of an image's size
+    redo = "annotate it again, or remove the annotation"
+    instead_of_box = "leave bbox out to have it computed"  # of an object that has a mask, too
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.problems: list[Problem] = []  # broken: stops training, or is skipped
         self.notes: list[Problem] = []  # one for each kind: fixed, dropped or merely odd
 
-    def problem(self, field: str, message: str, remedy: str) -> None:
-        self.problems.append(Problem(self.file, field, message, remedy))
+    def problem(self, where: str | Place, message: str, remedy: str) -> None:
+        self.problems.append(self._problem(where, message, remedy))
 
-    def note(self, field: str, message: str, remedy: str) -> None:
-        self.notes.append(Problem(self.file, field, message, remedy))
+    def note(self, where: str | Place, message: str, remedy: str) -> None:
+        self.notes.append(self._problem(where, message, remedy))
+
+    def image(self, index: int, field: str) -> Place:
+        """A field of an image; `index` is its position."""
+        return Place(self.file, f"images[{index}].{field}")
+
+    def object(self, index: int, field: str) -> Place:
+        """A field of an object: "bbox", "segmentation", "id", or "" for all of it."""
+        return Place(self.file, f"annotations[{index}].{field}".rstrip("."))
+
+    def objects(self, field: str) -> Place:
+        """That field of many objects."""
+        return Place(self.file, f"annotations[].{field}")
+
+    def name(self, index: int, object_id: int, image: str) -> str:
+        """An object among several that a line names."""
+        return f"id {object_id or '?'} in {show(image)}"
+
+    def category(self, index: int, field: str) -> Place:
+        return Place(self.file, f"categories[{index}].{field}".rstrip("."))
+
+    def _problem(self, where: str | Place, message: str, remedy: str) -> Problem:
+        file, field = where if isinstance(where, Place) else (self.file, where)
+        return Problem(file, field, message, remedy)
 
 
 def data_error(file: Any, field: str, message: str, remedy: str) -> DataError:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.augment.transforms import Affine, Objects
-from vision_stack.data.checks.annotations import ImageFrame, read_annotations
+from vision_stack.data.checks.annotations import read_annotations
 from vision_stack.data.checks.categories import read_categories
 from vision_stack.data.checks.issues import DataError, Findings, Problem, data_error, report, whole_number
+from vision_stack.data.checks.objects import ImageFrame
 from vision_stack.data.image_records import ImageFile, ListedImage, check_files, read_listed
 from vision_stack.data.readers.json_file import load_coco_json, refusal
 from vision_stack.structures import Category
@@ -172,11 +173,12 @@ def read_coco(
         first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
         raise data_error(file, f"{what}s", f"no good {what} is left", f"fix the file{first}")
     return CocoSplit(
-        file, _records(images, table, image_rows), classes, table, tuple(findings.problems), tuple(findings.notes)
+        file, make_records(images, table, image_rows), classes, table, tuple(findings.problems), tuple(findings.notes)
     )
 
 
-def _records(images: list[ListedImage], table: AnnotationTable, image_rows: Any) -> list[ImageRecord]:
+def make_records(images: Sequence[ListedImage], table: AnnotationTable, image_rows: Any) -> list[ImageRecord]:
+    """One of each image, with its rows of the table; `image_rows` says the image of each row."""
     bounds = np.searchsorted(image_rows, np.arange(len(images) + 1)).tolist()
     return [
         ImageRecord(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from vision_stack.data.checks.issues import DataError, data_error
-from vision_stack.data.readers.foreign import describe, list_files
+from vision_stack.data.readers.files import list_files
 
 SplitName = Literal["train", "val"]
 
@@ -231,14 +231,11 @@ def _not_found(root: Path, split: SplitName, kind: AnnotationKind, candidates: l
     tried = ", ".join(_relative(root, path) for path in candidates)
     missing = f"no annotation file of the {split} split (looked for {tried})"
     files = list_files(root)
-    if found := describe(files):
-        what, remedy = found
-        raise data_error(root, "data.root", f"found {what} instead of COCO json: {missing}", remedy)
     message = f"{missing}; there are {files.shown('.json') or files.counts()}"
     if split == "val" and kind == "instances":
         remedy = (
             "name them relative to this folder: data.val_annotations=FILE data.val_images=DIR; without a validation "
-            "set, name those of the training with trainer.limit_val_batches=0"
+            "set, data=auto holds out some of the training images"
         )
     else:
         remedy = (

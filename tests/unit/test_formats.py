@@ -1,0 +1,113 @@
+"""Every format of a folder is recognised and read to what its COCO twin says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import format_files as ff
+import numpy as np
+import pytest
+
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.configs import AutoDataConfig
+from vision_stack.data.readers.coco import CocoSplit, ImageRecord
+from vision_stack.ops import rle
+from vision_stack.structures import Task
+
+Objects = list[tuple[str, np.ndarray | None, list[float]]]  # class, mask, box x0 y0 x1 y1
+
+WITH_MASKS: dict[str, Callable[[Path], None]] = {
+    "coco 2017": ff.coco_2017,
+    "roboflow": ff.roboflow,
+    "cvat": ff.cvat,
+    "label studio": ff.label_studio,
+    "fiftyone": ff.fiftyone,
+    "supervisely": ff.supervisely,
+    "single json": ff.single_json,
+    "yolo": ff.yolo,
+    "yolo of roboflow": ff.yolo_roboflow,
+    "voc": ff.voc,
+    "labelme": ff.labelme,
+    "numbered masks": ff.numbered_masks,
+    "single masks": ff.single_masks,
+}
+BOXES_ALONE: dict[str, Callable[[Path], None]] = {"yolo": ff.yolo_boxes, "voc": ff.voc_boxes}
+WITHOUT_VAL = {"cvat", "label studio", "fiftyone", "supervisely", "single json", "numbered masks"}
+WITHOUT_CLASSES = {"numbered masks", "single masks"}
+WITHOUT_EMPTY = {"single masks"}  # no file says that an image shows nothing
+OF_PIXELS = {"voc", "numbered masks", "single masks"}  # whose boxes are those around the pixels
+
+
+def read(root: Path, task: Task = "instance", **options: object) -> dict[str, CocoSplit]:
+    config = AutoDataConfig(root=str(root), **options)  # type: ignore[arg-type]
+    train = config.read("train", task)
+    return {"train": train, "val": config.read("val", task, train.categories)}  # type: ignore[dict-item]
+
+
+def objects(record: ImageRecord, split: CocoSplit) -> Objects:
+    found: Objects = []
+    for each in record.annotations:
+        mask = each.segmentation and rle.decode(rle.to_compressed(each.segmentation, record.height, record.width))
+        found.append((split.categories[each.label].name, mask if mask is not None else None, list(each.box)))
+    return found
+
+
+def by_stem(splits: dict[str, CocoSplit], *names: str) -> dict[str, Objects]:
+    return {
+        Path(record.file_name.replace("\\", "/")).stem: objects(record, splits[name])
+        for name in names
+        for record in splits[name].records
+    }
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CocoSplit]:
+    root = tmp_path_factory.mktemp("twin")
+    ff.coco_2017(root)
+    return read(root)
+
+
+@pytest.mark.parametrize("name", WITH_MASKS)
+def test_folder_is_read_as_its_coco_twin_to_the_pixel(name: str, tmp_path: Path, twin: dict[str, CocoSplit]) -> None:
+    WITH_MASKS[name](tmp_path)
+    splits = read(tmp_path)
+    if name in WITHOUT_VAL:
+        found, expected = by_stem(splits, "train", "val"), by_stem(twin, "train")
+        assert len(splits["val"].records) == 1
+    else:
+        found, expected = by_stem(splits, "train"), by_stem(twin, "train")
+        assert_same(by_stem(splits, "val"), by_stem(twin, "val"), name)
+    if name in WITHOUT_EMPTY:
+        expected = {stem: each for stem, each in expected.items() if each}
+    assert_same(found, expected, name)
+
+
+def assert_same(found: dict[str, Objects], expected: dict[str, Objects], name: str) -> None:
+    assert found.keys() == expected.keys()
+    for stem, wanted in expected.items():
+        assert len(found[stem]) == len(wanted)
+        for (label, mask, box), (wanted_label, wanted_mask, wanted_box) in zip(found[stem], wanted, strict=True):
+            assert label == ("object" if name in WITHOUT_CLASSES else wanted_label)
+            assert wanted_mask is not None
+            np.testing.assert_array_equal(mask, wanted_mask)
+            np.testing.assert_allclose(box, wanted_box, atol=1.0 if name in OF_PIXELS else 1e-6)
+
+
+@pytest.mark.parametrize("name", BOXES_ALONE)
+def test_boxes_are_those_of_the_coco_twin(name: str, tmp_path: Path, twin: dict[str, CocoSplit]) -> None:
+    BOXES_ALONE[name](tmp_path)
+    splits = read(tmp_path, "detection")
+    for split in ("train", "val"):
+        found, expected = by_stem(splits, split), by_stem(twin, split)
+        assert found.keys() == expected.keys()
+        for stem, wanted in expected.items():
+            for (label, mask, box), (wanted_label, _, wanted_box) in zip(found[stem], wanted, strict=True):
+                assert label == wanted_label
+                assert mask is None or mask == []
+                np.testing.assert_allclose(box, wanted_box, atol=1.0 if name == "voc" else 1e-6)
+
+
+@pytest.mark.parametrize("name", BOXES_ALONE)
+def test_boxes_without_masks_say_how_to_train_on_them(name: str, tmp_path: Path) -> None:
+    BOXES_ALONE[name](tmp_path)
+    with pytest.raises(DataError, match=r"has nothing for task=instance: found .* give data=.* task=detection head="):
+        read(tmp_path)

@@ -1,0 +1,221 @@
+"""A validation split out of the training images, where a data set has none.
+
+Images that belong together stay together: files of the same content, images that look the same (a hash of their
+brightness steps), and those whose names have the same part by a pattern (a video, a patient). Every class gets its
+share, the rarest first. Which groups are held out depends on the seed and on the images, not on their order.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vision_stack.config import ConfigError
+from vision_stack.data.checks.issues import DataError
+from vision_stack.data.image_records import ImageFile, with_progress
+from vision_stack.data.images import open_image
+
+_THREADS = 8
+_SIDE = 16  # of the hash: 16 x 16 steps of brightness
+_NEAR = 10  # bits of 256 in which images that look the same may differ
+_BANDS = 16  # of 16 bits; those that differ in 10 bits have one in common
+_LEVEL = 12  # standard deviation of brightness, below which an image has nothing to compare
+_MOST = 0.5  # share of the images that may look like one another; more is a scene that never changes
+
+
+class HeldOut(NamedTuple):
+    val: NDArray[np.bool_]  # [N] which images are held out
+    text: str  # how, for printing
+
+
+def hold_out(records: Sequence[ImageFile], fraction: float, *, seed: int = 0, group_by: str | None = None) -> HeldOut:
+    """Choose validation images.
+
+    Args:
+        fraction: of the images, and of those of each class.
+        group_by: pattern searched for in each file name; images with the same match (its first group, if it has one)
+            stay together.
+
+    Raises:
+        ConfigError: `group_by` is not a pattern, or matches no name.
+        DataError: there are not two groups.
+    """
+    groups, text = _groups(records, group_by)
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    if len(members) < 2:
+        what = "one image" if len(records) == 1 else f"{len(records):,} images that belong together"
+        raise DataError(f"data.val_fraction: there is only {what}, so nothing can be held out; add more images")
+    order = sorted(members, key=lambda group: _draw(seed, min(records[row].file_name for row in members[group])))
+    classes = [_classes(record) for record in records]
+    val = _choose([members[group] for group in order], classes, fraction)
+    share = f"{np.count_nonzero(val):,} of {len(records):,} images"
+    return HeldOut(val, f"{share} for validation (data.val_fraction={fraction:g}, data.split_seed={seed}){text}")
+
+
+def _choose(groups: list[list[int]], classes: list[frozenset[int]], fraction: float) -> NDArray[np.bool_]:
+    """Groups in the order given, until every class has its share of images, the rarest class first."""
+    total = Counter(label for labels in classes for label in labels)
+    held: Counter[int] = Counter()
+    wanted = max(1, round(fraction * len(classes)))
+    chosen: set[int] = set()
+    size = 0
+
+    def take(number: int) -> None:
+        nonlocal size
+        chosen.add(number)
+        size += len(groups[number])
+        held.update(label for row in groups[number] for label in classes[row])
+
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for number, rows in enumerate(groups):
+        for label in frozenset().union(*(classes[row] for row in rows)):
+            of_class[label].append(number)
+    for label in sorted(total, key=lambda label: (total[label], label)):
+        for number in of_class[label]:
+            missing = round(fraction * total[label]) - held[label]
+            if missing <= 0:
+                break
+            if number not in chosen and len(groups[number]) <= 2 * max(missing, wanted - size):
+                take(number)
+    with_objects = sorted(range(len(groups)), key=lambda number: not any(classes[row] - {-1} for row in groups[number]))
+    for number in with_objects:
+        if size < wanted and number not in chosen and (len(groups[number]) <= wanted - size or not chosen):
+            take(number)
+    if len(chosen) == len(groups):
+        chosen.remove(max(chosen, key=lambda number: len(groups[number])))
+    val = np.zeros(len(classes), bool)
+    val[[row for number in chosen for row in groups[number]]] = True
+    return val
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass")).digest()
+
+
+def _classes(record: Any) -> frozenset[int]:
+    """Labels of the objects; -1 for an image without any. What is only in label maps is not looked at."""
+    table, rows = getattr(record, "table", None), getattr(record, "rows", None)
+    if table is None or rows is None:
+        return frozenset()
+    return frozenset(table.labels[rows.start : rows.stop].tolist()) or frozenset((-1,))
+
+
+def _groups(records: Sequence[ImageFile], pattern: str | None) -> tuple[list[int], str]:
+    """The group of each image, and what to say of them."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looks = pool.map(_look, (record.path for record in records))
+        found = list(with_progress(looks, len(records), "looking for images that are the same"))
+    same = _Sets(len(records))
+    same.join_equal([content for content, _ in found])
+    duplicates = len(records) - same.count()
+    near = _Sets(len(records), same)
+    _join_near(near, [look for _, look in found])
+    text = f"; {duplicates:,} copies stay with their originals" if duplicates else ""
+    if near.largest() <= max(2, _MOST * len(records)):
+        alike = same.count() - near.count()
+        text += f"; {alike:,} near-duplicates stay together" if alike else ""
+        same = near
+    elif near.largest() > same.largest():
+        text += f"; {near.largest():,} images look alike and are not kept together: give data.group_by=PATTERN"
+    if pattern is not None:
+        keys = [_key(pattern, record.file_name) for record in records]
+        if not any(key is not None for key in keys):
+            name = records[0].file_name
+            raise ConfigError(f"data.group_by: {pattern!r} matches no file name, such as {name!r}; correct the pattern")
+        same.join_equal(keys)
+        text += f"; {len(set(keys)):,} groups by {pattern!r}"
+    return [same.find(row) for row in range(len(records))], text
+
+
+def _key(pattern: str, name: str) -> str | None:
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise ConfigError(f"data.group_by: {pattern!r} is not a pattern ({error}); correct it") from None
+    return match and (match[1] if match.groups() else match[0])
+
+
+def _look(path: str) -> tuple[bytes | None, NDArray[np.uint8] | None]:
+    """Hash of the file's content, and 256 bits of what the image looks like; None where that cannot be said."""
+    try:
+        status = os.stat(path)
+    except OSError:  # reported when it is read
+        return None, None
+    return _look_once(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1_000_000)  # both splits ask
+def _look_once(path: str, size: int, changed: int) -> tuple[bytes | None, NDArray[np.uint8] | None]:
+    try:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha1").digest()
+        with open_image(path) as image:
+            image.draft("L", (4 * _SIDE, 4 * _SIDE))
+            small = image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
+    except (OSError, DataError):  # reported when it is read
+        return None, None
+    grey = np.asarray(small, np.int16)
+    if grey.std() < _LEVEL:
+        return content, None
+    return content, np.packbits(grey[:, 1:] > grey[:, :-1])
+
+
+def _join_near(sets: _Sets, looks: Sequence[NDArray[np.uint8] | None]) -> None:
+    rows = [row for row, look in enumerate(looks) if look is not None]
+    if not rows:
+        return
+    bits = np.stack([look for look in looks if look is not None])  # [n, 32] bytes
+    width = bits.shape[1] // _BANDS
+    for band in range(_BANDS):
+        buckets: dict[bytes, list[int]] = defaultdict(list)
+        for number, part in enumerate(np.ascontiguousarray(bits[:, band * width : (band + 1) * width])):
+            buckets[part.tobytes()].append(number)
+        for bucket in buckets.values():
+            while len(bucket) > 1:
+                first = bucket.pop()
+                others = np.array(bucket)
+                differing = np.bitwise_count(bits[others] ^ bits[first]).sum(axis=1)
+                for other in others[differing <= _NEAR].tolist():
+                    sets.join(rows[first], rows[other])
+
+
+class _Sets:
+    """Disjoint sets of 0, 1, ..., n - 1."""
+
+    def __init__(self, n: int, start: _Sets | None = None) -> None:
+        self._parent: list[int] = list(start._parent) if start else list(range(n))
+
+    def find(self, row: int) -> int:
+        while self._parent[row] != row:
+            self._parent[row] = self._parent[self._parent[row]]
+            row = self._parent[row]
+        return row
+
+    def join(self, one: int, other: int) -> None:
+        one, other = self.find(one), self.find(other)
+        self._parent[max(one, other)] = min(one, other)
+
+    def join_equal(self, keys: Iterable[object]) -> None:
+        """Those with equal keys; None equals nothing."""
+        first: dict[object, int] = {}
+        for row, key in enumerate(keys):
+            if key is not None:
+                self.join(first.setdefault(key, row), row)
+
+    def count(self) -> int:
+        return sum(row == parent for row, parent in enumerate(self._parent))
+
+    def largest(self) -> int:
+        return max(Counter(map(self.find, range(len(self._parent)))).values(), default=0)
