@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import vision_stack.heads  # noqa: F401  registers what messages name
-from vision_stack.data.augment.transforms import Affine
+from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import CocoDataConfig
 from vision_stack.data.datamodule import build_datamodule
@@ -23,7 +23,7 @@ from vision_stack.structures import Instances
 
 BOX = [4.0, 4.0, 8.0, 8.0]
 SQUARE = [4, 4, 12, 4, 12, 12, 4, 12]
-WHOLE = Affine((0, 0, 32, 24), (24, 32))
+WHOLE = GeometricTransform((0, 0, 32, 24), (24, 32))
 
 
 def coco(*annotations: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_boxes_that_are_fractions_of_the_image_are_a_problem_if_most_are(tmp_pat
 
 def test_crowds_are_regions_to_ignore_in_targets_and_in_evaluation(tmp_path: Path) -> None:
     split = read(tmp_path, {}, {"iscrowd": 1, "bbox": [16, 0, 16, 24]})
-    objects = split.records[0].objects(Affine((8, 0, 32, 24), (12, 12), flip=True))
+    objects = split.records[0].objects(GeometricTransform((8, 0, 32, 24), (12, 12), flip=True))
     assert objects.labels == [0]
     np.testing.assert_allclose(objects.boxes, [[10, 2, 12, 6]])
     np.testing.assert_allclose(objects.ignored, [[0, 0, 8, 12]])

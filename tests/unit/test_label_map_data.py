@@ -18,7 +18,8 @@ from label_map_files import (
 )
 from PIL import Image
 
-from vision_stack.data.augment.transforms import Affine, EvalTransformConfig
+from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.transforms import EvalTransformConfig
 from vision_stack.data.checks.label_files import read_class_map
 from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
@@ -231,11 +232,11 @@ def test_semantic_names_with_suffixes_of_their_own(tmp_path):
 )
 def test_label_map_takes_the_nearest_source_pixel(box, size, flip):
     labels = segment_map() % 251
-    affine = Affine(box, size, flip)
+    transform = GeometricTransform(box, size, flip)
     x0, y0, x1, y1 = box
     crop = torch.from_numpy(labels[y0:y1, x0:x1])[None, None].float()
     expected = torch.nn.functional.interpolate(crop, size=size, mode="nearest-exact")[0, 0].numpy()
-    assert np.array_equal(affine.label_map(labels), expected[:, ::-1] if flip else expected)
+    assert np.array_equal(transform.label_map(labels), expected[:, ::-1] if flip else expected)
 
 
 def test_shapes_have_all_three_annotations_of_the_same_scenes(tmp_path):

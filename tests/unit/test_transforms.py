@@ -8,14 +8,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from vision_stack.config import ConfigError
-from vision_stack.data.augment.transforms import (
-    Affine,
-    EvalTransformConfig,
-    Objects,
-    TrainTransformConfig,
-    color_jitter,
-    make_target,
-)
+from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.photometric import color_jitter
+from vision_stack.data.augment.targets import Objects, make_target
+from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
 from vision_stack.ops import rle
 from vision_stack.ops.image import to_tensor
 
@@ -64,7 +60,7 @@ def compare(affines, other=lambda affine: affine):
 
 
 def drawn(config, count=60):
-    return [config.affine(HEIGHT, WIDTH, np.random.default_rng(i)) for i in range(count)]
+    return [config.geometry(HEIGHT, WIDTH, np.random.default_rng(i)) for i in range(count)]
 
 
 @pytest.mark.parametrize("config", [RESIZE, LSJ, CROP], ids=["resize", "large_scale_jitter", "crop"])
@@ -76,7 +72,7 @@ def test_image_polygon_and_rle_under_drawn_affines_move_together(config):
     assert max(distance) <= 0.1  # half a pixel's shift is five times that
 
 
-class HalfPixel(Affine):
+class HalfPixel(GeometricTransform):
     """Planted fault: polygons half an output pixel to the right, RLE resampled without the half-pixel centres."""
 
     def polygons(self, polygons):
@@ -100,14 +96,14 @@ def test_planted_faults_fail_the_same_comparison(config):
 
 
 def test_flip_twice_gives_the_picture_back():
-    affine = Affine((0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH), flip=True)
+    affine = GeometricTransform((0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH), flip=True)
     image = picture()
     assert torch.equal(affine.image(affine.image(image)), image)
     assert np.allclose(affine.polygons(affine.polygons([POLYGON]))[0], POLYGON)
 
 
 def test_polygon_of_a_crop_at_twice_the_size_is_shifted_and_scaled():
-    affine = Affine((10, 20, 60, 70), (100, 100))
+    affine = GeometricTransform((10, 20, 60, 70), (100, 100))
     assert affine.polygons([[10, 20, 60, 20, 60, 70]])[0].tolist() == [0, 0, 100, 0, 100, 100]
     mirrored = dataclasses.replace(affine, flip=True)
     assert mirrored.polygons([[10, 20, 60, 20, 60, 70]])[0].tolist() == [100, 0, 0, 0, 0, 100]
@@ -115,7 +111,7 @@ def test_polygon_of_a_crop_at_twice_the_size_is_shifted_and_scaled():
 
 def test_large_scale_jitter_draws_the_whole_range_within_the_square():
     config = TrainTransformConfig(mode="large_scale_jitter", crop_size=640)
-    affines = [config.affine(480, 640, np.random.default_rng(i)) for i in range(400)]
+    affines = [config.geometry(480, 640, np.random.default_rng(i)) for i in range(400)]
     scales = np.array([affine.size[1] / (affine.box[2] - affine.box[0]) for affine in affines])
     vertical = np.array([affine.size[0] / (affine.box[3] - affine.box[1]) for affine in affines])
     assert 0.1 <= scales.min() < 0.13
@@ -127,13 +123,13 @@ def test_large_scale_jitter_draws_the_whole_range_within_the_square():
 
 def test_resize_with_a_crop_larger_than_the_image_keeps_it_whole():
     config = TrainTransformConfig(short_edges=(64,), long_edge=128, crop_size=512, flip=0.0)
-    assert config.affine(100, 150, np.random.default_rng(0)) == Affine((0, 0, 150, 100), (64, 96))
+    assert config.geometry(100, 150, np.random.default_rng(0)) == GeometricTransform((0, 0, 150, 100), (64, 96))
 
 
 def test_extreme_aspect_ratio_and_scale_keep_at_least_a_pixel():
     config = TrainTransformConfig(mode="large_scale_jitter", crop_size=32, scale_range=(0.01, 4.0))
     for i in range(100):
-        affine = config.affine(3, 900, np.random.default_rng(i))
+        affine = config.geometry(3, 900, np.random.default_rng(i))
         x0, y0, x1, y1 = affine.box
         assert 0 <= x0 < x1 <= 900
         assert 0 <= y0 < y1 <= 3
@@ -145,7 +141,7 @@ def test_eval_transform_draws_nothing():
     config = EvalTransformConfig(short_edge=800, long_edge=1333)
     rng = np.random.default_rng(0)
     state = rng.bit_generator.state
-    assert config.affine(480, 640, rng) == Affine((0, 0, 640, 480), (800, 1067))
+    assert config.geometry(480, 640, rng) == GeometricTransform((0, 0, 640, 480), (800, 1067))
     assert rng.bit_generator.state == state
 
 
@@ -175,7 +171,7 @@ def test_boxes_follow_the_geometry_as_the_mask_of_a_rectangle_does(config):
     rng = np.random.default_rng(0)
     differences = []
     for _ in range(60):
-        affine = config.affine(HEIGHT, WIDTH, rng)
+        affine = config.geometry(HEIGHT, WIDTH, rng)
         mask = affine.segmentation([rectangle])
         (moved,) = affine.boxes([box])
         masked = make_target(Objects([0], [mask]), affine.size)["boxes"].numpy()

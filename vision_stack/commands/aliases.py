@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from vision_stack.config import RENAMED
 
+AUGMENTED = "data.train_transform"  # where the presets of `augment=` set options
 SMALLEST_IMAGE, LARGEST_IMAGE = 32, 10_000  # pixels
 
 
@@ -143,6 +144,18 @@ _OTHER_NAMES = {
     "top_k": ("max_det", "max_detections"),
     "nms_iou": ("iou",),
     "class_agnostic_nms": ("agnostic_nms", "agnostic"),
+    **{
+        f"augment.{name}": others
+        for name, others in {
+            "flip": ("fliplr", "hflip", "horizontal_flip"),
+            "vertical_flip": ("flipud", "vflip"),
+            "mosaic": ("mosaic",),
+            "mixup": ("mixup",),
+            "copy_paste": ("copy_paste", "copypaste"),
+            "color_jitter": ("color_jitter", "photometric_distort"),
+            "stop_fraction": ("stop_fraction",),
+        }.items()
+    },
     "run_dir": ("save_dir", "out_dir", "output_dir", "work_dir"),
 }
 _CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others} | RENAMED
@@ -157,5 +170,6 @@ VERBS_ELSEWHERE = {  # what other tools call the commands
 
 
 def canonical(key: str) -> str:
-    """An option's own short name: `lr` for `learning_rate`."""
-    return _CANONICAL.get(key.lower(), key)
+    """An option's own name: `lr` for `learning_rate`, that of the training's transform for `augment.mosaic`."""
+    key = _CANONICAL.get(key.lower(), key)
+    return f"{AUGMENTED}{key.removeprefix('augment')}" if key.startswith("augment.") else key

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from vision_stack.commands.option_docs import groups
+from vision_stack.commands.option_docs import OVERLAYS, groups
 from vision_stack.commands.unknown import unknown_option
 from vision_stack.config import suggest
 
@@ -124,7 +124,7 @@ _OS_ADVICE = {  # what prevents writing -> what to do
 
 def _no_such_choice(match: re.Match[str], _: str) -> str:
     group, _, name = match["choice"].partition("/")
-    if group not in groups():  # one of Hydra's
+    if group not in (*groups(), *OVERLAYS):  # one of Hydra's
         group, _, name = match["choice"].rpartition("/")
     if group == "backbone" and not difflib.get_close_matches(name, match["names"].split(), n=1, cutoff=0.6):
         return (

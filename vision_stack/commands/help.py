@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vision_stack.commands.aliases import ALIASES, canonical
 from vision_stack.commands.composing import Composition, chosen, compose_options
-from vision_stack.commands.option_docs import choices, groups, introduction, known_options, option_docs
+from vision_stack.commands.option_docs import OVERLAYS, choices, groups, introduction, known_options, option_docs
 from vision_stack.config import config_dir
 
 PARTS = ("backbone", "neck", "head")
@@ -47,14 +47,14 @@ def help_text(verb: str, typed: Sequence[str], topics: Sequence[str] = ()) -> st
     Args:
         topics: groups whose choices are asked for instead (`--help head`), or options (`--help lr`).
     """
-    of_groups = [_all_choices(topic) for topic in topics if topic in {*groups(), "experiment"}]
-    of_options = [_about(verb, topic) for topic in topics if topic not in {*groups(), "experiment"}]
+    of_groups = [_all_choices(topic) for topic in topics if topic in {*groups(), *OVERLAYS}]
+    of_options = [_about(verb, topic) for topic in topics if topic not in {*groups(), *OVERLAYS}]
     if topics:
         return "\n\n".join([*of_groups, *of_options])
     values, hydra = compose_options(Composition(verb, ["run_dir='outputs/<date>/<time>'", *typed]))
     names = chosen(hydra)
     named = [group for group in names if any(text.startswith(f"{group}=") for text in typed)]
-    sections = [_section(group, names[group], values) for group in named if group != "experiment"]
+    sections = [_section(group, names[group], values) for group in named if group not in OVERLAYS]
     return "\n\n".join(filter(None, sections or [_introduction(verb), *_all_sections(verb, names, values)]))
 
 
@@ -92,9 +92,11 @@ def _all_sections(verb: str, chosen: Mapping[str, str], values: Mapping[str, Any
     yield "\n".join(["Options:", *_table(own)])
     if parts := [group for group in (*PARTS, "data", "experiment") if group in chosen]:
         rows = [Documented(group, chosen[group], _choices(group)) for group in parts]
+        if verb == "train":
+            rows.append(Documented("augment", chosen.get("augment", "null"), _choices("augment")))
         yield "\n".join(["Parts (all of a kind: --help head; options of one: --help head=mask2former):", *_table(rows)])
     for group in chosen:
-        if group not in (*PARTS, "experiment", "hydra") and isinstance(values.get(group), Mapping):
+        if group not in (*PARTS, *OVERLAYS, "hydra") and isinstance(values.get(group), Mapping):
             yield _section(group, chosen[group], values)
     yield (
         "Several values run one after the other with -m (-m lr=1e-4,5e-4). --cfg=job prints the options as yaml, "

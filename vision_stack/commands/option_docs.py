@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vision_stack.config import config_dir
 
+OVERLAYS = ("experiment", "augment")  # folders of yaml files that set options of other groups
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>.*?)(?:(?:^| )# ?(?P<comment>.*))?")
 
 
@@ -44,9 +45,9 @@ def option_docs(file: Path) -> dict[str, str]:
 
 
 def groups() -> list[str]:
-    """Of options, each with a folder of yaml files; experiments, which set options of other groups, are none."""
+    """Of options, each with a folder of yaml files; `OVERLAYS` are none."""
     folders = (path.name for path in config_dir().iterdir() if path.is_dir())
-    return sorted(name for name in folders if name != "experiment" and not name.startswith(("_", ".")))
+    return sorted(name for name in folders if name not in OVERLAYS and not name.startswith(("_", ".")))
 
 
 def choices(group: str) -> list[str]:

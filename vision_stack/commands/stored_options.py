@@ -20,7 +20,7 @@ from vision_stack.commands.arguments import (
     typed_run_dir,
 )
 from vision_stack.commands.composing import CHOICES, Composition, choice_names
-from vision_stack.commands.option_docs import groups
+from vision_stack.commands.option_docs import OVERLAYS, groups
 from vision_stack.commands.run_config import check_trusted, literal_options, read_run_config, read_yaml
 from vision_stack.config import config_dir
 from vision_stack.ops.run_files import CONFIG_FILE
@@ -57,10 +57,11 @@ def _on_top(stored: dict[str, Any], options: Sequence[str]) -> Composition:
     """The stored options as a config of Hydra's, and what was typed as overrides of it."""
     typed = {option_key(option): option.partition("=")[2] for option in options}
     choices = {group: _checked(group, name, stored) for group, name in stored[CHOICES].items()}
-    experiment = _text(choices.get("experiment", "null"))
-    if choice_names(typed.get("experiment", experiment)) != choice_names(experiment):
-        raise ValueError(f"the run has experiment={experiment}; give single options to change it, or start a new run")
-    named = {group: typed[group] for group in choices if group in typed and group != "experiment"}
+    for overlay in OVERLAYS:
+        name = _text(choices.get(overlay, "null"))
+        if choice_names(typed.get(overlay, name)) != choice_names(name):
+            raise ValueError(f"the run has {overlay}={name}; give single options to change it, or start a new run")
+    named = {group: typed[group] for group in choices if group in typed and group not in OVERLAYS}
     new = {group: name for group, name in named.items() if choice_names(name) != choice_names(_text(choices[group]))}
     hydra = [option for option in options if option_key(option).startswith("hydra.")]
     chosen = _compose_groups(named, hydra)
@@ -77,7 +78,7 @@ def _on_top(stored: dict[str, Any], options: Sequence[str]) -> Composition:
     own = [each for each in main["defaults"] if each == "_self_" or next(iter(each)).startswith("override hydra/")]
     node = {"defaults": own, **base, "hydra": main["hydra"]}
     ConfigStore.instance().store(RESUMED, OmegaConf.create(node))
-    rest = [o for o in options if not o.startswith("~") and option_key(o) not in named.keys() | {"experiment"}]
+    rest = [o for o in options if not o.startswith("~") and option_key(o) not in named.keys() | set(OVERLAYS)]
     again = [f"+{option}" if re.match(r"\+[^+]", option) else option for option in rest]  # there already, perhaps
     return Composition(RESUMED, [*again, *_lifted(typed, base)])
 
@@ -107,7 +108,7 @@ def _lookup(options: Any, path: Sequence[str]) -> Any:
 def _checked(group: str, name: Any, stored: Mapping[str, Any]) -> Any:
     """The stored choice of a group, one name or several."""
     names = name if isinstance(name, list) else [name]
-    if group != "experiment" and not (group in groups() and isinstance(stored.get(group), dict)):
+    if group not in OVERLAYS and not (group in groups() and isinstance(stored.get(group), dict)):
         raise ValueError(f"{CHOICES}.{group}: there is no such group of options")
     if not all(isinstance(each, str) and re.fullmatch(r"\w+(/\w+)*", each, re.ASCII) for each in names):
         raise ValueError(f"{CHOICES}.{group}: expected a name, got {name!s:.60}")

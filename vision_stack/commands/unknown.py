@@ -10,7 +10,7 @@ from vision_stack.commands.option_docs import choices, groups, known_options
 
 OWN_YAML = "options from a file of your own: put it at DIR/experiment/NAME.yaml, give --config-dir DIR experiment=NAME"
 _CLASSES = "classes come from the data: the categories of its json, or data.classes of data=semantic; leave it out"
-_AUGMENT = "give data.train_transform.flip, color_jitter, scale_range or crop_size"
+_AUGMENT = "give augment=none, light, standard, lsj or strong, and single values, as in augment.mosaic=0.5"
 _PRECISION = "give precision=bf16, or precision=fp16"
 START = "weights=PATH starts a new run from a model, resume=PATH continues a run"
 _JSON = "give data.train_annotations=, data.train_images=, data.val_annotations= and data.val_images="
@@ -24,8 +24,11 @@ _EVERY = {  # name -> what to do
     **dict.fromkeys(("model", "arch", "network"), f"give backbone=NAME and head=NAME; {START}"),
     **dict.fromkeys(("checkpoint", "ckpt", "ckpt_path", "load_from", "resume_from", "model.weights"), START),
     **dict.fromkeys(("amp", "half", "fp16", "bf16", "mixed_precision"), _PRECISION),
-    **dict.fromkeys(("augment", "augmentation", "augmentations", "mosaic", "mixup", "copy_paste", "scale"), _AUGMENT),
-    "fliplr": "give data.train_transform.flip",
+    **dict.fromkeys(("augmentation", "augmentations", "aug", "augmix", "scale", "translate", "perspective"), _AUGMENT),
+    "degrees": "give augment.rotation, the most in degrees, and augment.warp, its probability",
+    "shear": "give augment.shear, the most in degrees, and augment.warp, its probability",
+    **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v"), "give augment.color_jitter=true, or augment.photometric"),
+    "close_mosaic": "give augment.stop_fraction, the share of the run that ends without augmentation",
     "save_period": "give callbacks.checkpoints.every_n_steps",
     "fraction": "give data.max_train_images=N, the first images only",
     **dict.fromkeys(("conf", "threshold"), "predict has threshold=0.5; training needs none"),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vision_stack.commands.aliases import ALIASES, canonical, known_value
 from vision_stack.commands.arguments import PATH_KEYS
 from vision_stack.commands.data_words import data_options
-from vision_stack.commands.option_docs import groups, known_options
+from vision_stack.commands.option_docs import OVERLAYS, groups, known_options
 from vision_stack.commands.unknown import OWN_YAML, unknown_option
 from vision_stack.ops.run_files import LAST_CHECKPOINT
 
@@ -165,7 +165,7 @@ def _is_known(verb: str, key: str) -> bool:
     if name in ALIASES[verb] or "/" in name or "@" in name:  # Hydra's own
         return True
     known = {"hydra", *(option.partition(".")[0] for option in known_options(verb))}
-    return name.partition(".")[0] in known | ({"experiment"} if verb == "train" else set())
+    return name.partition(".")[0] in known | (set(OVERLAYS) if verb == "train" else set())
 
 
 def _check(verb: str, text: str, key: str, value: str) -> None:
@@ -205,7 +205,7 @@ def _is_topic(verb: str, text: str) -> bool:
     """Whether help has something to say about a word: a group, an option, or the last part of its name."""
     known = known_options(verb)
     names = {*ALIASES[verb], *known, *(option.rpartition(".")[2] for option in known)}
-    return canonical(text) in names or (verb == "train" and text in {*groups(), "experiment"})
+    return canonical(text) in names or (verb == "train" and text in {*groups(), *OVERLAYS})
 
 
 def _check_bare_word(verb: str, text: str) -> None:
@@ -217,9 +217,9 @@ def _check_bare_word(verb: str, text: str) -> None:
     if not text.strip():
         raise ValueError("an empty word was typed; remove it (an unset shell variable in quotes?)")
     name = canonical(text)
-    exact = {*ALIASES[verb], *known_options(verb), *(groups() if verb == "train" else ()), "experiment"}
+    exact = {*ALIASES[verb], *known_options(verb), *(groups() if verb == "train" else ()), *OVERLAYS}
     if name in exact and not Path(text).exists():
-        listing = f"; --help {text} lists them" if text in groups() and verb == "train" else ""
+        listing = f"; --help {text} lists them" if text in (*groups(), "augment") and verb == "train" else ""
         raise ValueError(f"{text}: has no value; write {name}=VALUE{listing}")
     meanings = ", or ".join(_meanings(verb, text))
     instead = f"did you mean {meanings}?" if meanings else "write OPTION=VALUE, as in data.root=DIR or source=FILE"

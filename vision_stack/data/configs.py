@@ -21,6 +21,7 @@ from vision_stack.data.readers.files import some
 from vision_stack.data.readers.formats import Part, Reading, Recognised
 from vision_stack.data.readers.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
 from vision_stack.data.readers.semantic import SemanticFolders, read_semantic
+from vision_stack.data.sampling import SamplingConfig
 from vision_stack.data.shapes.generate import generate_shapes
 from vision_stack.structures import Category, Task
 
@@ -47,6 +48,7 @@ class DataConfig(Config):
     size_divisor: Count = 32  # height and width of a batch are multiples of it
     train_transform: TrainTransformConfig = field(default_factory=TrainTransformConfig)
     eval_transform: EvalTransformConfig = field(default_factory=EvalTransformConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: Literal["none", "decoded"] = "none"  # decoded: images stay in memory, for small data sets
     on_error: Literal["raise", "skip"] = "raise"  # what to do about broken records
     filter_empty: bool = True  # leave out training images without objects

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 
-from vision_stack.data.augment.transforms import TransformConfig
+from vision_stack.data.augment.requirements import check_fits_task
 from vision_stack.data.checks.issues import Problem, data_error, show
 from vision_stack.data.checks.split_overlap import shared_images
 from vision_stack.data.configs import DataConfig, Split
@@ -18,6 +20,7 @@ from vision_stack.data.dataset import SegmentationDataset
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
+from vision_stack.data.sampling import describe_repeats, repeat_factors
 from vision_stack.structures import Category, Task, heads_for
 
 
@@ -122,6 +125,8 @@ class DataModule(pl.LightningDataModule):
         found = self.config.describe(self.task, self.train_split, self.val_split)
         reports = [*self.train_split.report().splitlines(), *self._val_notes()]
         lines = [*found, *dict.fromkeys(reports)]  # of one file that is both splits, once
+        if (factors := self._repeats()) is not None:
+            lines.append(f"note: data.sampling: {describe_repeats(factors, self.epoch_size)}")
         files = (self.train_split.annotation_file, self.val_split.annotation_file)
         remedy = "validation would measure memorisation; use separate images"
         paths = {record.path for record in self.train_split.records}
@@ -157,33 +162,110 @@ class DataModule(pl.LightningDataModule):
         """How many training images have more objects (segments, classes) than a head with `limit` queries can find."""
         if not self.train_split.lists_objects and len(self.categories) <= limit:
             return 0  # without reading the label maps
+        most = self.config.sampling.max_objects
+        if most is not None and most <= limit:
+            return 0
         return sum(record.num_objects > limit for record in self.train_records)
+
+    @property
+    def epoch_size(self) -> int:
+        """Training images of an epoch, over all ranks; some may come more than once."""
+        factors = self._repeats()
+        count = len(self.train_records)
+        return count if factors is None else EpochSampler(count, 1, repeats=factors).num_samples
+
+    def check_augmentation(self) -> None:
+        """Raise ConfigError where augmentation or sampling ask for more than the annotations have."""
+        without_mask = self.train_split.num_without_mask
+        check_fits_task(self.config.train_transform, self.config.sampling, self.task, without_mask)
+        self._repeats()
+
+    def _repeats(self) -> NDArray[np.float64] | None:
+        """How often each training image comes in an epoch; None: once."""
+        sampling = self.config.sampling
+        if not sampling.repeats:
+            return None
+        labels = [record.object_labels() for record in self.train_records]
+        return repeat_factors([each for each in labels if each is not None], self.categories, sampling)
+
+    def train_dataset(self, planned_epochs: float | None = None) -> SegmentationDataset:
+        """The training images as `train_dataloader` gives them, padding aside.
+
+        Raises:
+            ConfigError: as `check_augmentation`.
+        """
+        self.check_augmentation()
+        whole = {"semantic": lambda _: True, "panoptic": lambda category: not category.is_thing}
+        is_merged = whole.get(self.task, lambda _: False)
+        return SegmentationDataset(
+            self.train_records,
+            self.config.train_transform,
+            seed=self.seed,
+            masks=self.masks,
+            merged=frozenset(n for n, category in enumerate(self.categories) if is_merged(category)),
+            max_objects=self.config.sampling.max_objects,
+            planned_epochs=planned_epochs,
+            cache=self.config.cache,
+        )
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
         """Training begins in this epoch, after `batches_done` of each rank's batches. To be called before `fit`."""
         self._position = (epoch, batches_done)
 
     def train_dataloader(self) -> BatchLoader:
-        loader = self._loader(self.train_records, self.config.train_transform, self.config.batch_size, train=True)
-        loader.batch_sampler.set_position(*self._position)
-        return loader
+        rank, world_size = self._rank()
+        sampler = EpochSampler(
+            len(self.train_records),
+            self.config.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            repeats=self._repeats(),
+        )
+        sampler.set_position(*self._position)
+        planned = None if self.trainer is None else planned_epochs(self.trainer, len(sampler))
+        return self._loader(self.train_dataset(planned), sampler)
 
     def val_dataloader(self) -> BatchLoader:
-        return self._loader(self.val_records, self.config.eval_transform, self.config.eval_batch_size, train=False)
+        config, (rank, world_size) = self.config, self._rank()
+        records = self.val_records
+        sampler = EpochSampler(
+            len(records),
+            config.eval_batch_size,
+            seed=self.seed,
+            shuffle=False,
+            even=False,
+            rank=rank,
+            world_size=world_size,
+        )
+        dataset = SegmentationDataset(
+            records, config.eval_transform, seed=self.seed, masks=self.masks, cache=config.cache
+        )
+        return self._loader(dataset, sampler)
 
-    def _loader(
-        self, records: Sequence[ImageFile], transform: TransformConfig, batch_size: int, *, train: bool
-    ) -> BatchLoader:
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def _rank(self) -> tuple[int, int]:
+        """This process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: SegmentationDataset, sampler: EpochSampler) -> BatchLoader:
         return make_loader(
-            SegmentationDataset(records, transform, seed=self.seed, masks=self.masks, cache=self.config.cache),
-            EpochSampler(
-                len(records), batch_size, seed=self.seed, shuffle=train, even=train, rank=rank, world_size=world_size
-            ),
+            dataset,
+            sampler,
             size_divisor=self.config.size_divisor,
             num_workers=self.config.num_workers,
             timeout=self.config.loader_timeout,
         )
+
+
+def planned_epochs(trainer: pl.Trainer, batches: int) -> float | None:
+    """How many epochs a run will have by its options, of so many batches each; None where only a time limits it."""
+    epochs = float(trainer.max_epochs) if trainer.max_epochs and trainer.max_epochs > 0 else None
+    limit = trainer.limit_train_batches  # a float is a share, an int a number
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    if trainer.max_steps > 0:
+        by_steps = trainer.max_steps / max(-(-batches // trainer.accumulate_grad_batches), 1)
+        epochs = by_steps if epochs is None else min(epochs, by_steps)
+    return epochs
 
 
 def _has_objects(split: Split, records: Sequence[ImageFile]) -> bool:

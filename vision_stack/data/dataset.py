@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vision_stack.data.augment.transforms import TransformConfig, make_target, wrap_target
+from vision_stack.data.augment.compose import compose
+from vision_stack.data.augment.plan import Plan, limited
+from vision_stack.data.augment.targets import make_target, wrap_target
+from vision_stack.data.augment.transforms import TransformConfig, first_toned_down
 from vision_stack.data.checks.issues import data_error
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.images import read_image
@@ -23,14 +26,18 @@ from vision_stack.structures import Batch, ImageInfo, Sample, Target
 class SegmentationDataset(Dataset[Sample]):
     """Images and their objects (segments, classes), transformed.
 
-    Polygons, RLE and label maps stay what they are until the affine is known; crowd regions never become objects. An
-    item is asked for by (epoch, index), and is the same however often and in whatever process it is made.
+    Polygons, RLE and label maps stay what they are until the transform is known; crowd regions never become objects. An
+    item is asked for by (epoch, index), and is the same however often and in whatever process it is made, of however
+    many images it is composed.
 
     Args:
         records: one per image.
         transform: what is drawn for each image.
         seed: of all draws, with epoch and index.
         masks: whether targets have masks.
+        merged: labels of which an image has one segment: all classes of label maps of classes, stuff of panoptic ones.
+        max_objects: of an image, drawn among those that can be seen in it.
+        planned_epochs: of the whole run, for the transform's `stop_fraction`; None: unknown.
         cache: "decoded" keeps every image in memory as uint8 once it has been read (in each worker its own).
 
     Raises:
@@ -44,10 +51,17 @@ class SegmentationDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         masks: bool = True,
+        merged: Collection[int] = (),
+        max_objects: int | None = None,
+        planned_epochs: float | None = None,
         cache: Literal["none", "decoded"] = "none",
     ) -> None:
         self.records = records
         self.transform = transform
+        self._last_transform = transform.toned_down()
+        self._last_from = first_toned_down(transform.stop_fraction, planned_epochs)  # epoch
+        self.merged = merged
+        self.max_objects = max_objects
         self.seed = seed
         self.masks = masks
         self._decoded: dict[int, NDArray[np.uint8]] | None = {} if cache == "decoded" else None
@@ -59,11 +73,19 @@ class SegmentationDataset(Dataset[Sample]):
         epoch, index = (0, key) if isinstance(key, int) else key
         record = self.records[index]
         rng = sample_rng(self.seed, epoch, index)
-        affine = self.transform.affine(record.height, record.width, rng)
-        image = self.transform.photometric(affine.image(to_tensor(self._read(index))), rng)
-        target = make_target(record.objects(affine), affine.size, self.transform.min_pixels, masks=self.masks)
-        info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), affine.size)
+        transform = self._last_transform if epoch >= self._last_from else self.transform
+        plan: Plan = transform.plan(self.records, index, rng)
+        if self.max_objects is not None:
+            plan = limited(plan, self.records, self.max_objects, rng)
+        image, objects = compose(plan, self.records, self.pixels, self.merged)
+        image = transform.photometric_changes(image, rng)
+        target = make_target(objects, plan.size, transform.min_pixels, masks=self.masks)
+        info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), plan.size)
         return Sample(to_float(image), target, info)
+
+    def pixels(self, index: int) -> Tensor:
+        """The image as it is stored, turned upright, uint8 [3, height, width]."""
+        return to_tensor(self._read(index))
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         if self._decoded is not None and index in self._decoded:

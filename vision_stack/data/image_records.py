@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.issues import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.data.images import ImageSizes, read_sizes
 from vision_stack.ops.rle import MAX_PIXELS
@@ -57,8 +58,16 @@ class ImageFile:
         """Square roots of the areas of the objects' boxes, in pixels; empty where only label maps would tell."""
         return np.empty(0)
 
-    def objects(self, affine: Affine) -> Objects:
-        """These, where the affine has moved them."""
+    def object_boxes(self) -> NDArray[np.float64] | None:
+        """[N, 4] xyxy of the objects, in the order of `objects`; None where only a label map would tell."""
+        return None
+
+    def object_labels(self) -> NDArray[np.int64] | None:
+        """[N] labels of the objects, in the order of `objects`; None where only a label map would tell."""
+        return None
+
+    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
+        """The objects, or those at the `chosen` positions, where the transform has moved them."""
         raise NotImplementedError
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from vision_stack.data.sampling import systematic_sample
 
 Key = tuple[int, int]  # (epoch, index): all that a sample's randomness depends on, beside the seed
 
@@ -34,6 +37,7 @@ class EpochSampler(Sampler[list[Key]]):
         even: every rank gets the same number of full batches, as training in step needs: what is left over at the end
             of an epoch is dropped, or, where there is less than one global batch, images repeat until each rank has as
             many. Otherwise every image comes exactly once over all ranks, as evaluation needs.
+        repeats: [num_samples] how often each image comes in an epoch, on average; once by default. Only with `shuffle`.
     """
 
     def __init__(
@@ -46,9 +50,12 @@ class EpochSampler(Sampler[list[Key]]):
         even: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        repeats: NDArray[np.float64] | None = None,
     ) -> None:
         assert 0 <= rank < world_size
-        self.num_samples = num_samples
+        assert repeats is None or shuffle
+        self.repeats = repeats
+        self.num_samples = num_samples if repeats is None else int(repeats.sum() + 1e-9)  # of an epoch
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -68,7 +75,9 @@ class EpochSampler(Sampler[list[Key]]):
     def order(self, epoch: int) -> np.ndarray:
         """This rank's image indices in an epoch, [n] int64."""
         indices = np.arange(self.num_samples)
-        if self.shuffle:
+        if self.repeats is not None:
+            indices = systematic_sample(self.repeats, epoch_rng(self.seed, epoch))
+        elif self.shuffle:
             indices = epoch_rng(self.seed, epoch).permutation(self.num_samples)
         if self.even and self.num_samples >= self.global_batch_size:
             indices = indices[: self.num_samples // self.global_batch_size * self.global_batch_size]

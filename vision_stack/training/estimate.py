@@ -41,7 +41,7 @@ def measure(trainer: pl.Trainer, module: SegmentationModule, data: DataModule, s
 def length(trainer: pl.Trainer, data: DataModule) -> tuple[int, int]:
     """Optimizer steps and validations of a whole run; 0 steps where nobody knows."""
     world, batch = trainer.world_size, data.config.batch_size
-    batches = max(len(data.train_records) // (batch * world), 1)
+    batches = max(data.epoch_size // (batch * world), 1)
     limit = trainer.limit_train_batches
     batches = max(1, int(batches * limit) if isinstance(limit, float) else min(batches, limit))
     of_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

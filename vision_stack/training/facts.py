@@ -100,6 +100,7 @@ def gather(
         aspect=round(float(quantile((longer / shorter).tolist(), 0.75)), 3),
         object_size=float(np.quantile(relative, 0.25)) if len(relative) else None,
         max_objects=max(object_counts(data)),
+        can_be_cut_out=data.task != "semantic" and not data.train_split.num_without_mask,
         device=kind,
         device_memory=round(gpu.total_memory / 2**30, 1) if gpu else None,
         has_bf16=kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),

@@ -17,7 +17,8 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from vision_stack.data.augment.transforms import TransformConfig, wrap_target
+from vision_stack.data.augment.targets import wrap_target
+from vision_stack.data.augment.transforms import TransformConfig
 from vision_stack.data.datamodule import DataModule
 from vision_stack.data.sampler import sample_rng
 from vision_stack.metrics import Evaluator
@@ -322,7 +323,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _resized(config: TransformConfig, height: int, width: int, draw: int) -> tuple[int, int]:
-    return config.affine(height, width, sample_rng(0, 0, draw)).size
+    return config.geometry(height, width, sample_rng(0, 0, draw)).size
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

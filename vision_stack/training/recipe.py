@@ -34,6 +34,7 @@ class Facts:
     aspect: float  # longer / shorter edge: three of four training images have at most this
     object_size: float | None  # edge of an object / shorter edge of its image, the lower quartile; None: not known
     max_objects: int  # in one training image
+    can_be_cut_out: bool = True  # objects have masks, and are single ones
     device: Literal["cpu", "cuda", "mps"]
     device_memory: float | None = None  # GiB of one GPU
     has_bf16: bool = False
@@ -248,6 +249,11 @@ def _crop_size(recipe: Recipe, _: str) -> tuple[int | None, str]:
     if recipe["data.train_transform.mode"] == "large_scale_jitter":
         return recipe["data.eval_transform.long_edge"], "the longer edge of evaluation"
     return None, ""
+
+
+@rule("data.train_transform.copy_paste")
+def _copy_paste(recipe: Recipe, _: str) -> tuple[float, str]:
+    return (0.5, "objects have masks") if recipe.facts.can_be_cut_out else (0.0, "no masks of single objects")
 
 
 # Optimizer and trainer

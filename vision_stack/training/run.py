@@ -39,6 +39,7 @@ from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
+from vision_stack.training.preview import draw_augmentation, length_warnings
 from vision_stack.training.quiet import quiet_lightning
 from vision_stack.training.results import METRICS_FILE, absolute, write_config
 from vision_stack.training.settling import RECIPE, decode_parts, model_config, settle_options
@@ -86,6 +87,7 @@ def train(
     options = decode_options(config, TrainOptions)
     optim, finetune = options.optim, options.finetune
     data.config = from_dict(config["data"], kind="data")
+    data.check_augmentation()
     description = model_config(config, data.config, data, start)
     config["neck"] = to_dict(description.neck)  # fitted to the head, which is fitted to the task
     config["head"] = to_dict(description.head)
@@ -105,7 +107,7 @@ def train(
     prepare_averaging(trainer)
     check_loggers(trainer)
     write_profile(trainer)
-    warnings = prepare_strategy(trainer, model, finetune)
+    warnings = prepare_strategy(trainer, model, finetune) + length_warnings(trainer, data)
     run_config = {
         "data": stored_data(data.config),
         "optim": to_dict(optim),
@@ -138,6 +140,8 @@ def train(
 
     rank_zero_only(write_config)(config, run_dir)  # what was refused up to here leaves those of the interrupted run
     rank_zero_only(mark_unfinished)(run_dir)
+    if options.num_pictures:
+        rank_zero_only(draw_augmentation)(run_dir, data)
     with _saying_how_to_resume(trainer, run_dir):
         if checkpoint is not None:
             for change in resume.changed_options(checkpoint, {k: v for k, v in run_config.items() if k != RECIPE}):

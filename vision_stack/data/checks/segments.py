@@ -1,12 +1,12 @@
 """Images whose annotation is a label map: segments (panoptic) or classes (semantic).
 
-A map becomes one mask per segment or class once the image's affine has moved it, so that losses and matcher see the
+A map becomes one mask per segment or class once the image's transform has moved it, so that losses and matcher see the
 same targets as for instances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.issues import Problem, data_error, report
 from vision_stack.data.checks.label_files import masks_of, read_class_map, read_segment_map
 from vision_stack.data.image_records import ImageFile
@@ -50,11 +51,16 @@ class PanopticRecord(ImageFile):
         """Segments to be found, that is without crowds."""
         return int(np.count_nonzero(~self._crowd))
 
-    def objects(self, affine: Affine) -> Objects:
+    def object_labels(self) -> NDArray[np.int64]:
+        """[N] of the segments, without crowds."""
+        return self._labels[~self._crowd]
+
+    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
         """The segments, without crowds."""
-        masks = self._masks(affine.label_map(self._read()))
-        wanted = ~self._crowd
-        return Objects(self._labels[wanted].tolist(), [mask for mask, keep in zip(masks, wanted, strict=True) if keep])
+        masks = self._masks(transform.label_map(self._read()))
+        wanted = np.flatnonzero(~self._crowd)
+        wanted = wanted if chosen is None else wanted[np.asarray(chosen, dtype=np.int64)]
+        return Objects(self._labels[wanted].tolist(), [masks[n] for n in wanted.tolist()])
 
     def truth(self) -> PanopticTruth:
         """The whole annotation, crowds included, as evaluation and pictures take it."""
@@ -114,9 +120,10 @@ class SemanticRecord(ImageFile):
         """Classes in the image. Reads the label map."""
         return len(self._present(self._read()))
 
-    def objects(self, affine: Affine) -> Objects:
+    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
         """The classes that are left, a mask of each."""
-        moved = affine.label_map(self._read())
+        assert chosen is None, "classes are not chosen from"
+        moved = transform.label_map(self._read(), outside=IGNORE)
         labels = self._present(moved)
         return Objects(labels, masks_of(moved, labels))
 

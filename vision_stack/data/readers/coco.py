@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_stack.data.annotations import Annotation, AnnotationTable
-from vision_stack.data.augment.transforms import Affine, Objects
+from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.annotations import read_annotations
 from vision_stack.data.checks.categories import read_categories
 from vision_stack.data.checks.issues import DataError, Findings, Problem, data_error, report, whole_number
@@ -48,19 +49,34 @@ class ImageRecord(ImageFile):
 
     def object_edges(self) -> NDArray[np.float64]:
         """Square roots of the areas of the objects' boxes, in pixels; no crowds."""
-        rows = slice(self.rows.start, self.rows.stop)
-        boxes = self.table.boxes[rows][~self.table.crowd[rows]]
+        boxes = self.table.boxes[self._object_rows()]
         return np.sqrt(boxes[:, 2] * boxes[:, 3])
 
-    def objects(self, affine: Affine) -> Objects:
-        """Masks are rasterised where the affine has moved them; crowds are ignored regions, by their boxes."""
-        annotations = self.annotations
-        objects = [annotation for annotation in annotations if not annotation.is_crowd]
+    def object_boxes(self) -> NDArray[np.float64]:
+        """[N, 4] xyxy, clipped to the image; no crowds."""
+        boxes = self.table.boxes[self._object_rows()]
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        return np.clip(corners, 0, (self.width, self.height, self.width, self.height))
+
+    def object_labels(self) -> NDArray[np.int64]:
+        """[N]; no crowds."""
+        return self.table.labels[self._object_rows()]
+
+    def _object_rows(self) -> NDArray[np.int64]:
+        """Rows of the table, without crowds."""
+        return self.rows.start + np.flatnonzero(~self.table.crowd[self.rows.start : self.rows.stop])
+
+    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
+        """Masks are rasterised where the transform has moved them; crowds are ignored regions, by their boxes."""
+        rows = self._object_rows()
+        rows = rows if chosen is None else rows[np.asarray(chosen, dtype=np.int64)]
+        objects = [self.table.annotation(row, self.height, self.width) for row in rows.tolist()]
+        crowds = [a.box for a in self.annotations if a.is_crowd] if self.num_objects < len(self.rows) else []
         return Objects(
             [a.label for a in objects],
-            [affine.segmentation(a.segmentation) if a.segmentation else None for a in objects],
-            affine.boxes([a.box for a in objects]),
-            affine.boxes([a.box for a in annotations if a.is_crowd]),
+            [transform.segmentation(a.segmentation) if a.segmentation else None for a in objects],
+            transform.boxes([a.box for a in objects]),
+            transform.boxes(crowds),
         )
 
 

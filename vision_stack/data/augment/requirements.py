@@ -1,0 +1,42 @@
+"""What augmentation and sampling need of the annotations: refused in one line before anything is trained."""
+
+from __future__ import annotations
+
+from vision_stack.config import ConfigError
+from vision_stack.data.augment.transforms import TrainTransformConfig
+from vision_stack.data.sampling import SamplingConfig
+from vision_stack.structures import Task
+
+LABEL_MAPS: tuple[Task, ...] = ("semantic", "panoptic")
+
+
+def check_fits_task(transform: TrainTransformConfig, sampling: SamplingConfig, task: Task, without_mask: int) -> None:
+    """Raise ConfigError for an option that these annotations cannot serve.
+
+    Args:
+        without_mask: how many objects have only a box.
+    """
+    where = "data.train_transform"
+    if transform.mixup and task in LABEL_MAPS:
+        raise ConfigError(f"{where}.mixup: a pixel has one label with task={task}, not two; give augment.mixup=0")
+    if transform.copy_paste and task == "semantic":
+        raise ConfigError(
+            f"{where}.copy_paste: task=semantic has no single objects to paste; give augment.copy_paste=0, or mosaic"
+        )
+    if transform.copy_paste and without_mask:
+        raise ConfigError(
+            f"{where}.copy_paste: {without_mask:,} objects have only a box, and cannot be cut out; "
+            "give augment.copy_paste=0, or augment.copy_paste=auto"
+        )
+    if task != "semantic":
+        return
+    for name, on in (
+        ("repeat_threshold", sampling.repeat_threshold),
+        ("class_weights", sampling.class_weights),
+        ("max_objects", sampling.max_objects),
+    ):
+        if on:
+            off = {"class_weights": "{}", "max_objects": "null"}.get(name, "0")
+            raise ConfigError(
+                f"data.sampling.{name}: with task=semantic only the label maps say what is in an image; give {off}"
+            )
