@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vision_stack.data.annotations import Annotation
-from vision_stack.data.augment.transforms import Affine
+from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.checks.diagnosis import Exhibit, Split, table_of
 from vision_stack.data.checks.issues import DataError
 from vision_stack.data.images import read_image
@@ -61,7 +61,7 @@ def _objects(record: Any, annotations: Sequence[Annotation], categories: Any) ->
     size = bottom - top, right - left
     if max(size) > _SIDE:
         size = resized_size(*size, _SIDE, _SIDE)
-    affine = Affine((left, top, right, bottom), size)
+    affine = GeometricTransform((left, top, right, bottom), size)
     pixels = torch.from_numpy(read_image(record.path, apply_exif=record.apply_exif)).permute(2, 0, 1)
     image = affine.image(pixels).permute(1, 2, 0).numpy()
     masks = [affine.segmentation(a.segmentation) if a.segmentation else np.zeros(size, bool) for a in annotations]

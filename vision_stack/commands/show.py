@@ -22,7 +22,7 @@ Options:
   out=augmentation.jpg  the picture, .jpg or .png
   rows=4                how many images, 1 to 20
 All others are those of `vision-stack train`: the data, task, seed, head (whether it learns from masks), augment=NAME
-and its single values. The picture has what a run with the same options and seed feeds its model in epochs 0, 1 and 2."""
+and its single values. The picture shows what a run with the same options and seed feeds its model in epochs 0 to 2."""
 MOST_ROWS = 20
 
 
