@@ -16,7 +16,7 @@ from timing import alternate, report
 from torch import Tensor
 from transformers import EomtImageProcessor, RfDetrImageProcessor, RTDetrImageProcessor
 
-from vision_stack.config import from_dict
+from vision_stack.heads import DFineHeadConfig, RFDETRSegHeadConfig
 from vision_stack.outputs import BoxOutputs, MaskedBoxOutputs, MaskOutputs
 from vision_stack.postprocess import predict_instances, predict_panoptic
 from vision_stack.structures import DecodeOptions, FeatureSpec, ImageInfo, Instances
@@ -43,7 +43,7 @@ def compare_postprocessing(family: str, title: str, rounds: int) -> None:
 
 def rf_detr_seg() -> dict[str, tuple[Contenders, Callable[[Any, Any], str]]]:
     outputs, boxes = _sigmoids(ellipses(OBJECTS)), _boxes(100)
-    head = from_dict({"type": "rf_detr_seg"}, "head").build((FeatureSpec("p4", 256, 16),), CLASSES)
+    head = RFDETRSegHeadConfig().build((FeatureSpec("p4", 256, 16),), CLASSES)
     embed = torch.nn.functional.pad(outputs.mask_embed, (0, 1), value=1.0)[None]
     features = torch.nn.functional.pad(outputs.mask_features, (0, 0, 0, 0, 0, 1))[None]
     ours = MaskedBoxOutputs(_box_outputs(outputs.pred_logits, boxes), embed, features)
@@ -69,7 +69,7 @@ def d_fine() -> dict[str, tuple[Contenders, Callable[[Any, Any], str]]]:
     generator = torch.Generator().manual_seed(0)
     logits, boxes = 2 * torch.randn(IMAGES, 300, CLASSES, generator=generator) - 6, _boxes(300)
     specs = tuple(FeatureSpec(f"p{i}", 256, 2**i) for i in (3, 4, 5))
-    head = from_dict({"type": "d_fine", "num_decoder_layers": 1}, "head").build(specs, CLASSES)
+    head = DFineHeadConfig(num_decoder_layers=1).build(specs, CLASSES)
     ours, theirs = _box_outputs(logits, boxes), SimpleNamespace(logits=logits, pred_boxes=boxes)
     processor = RTDetrImageProcessor()
     contenders: Contenders = {
