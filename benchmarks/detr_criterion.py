@@ -26,8 +26,9 @@ from transformers.models.d_fine.modeling_d_fine import get_contrastive_denoising
 from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentation, EomtLoss
 
 from vision_stack.heads import DFineHeadConfig, EoMTHeadConfig, RFDETRSegHeadConfig
+from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
 from vision_stack.ops.box_edges import NUM_BINS, bin_values
-from vision_stack.outputs import BoxOutputs, EdgeDistributions, LayeredMaskOutputs, MaskedBoxOutputs, MaskLayer
+from vision_stack.outputs import BoxOutputs, EdgeDistributions, LayeredMaskOutputs, MaskFactors, MaskLayer
 from vision_stack.structures import Target
 
 IMAGES, REQUIRED = 2, 2.0
@@ -66,13 +67,13 @@ def rf_detr_seg(size: int, count: int) -> dict[str, Step]:
     features = torch.stack([random.smooth(channels, 12, size // 4) for _ in range(layers + 1)])
     embed = 0.3 * random.normal(layers + 1, IMAGES, total, channels)
     targets, labels = random.objects(count)
-    criterion = RFDETRSegHeadConfig().loss.build()
+    criterion = BoxMaskCriterion(RFDETRSegHeadConfig().loss.build())
     config = RfDetrConfig(num_labels=NUM_CLASSES, decoder_layers=layers)
 
     def ours() -> float:
         x, b, e, f = (_leaf(each) for each in (logits, boxes, embed, features))
-        decoded = BoxOutputs(x[-2], b[-2], x[:-2], b[:-2], random.image_sizes, x[-1], b[-1])
-        outputs = MaskedBoxOutputs(decoded, e[:-1], f[:-1], e[-1], f[-1])
+        masks = MaskFactors(e[:-1], f[:-1], e[-1], f[-1])
+        outputs = BoxOutputs(x[-2], b[-2], x[:-2], b[:-2], random.image_sizes, x[-1], b[-1], masks=masks)
         return _backward(criterion(outputs, targets, groups))
 
     def theirs(masks: list[Tensor], leaves: list[Tensor]) -> float:

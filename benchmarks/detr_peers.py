@@ -99,8 +99,8 @@ class RFDETRSeg(Family):
         return outputs.logits, outputs.pred_masks
 
     def predicted_by_ours(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        masks = torch.einsum("bqc,bchw->bqhw", outputs.mask_embed[-1], outputs.mask_features[-1])
-        return outputs.boxes.pred_logits, masks
+        masks = torch.einsum("bqc,bchw->bqhw", outputs.masks.embed[-1], outputs.masks.features[-1])
+        return outputs.pred_logits, masks
 
 
 class DFine(Family):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import EomtImageProcessor, RfDetrImageProcessor, RTDetrImageProcessor
 
 from vision_stack.heads import DFineHeadConfig, RFDETRSegHeadConfig
-from vision_stack.outputs import BoxOutputs, MaskedBoxOutputs, MaskOutputs
+from vision_stack.outputs import BoxOutputs, MaskFactors, MaskOutputs
 from vision_stack.postprocess import predict_instances, predict_panoptic
 from vision_stack.structures import DecodeOptions, FeatureSpec, ImageInfo, Instances
 
@@ -43,10 +43,10 @@ def compare_postprocessing(family: str, title: str, rounds: int) -> None:
 
 def rf_detr_seg() -> dict[str, tuple[Contenders, Callable[[Any, Any], str]]]:
     outputs, boxes = _sigmoids(ellipses(OBJECTS)), _boxes(100)
-    head = RFDETRSegHeadConfig().build((FeatureSpec("p4", 256, 16),), CLASSES)
+    head = RFDETRSegHeadConfig(masks=True).build((FeatureSpec("p4", 256, 16),), CLASSES)
     embed = torch.nn.functional.pad(outputs.mask_embed, (0, 1), value=1.0)[None]
     features = torch.nn.functional.pad(outputs.mask_features, (0, 0, 0, 0, 0, 1))[None]
-    ours = MaskedBoxOutputs(_box_outputs(outputs.pred_logits, boxes), embed, features)
+    ours = _box_outputs(outputs.pred_logits, boxes)._replace(masks=MaskFactors(embed, features))
     theirs = SimpleNamespace(logits=outputs.pred_logits, pred_boxes=boxes, pred_masks=outputs.pred_masks)
     processor = RfDetrImageProcessor()
 
