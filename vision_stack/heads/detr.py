@@ -172,9 +172,14 @@ class DETRHead(Head[BoxOutputs]):
     @torch.no_grad()
     def ranked(self, outputs: BoxOutputs, options: DecodeOptions) -> list[tuple[Candidates, Tensor]]:
         """The `detections` of each image, and the query of each."""
-        scores = precise(outputs.pred_logits).sigmoid().flatten(1)
-        scores, cells = scores.topk(min(options.top_k, self.max_objects, scores.shape[1]))
-        queries, labels = cells // self.num_classes, cells % self.num_classes
+        scores = precise(outputs.pred_logits).sigmoid()
+        best = scores.amax(2)  # a pair among the k best is of one of the k best queries, which are far fewer cells
+        limit = min(options.top_k, self.max_objects, int((best >= options.lowest_score).sum(1).max()))
+        chosen = best.topk(limit).indices
+        scores, cells = (
+            take(scores, chosen).flatten(1).topk(min(options.top_k, self.max_objects, limit * scores.shape[2]))
+        )
+        queries, labels = chosen.gather(1, cells // self.num_classes), cells % self.num_classes
         boxes = box_convert(precise(outputs.pred_boxes), "cxcywh", "xyxy").clamp(0, 1)
         columns = zip(take(boxes, queries), labels, scores, queries, strict=True)
         kept = scores >= options.lowest_score

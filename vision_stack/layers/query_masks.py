@@ -15,7 +15,9 @@ class QueryMasks(nn.Module):
     """Mask features and embeddings, whose dot products are the logits of masks.
 
     One map of the image is resized to stride 4; a depthwise block refines it once for each layer of the decoder. The
-    scalar that is added to all logits is a channel of its own, which is 1 in the embeddings.
+    scalar that is added to all logits is a channel of its own, which is 1 in the features.
+    Differs from paper: the refined maps are not projected. That is linear, and so is the product with the embeddings,
+    of which there are fewer than cells: its transpose is applied to them.
     """
 
     def __init__(self, dim: int, num_layers: int, ffn_dim: int) -> None:
@@ -41,10 +43,12 @@ class QueryMasks(nn.Module):
         """
         x = self.resized(x, size)
         refined = list(self.refined(x))[-len(queries) :]
-        embed, features = self.embed(queries), torch.stack([self.features(each) for each in refined])
+        embed, features = self.projected(self.embed(queries)), torch.stack([with_ones(each) for each in refined])
         if proposed is None:
-            return embed, features, None, None
-        return embed, features, self.embed(proposed), self.with_bias(x)
+            return embed, channels_first(features), None, None
+        plain = self.embed(proposed)
+        plain = torch.cat([plain, self.bias.to(plain.dtype).expand_as(plain[..., :1])], dim=-1)
+        return embed, channels_first(features), plain, channels_first(with_ones(x))
 
     def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A map of an image of `size` (height, width) -> [B, C, ceil(H/4), ceil(W/4)]."""
@@ -57,18 +61,17 @@ class QueryMasks(nn.Module):
             x = block(x)
             yield x
 
-    def features(self, x: Tensor) -> Tensor:
-        """Mask features of a refined map, [B, C + 1, h, w]."""
-        return self.with_bias(self.projection(x))
-
-    def with_bias(self, x: Tensor) -> Tensor:
-        """A map [B, C, h, w] with the scalar as its last channel."""
-        return torch.cat([x, self.bias.to(x.dtype).view(1, 1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])], dim=1)
-
     def embed(self, queries: Tensor) -> Tensor:
-        """[..., C] -> [..., C + 1]."""
-        x = self.query_projection(queries + self.query_mlp(self.query_norm(queries)))
-        return F.pad(x, (0, 1), value=1.0)
+        """[..., C] -> [..., C]."""
+        x: Tensor = self.query_projection(queries + self.query_mlp(self.query_norm(queries)))
+        return x
+
+    def projected(self, embed: Tensor) -> Tensor:
+        """Embeddings of projected maps, and the scalar, as those of maps and of ones: [..., C] -> [..., C + 1]."""
+        weight, bias = self.projection.weight.flatten(1), self.projection.bias
+        assert bias is not None
+        rows = torch.cat([weight.T, bias[None]])
+        return F.linear(embed, rows, F.pad(self.bias, (len(weight), 0)))
 
 
 class Block(nn.Module):
@@ -81,5 +84,16 @@ class Block(nn.Module):
         self.pointwise = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = self.depthwise(x).permute(0, 2, 3, 1)
-        return x + F.gelu(self.pointwise(self.norm(cells))).permute(0, 3, 1, 2)
+        cells = self.norm(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # As a convolution, which adds the bias on the way.
+        return x + F.gelu(F.conv2d(cells, self.pointwise.weight[..., None, None], self.pointwise.bias))
+
+
+def with_ones(x: Tensor) -> Tensor:
+    """A map [B, C, h, w] with a last channel of ones, cell by cell: [B, h, w, C + 1]."""
+    return F.pad(x.permute(0, 2, 3, 1), (0, 1), value=1.0)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[..., h, w, C] -> [..., C, h, w], in the memory of the former."""
+    return x.movedim(-1, -3)

@@ -12,8 +12,8 @@ from vision_stack.losses.box_criterion import BoxCriterion
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
 from vision_stack.losses.functional import point_mask_costs
 from vision_stack.losses.matcher import Matches
-from vision_stack.losses.point_losses import uncertain_point_losses
-from vision_stack.ops.point_sampling import sample_maps, sample_masks
+from vision_stack.losses.point_losses import draw_points, losses_at
+from vision_stack.ops.point_sampling import sample_features, sample_masks
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import Target
 
@@ -33,7 +33,7 @@ class BoxMaskCriterion(nn.Module):
     (`vision_stack.losses.denoising`) learn no masks: that would be those of a hundred more queries in every layer.
 
     Differs from RF-DETR's code: objects' masks are read bilinearly, not at the nearest pixel; all images and layers are
-    matched at the same points, and masks that are supervised share candidates (see `uncertain_point_losses`).
+    matched at the same points, and masks that are supervised share candidates (see `losses_at`).
     """
 
     def __init__(self, boxes: BoxCriterion) -> None:
@@ -80,7 +80,7 @@ class BoxMaskCriterion(nn.Module):
         for image, objects in enumerate(inside.split(counts)):
             if not len(objects):
                 continue
-            at_points = sample_maps(stack.features[:, image].float(), points.expand(layers, -1, -1))  # [L, C, P]
+            at_points = sample_features(stack.features[:, image].float(), points).mT  # [L, C, P]
             cross_entropy, dice = point_mask_costs(
                 stack.embed[:, image].float(), at_points, objects.expand(layers, -1, -1)
             )
@@ -90,21 +90,26 @@ class BoxMaskCriterion(nn.Module):
 
     def _mask_losses(self, stack: MaskStack, masks: Tensor, matches: Matches, num_groups: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice loss of each layer, [L] each, sums over the batch; of a stack of layers of groups."""
-        total, layers = stack.embed.shape[2], stack.extra + len(stack.embed)
-        embed = stack.embed.unflatten(2, (num_groups, total // num_groups))  # [L, B, G, Q, C]
+        num_layers, images, total = stack.embed.shape[:3]
+        layers = stack.extra + num_layers
+        of_layers = [_rows_of(stack.extra + number, layers, num_groups, matches) for number in range(num_layers)]
+        if not matches.queries.numel():  # zero, but with gradients for all parameters
+            zeros = (stack.embed.sum() + stack.features.sum()) * 0
+            return zeros.expand(num_layers), zeros.expand(num_layers)
+        points = draw_points(self._num_points(*stack.features.shape[-2:]), masks.device)
+        inside = sample_masks(masks, points.places)
+        # One indexing for all layers and images: each would give a gradient of the whole size.
+        found = torch.cat([rows.flatten() for rows in of_layers])
+        layer, group = matches.layers[found] // num_groups - stack.extra, matches.layers[found] % num_groups
+        queries = group * (total // num_groups) + matches.queries[found]
+        embed = stack.embed[layer, matches.images[found], queries]
+        factors = embed.split([count // layers for count in matches.counts] * num_layers)
+        at_points = sample_features(stack.features, points.places).flatten(0, 1)  # [L * B, S, C]
+        products = [each @ values.T for each, values in zip(factors, at_points, strict=True)]
         sums = []
-        for number, features in enumerate(stack.features):
-            rows = _rows_of(stack.extra + number, layers, num_groups, matches)
-            if not rows.numel():  # zero, but with gradients for all parameters
-                sums.append((embed[number].sum() + features.sum()).expand(2) * 0)
-                continue
-            flat = rows.flatten()
-            factors = embed[number][matches.images[flat], matches.layers[flat] % num_groups, matches.queries[flat]]
-            of_images = factors.split([count // layers for count in matches.counts])
-            products = [each @ maps for each, maps in zip(of_images, features.flatten(2), strict=True)]
-            logits = torch.cat(products).view(*rows.shape, *features.shape[-2:])
-            num_points = self._num_points(*features.shape[-2:])
-            losses = uncertain_point_losses(logits.float(), masks[matches.objects[rows[:, 0]]], num_points)
+        for number, rows in enumerate(of_layers):
+            logits = torch.cat(products[number * images : (number + 1) * images]).view(*rows.shape, -1)
+            losses = losses_at(points, logits.float(), inside[matches.objects[rows[:, 0]]])
             sums.append(torch.stack([loss.sum() for loss in losses]))
         mask, dice = torch.stack(sums, dim=1)
         return mask, dice

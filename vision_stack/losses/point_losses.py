@@ -7,6 +7,7 @@ target masks, S points.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,37 @@ def uncertain_point_losses(
     candidates = torch.rand(int(num_points * oversample_ratio), 2, device=logits.device, dtype=torch.float32)
     uniform = torch.rand(num_points - num_uncertain, 2, device=logits.device, dtype=torch.float32)
     return _PointLosses.apply(logits, masks, candidates, uniform, num_uncertain)
+
+
+class Points(NamedTuple):
+    """Where masks are looked at: S places, of which each mask keeps some."""
+
+    places: Tensor  # [S, 2]
+    num_candidates: int  # the first of them, of which a mask keeps those whose logits are nearest to zero
+    num_uncertain: int  # so many; all of the rest are kept
+
+
+def draw_points(
+    num_points: int, device: torch.device, oversample_ratio: float = 3.0, importance_ratio: float = 0.75
+) -> Points:
+    """Places for `losses_at` of any number of masks, as `uncertain_point_losses` draws them."""
+    num_candidates, num_uncertain = int(num_points * oversample_ratio), int(num_points * importance_ratio)
+    total = num_candidates + num_points - num_uncertain
+    return Points(torch.rand(total, 2, device=device, dtype=torch.float32), num_candidates, num_uncertain)
+
+
+def losses_at(points: Points, logits: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of `uncertain_point_losses`, of masks whose logits are made at the points only: where these are fewer
+    than the pixels of a map, products of embeddings and features are smaller so.
+
+    Args:
+        logits: [N, L, S].
+        inside: [N, S] in [0, 1], the targets there.
+    """
+    uncertain = nearest_to_zero(logits.detach()[..., : points.num_candidates], points.num_uncertain)
+    rest = torch.arange(points.num_candidates, logits.shape[2], device=logits.device)
+    chosen = torch.cat([uncertain, rest.expand(*uncertain.shape[:2], -1)], dim=2)
+    return point_cross_entropy_and_dice_loss(logits.gather(2, chosen), _targets(inside, (slice(None),), chosen))
 
 
 class _PointLosses(torch.autograd.Function):
@@ -104,7 +136,7 @@ def _parts(maps: Tensor, num_points: int) -> Iterator[tuple[slice, slice]]:
             yield objects, some
 
 
-def _targets(inside: Tensor, part: tuple[slice, slice], chosen: Tensor) -> Tensor:
+def _targets(inside: Tensor, part: tuple[slice, ...], chosen: Tensor) -> Tensor:
     """Targets [N, S] at the chosen points of a part of the masks, the same targets for each layer: [n, l, P]."""
     return inside[part[0], None].expand(-1, chosen.shape[1], -1).gather(2, chosen)
 

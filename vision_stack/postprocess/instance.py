@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vision_stack.ops.tiles import slices
 from vision_stack.outputs import AnyMaskOutputs
-from vision_stack.postprocess.axes import logits_axis
+from vision_stack.postprocess.axes import Axis, logits_axis
 from vision_stack.postprocess.batch import each_image
 from vision_stack.postprocess.crop_rle import encode_crop
-from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, resize_masks
+from vision_stack.postprocess.mask_resize import MaskCrop, ResizedMasks, crop_masks, resize_masks
 from vision_stack.structures import RLE, ImageInfo, Instances
 
 CHUNK_BYTES = 32 * 2**20  # of mask logits and full-size masks that exist at once, beside the results
@@ -97,12 +98,17 @@ def query_masks(
         queries: [N], of the detections; one may have several.
     """
     kept, slot = queries.unique(return_inverse=True)
+    if len(kept) == len(queries):
+        kept, slot = queries, torch.arange(len(queries), device=queries.device)
+    whole = _blank_masks(len(kept), info.size, features.device) if form == "bool" else None
+    crops: list[MaskCrop] = []
     with torch.autocast(features.device.type, enabled=False):
-        crops = [crop for resized in _resized_masks(features, embed[kept], info) for crop in resized.crops]
-    if form == "rle":
+        for chunk, logits, rows, columns in _logits(features, embed[kept], info):
+            crops += crop_masks(logits, rows, columns, None if whole is None else whole[chunk])
+    if whole is None:
         codes = _encoded(crops, info)
         return [dict(codes[index]) for index in slot.tolist()]
-    return _pasted([crops[index] for index in slot.tolist()], info, features.device)
+    return whole if kept is queries else whole[slot]
 
 
 def _detect(
@@ -142,15 +148,18 @@ def _candidates(class_logits: Tensor, top_k: int, threshold: float) -> tuple[Ten
 
 def _resized_masks(features: Tensor, embed: Tensor, info: ImageInfo) -> Iterator[ResizedMasks]:
     """Masks of queries of one image, a bounded chunk at a time: features [C, h, w], embed [U, C]."""
+    return (resize_masks(logits, rows, columns) for _, logits, rows, columns in _logits(features, embed, info))
+
+
+def _logits(features: Tensor, embed: Tensor, info: ImageInfo) -> Iterator[tuple[slice, Tensor, Axis, Axis]]:
+    """A bounded chunk of the queries at a time: which, their logits [m, h, w], and how both axes are resized."""
     features, embed = features.float(), embed.float()
     h, w = features.shape[1:]
     (input_height, input_width), (height, width) = info.input_size, info.size
     rows = logits_axis(h, input_height, height, features.device)
     columns = logits_axis(w, input_width, width, features.device)
-    chunk = max(1, CHUNK_BYTES // (4 * h * w + height * width))
-    for start in range(0, len(embed), chunk):
-        logits = torch.einsum("mc,chw->mhw", embed[start : start + chunk], features)
-        yield resize_masks(logits, rows, columns)
+    for chunk in slices(len(embed), max(1, CHUNK_BYTES // (4 * h * w + height * width))):
+        yield chunk, torch.einsum("mc,chw->mhw", embed[chunk], features), rows, columns
 
 
 def _pasted(crops: Sequence[MaskCrop], info: ImageInfo, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ positive logits is all that has to be computed, and the result is the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -52,29 +53,71 @@ def resize_masks(logits: Tensor, rows: Axis, columns: Axis) -> ResizedMasks:
     marked_columns = torch.zeros(count, len(columns.first), dtype=torch.uint8, device=logits.device)
     sums, areas, owners = [logits.new_zeros(())], [torch.zeros((), dtype=torch.long, device=logits.device)], [0]
     for n, box in enumerate(positive_boxes(logits)):
-        top, bottom = rows.outputs_of(box[0], box[1])
-        left, right = columns.outputs_of(box[2], box[3])
-        if box[0] >= box[1] or top >= bottom or left >= right:  # nothing positive, or in the padding only
-            crops.append(MaskCrop(0, 0, logits.new_empty(0, 0, dtype=torch.bool)))
-            continue
-        needed = rows.inputs_of(top, bottom)
-        wide = _product_of_columns(logits[n, needed], columns, left, right)
-        mask = torch.empty(bottom - top, right - left, dtype=torch.bool, device=logits.device)
-        for start, stop in blocks(top, bottom, logits.device):
-            band = rows.inputs_of(start, stop)
-            block = rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start]
-            areas.append(torch.gt(block, 0, out=mask[start - top : stop - top]).count_nonzero())
+        frame = _frame(box, rows, columns)
+        crops.append(_crop(frame, None, logits.device))
+        mask = crops[-1].mask
+        for start, stop, block in _blocks(logits[n], frame, rows, columns):
+            areas.append(torch.gt(block, 0, out=mask[start:stop]).count_nonzero())
             sums.append(F.threshold(block.sigmoid_(), 0.5, 0.0, inplace=True).sum())
             owners.append(n)
-        bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
-        torch.amax(bits, 1, out=marked_rows[n, top:bottom])
-        torch.amax(bits, 0, out=marked_columns[n, left:right])
-        crops.append(MaskCrop(top, left, mask))
+        if mask.numel():
+            bits = mask.view(torch.uint8)  # reductions of bytes are several times faster than of bools
+            torch.amax(bits, 1, out=marked_rows[n, frame[0] : frame[1]])
+            torch.amax(bits, 0, out=marked_columns[n, frame[2] : frame[3]])
     (y0, y1), (x0, x1) = _extent(marked_rows), _extent(marked_columns)
     owner = torch.tensor(owners, device=logits.device)
     total = logits.new_zeros(count).index_add_(0, owner, torch.stack(sums))
     area = logits.new_zeros(count).index_add_(0, owner, torch.stack(areas).to(logits.dtype))
     return ResizedMasks(crops, torch.stack([x0, y0, x1, y1], 1).float(), total / area.clamp(min=1))
+
+
+def crop_masks(logits: Tensor, rows: Axis, columns: Axis, whole: Tensor | None = None) -> list[MaskCrop]:
+    """The crops of `resize_masks`, without boxes and qualities.
+
+    Args:
+        whole: [M, height, width], all False, of which the crops become parts; None: each is a tensor of its own.
+    """
+    crops = []
+    for n, box in enumerate(positive_boxes(logits)):
+        frame = _frame(box, rows, columns)
+        crops.append(_crop(frame, None if whole is None else whole[n], logits.device))
+        for start, stop, block in _blocks(logits[n], frame, rows, columns):
+            torch.gt(block, 0, out=crops[-1].mask[start:stop])
+    return crops
+
+
+def _frame(box: list[int], rows: Axis, columns: Axis) -> tuple[int, int, int, int]:
+    """Where the pixels (top, bottom, left, right) are that the logits in a box take part in; zeros where none are."""
+    (top, bottom), (left, right) = rows.outputs_of(box[0], box[1]), columns.outputs_of(box[2], box[3])
+    if box[0] >= box[1] or top >= bottom or left >= right:  # nothing positive, or in the padding only
+        return 0, 0, 0, 0
+    return top, bottom, left, right
+
+
+def _crop(frame: tuple[int, int, int, int], whole: Tensor | None, device: torch.device) -> MaskCrop:
+    """A mask that is still to be filled."""
+    top, bottom, left, right = frame
+    if whole is not None:
+        return MaskCrop(top, left, whole[top:bottom, left:right])
+    return MaskCrop(top, left, torch.empty(bottom - top, right - left, dtype=torch.bool, device=device))
+
+
+def _blocks(
+    logits: Tensor, frame: tuple[int, int, int, int], rows: Axis, columns: Axis
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Resized logits of a frame, a few rows at a time: the first and the last (exclusive), counted from its top."""
+    top, bottom, left, right = frame
+    if top == bottom:
+        return
+    needed = rows.inputs_of(top, bottom)
+    wide = _product_of_columns(logits[needed], columns, left, right)
+    for start, stop in blocks(top, bottom, logits.device):
+        band = rows.inputs_of(start, stop)
+        yield (
+            start - top,
+            stop - top,
+            rows.weights[start:stop, band] @ wide[band.start - needed.start : band.stop - needed.start],
+        )
 
 
 def _product_of_columns(logits: Tensor, columns: Axis, left: int, right: int) -> Tensor:
