@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_stack.losses import BoxCriterionConfig
+from vision_stack.losses import BoxCriterionConfig, EdgeCriterionConfig
 from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
 from vision_stack.outputs import BoxOutputs, MaskFactors
 from vision_stack.structures import Target
@@ -82,3 +82,44 @@ def test_a_batch_without_objects_has_gradients_and_no_mask_loss() -> None:
     torch.stack(list(given.values())).sum().backward()
     assert found.masks.embed.grad is not None
     assert found.masks.features.grad is not None
+
+
+def test_first_box_of_a_query_is_matched_by_the_masks_of_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D-FINE's first layer predicts a box before its edges are distributions: one prediction more than masks."""
+    found = outputs([2, 3, 0, 1])
+    assert found.masks is not None
+    last = torch.eye(4).expand(1, BATCH, -1, -1)  # the other order than in the first layer
+    masks = found.masks._replace(embed=torch.cat([found.masks.embed[:1], last]))
+    aux = [x[:1].expand(2, -1, -1, -1) for x in (found.aux_logits, found.aux_boxes)]
+    criterion = BoxMaskCriterion(BoxCriterionConfig(cells_per_point=1).build())
+    matched, matches = criterion.boxes.matched, []
+    monkeypatch.setattr(
+        criterion.boxes, "matched", lambda *args: (lambda pair: matches.extend(pair[1]) or pair)(matched(*args))
+    )
+    given = criterion(found._replace(aux_logits=aux[0], aux_boxes=aux[1], masks=masks), targets(4))
+    queries = [matches[0].queries[matches[0].layers == layer].tolist() for layer in range(3)]
+    assert queries == [[2, 3, 0, 1], [2, 3, 0, 1], [0, 1, 2, 3]]
+    assert {name for name in given if "mask" in name} == {"loss_mask", "loss_mask_1"}
+    for name in ("loss_mask", "loss_mask_1", "loss_dice", "loss_dice_1"):
+        assert given[name] < 0.3
+
+
+def test_edges_are_learnt_beside_masks_and_noised_objects_have_no_mask() -> None:
+    found, wanted = outputs([2, 3, 0, 1]), targets(4)
+    criterion = EdgeCriterionConfig(cells_per_point=1).build()
+    torch.manual_seed(0)
+    given = BoxMaskCriterion(criterion)(found, wanted)
+    blind = criterion(found._replace(masks=None), wanted)
+    assert given.keys() - blind.keys() == {"loss_mask", "loss_mask_0", "loss_dice", "loss_dice_0"}
+    for name in ("loss_bbox", "loss_giou", "loss_class"):  # all boxes are equal, so that other matches change nothing
+        torch.testing.assert_close(given[name], blind[name])
+    noised = {
+        "denoising_logits": torch.zeros(LAYERS, BATCH, 8, 3),
+        "denoising_boxes": torch.full((LAYERS, BATCH, 8, 4), 0.5),
+    }
+    torch.manual_seed(0)
+    more = BoxMaskCriterion(criterion)(found._replace(**noised), wanted)
+    assert {name for name in more if name.endswith("_denoising")} == {
+        "loss_class_denoising", "loss_bbox_denoising", "loss_giou_denoising"
+    }  # fmt: skip
+    torch.testing.assert_close(more["loss_mask"], given["loss_mask"])

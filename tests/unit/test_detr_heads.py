@@ -7,6 +7,7 @@ import torch
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.heads.detr import DETRHead, image_sizes_of
+from vision_stack.model import VisionModelConfig
 from vision_stack.ops.box_edges import bin_values, move_edges
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Target
@@ -135,3 +136,70 @@ def test_edges_are_moved_by_precise_means_in_bfloat16(name: str) -> None:
     moves = (edges.logits[-1].double().softmax(-1) * bin_values(4.0, edges.boxes.double())).sum(-1)
     expected = move_edges(edges.boxes.double(), moves)
     torch.testing.assert_close(outputs.pred_boxes.double(), expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+TASKS = {"detection": False, "instance": True}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("task", TASKS)
+def test_masks_follow_the_task_of_the_model(name: str, task: str) -> None:
+    plain = {
+        "backbone": {"type": "timm", "model_name": "test_resnet"},
+        "neck": {"type": "fpn"},
+        "head": HEADS[name],
+        "categories": [{"id": 1, "name": "a"}],
+        "task": task,
+    }
+    config = from_dict(plain, cls=VisionModelConfig)
+    assert config.head.masks is config.head.reads_masks is TASKS[task]
+    assert config.neck.finest_stride == (4 if TASKS[task] else 8)  # masks have stride 4
+    with pytest.raises(ConfigError, match=r"^head.masks: task=instance needs them; set head.masks=true, or use task="):
+        from_dict({**plain, "task": "instance", "head": {**HEADS[name], "masks": False}}, cls=VisionModelConfig)
+    head = build(name)
+    assert head.masks is None
+    with pytest.raises(ConfigError, match=r"^head\.masks: .* build the head with masks=True"):
+        next(head.predict(head(features((64, 64))), [ImageInfo(0, "", (64, 64), (64, 64))], "instance"))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_masks_change_neither_boxes_nor_classes(name: str) -> None:
+    plain, masked = build(name), build(name, masks=True)
+    masked.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        expected, found = plain(features((64, 96))), masked(features((64, 96)))
+    assert torch.equal(found.pred_logits, expected.pred_logits)
+    assert torch.equal(found.pred_boxes, expected.pred_boxes)
+    assert expected.masks is None
+    assert found.masks.embed.shape == (1, 1, 6, 17)  # of the last layer alone, with the scalar
+    assert found.masks.features.shape == (1, 1, 17, 16, 24)
+
+
+def test_masks_are_made_of_a_map_of_their_stride_where_there_is_one() -> None:
+    config = from_dict({**HEADS["rt_detr"], "masks": True}, "head")
+    finer = (FeatureSpec("p2", 8, 4), *SPECS)
+    head = config.build(finer, 3).eval()
+    coarse = features((64, 64))
+    maps = tuple(torch.randn(1, 8, 16, 16, requires_grad=True) if n < 0 else coarse.maps[n] for n in range(-1, 3))
+    head(Features(maps, (64, 64), ((64, 64),))).masks.features.sum().backward()
+    assert maps[0].grad is not None
+    assert config.build(SPECS, 3).mask_map is None
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_each_layer_has_losses_of_masks_but_the_first_box_and_noised_objects_have_none(name: str) -> None:
+    head, image = build(name, masks=True).train(), features((64, 64))
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[:, 8:40, 8:40] = True
+    target: Target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "masks": masks}
+    losses = head.compute_loss(head(image, [target]), [target])
+    number = 1 if name in ("d_fine", "deimv2") else 0  # 0 is the first box, before its edges are distributions
+    assert {key for key in losses if "mask" in key or "dice" in key} == {
+        "loss_mask", "loss_dice", f"loss_mask_{number}", f"loss_dice_{number}"
+    }  # fmt: skip
+    assert f"loss_bbox_{number}" in losses
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert head.masks is not None
+    for key, parameter in head.masks.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.any(), key

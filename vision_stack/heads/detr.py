@@ -21,6 +21,7 @@ from vision_stack.layers.attention import check_width
 from vision_stack.layers.conv import conv_norm
 from vision_stack.layers.deformable import Padding, cell_centers, padding_of, to_maps, to_tokens
 from vision_stack.layers.mlp import MLP
+from vision_stack.layers.query_masks import STRIDE as MASK_STRIDE
 from vision_stack.layers.query_masks import QueryMasks
 from vision_stack.losses.box_criterion import BoxCriterionConfig
 from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
@@ -39,7 +40,7 @@ from vision_stack.structures import (
     Task,
 )
 
-FINEST_STRIDE = 8  # finer maps are not read
+FINEST_STRIDE = 8  # of the maps that queries read
 PRIOR_LOGIT = -4.59512  # of the probability 0.01 that a query starts with (RetinaNet, Sec. 4.1)
 PROPOSAL_SIZE = 0.05  # of the image, on the finest map
 BORDER = 0.01  # of the image; proposals whose centre or size is nearer to 0 or 1 are not used
@@ -82,7 +83,7 @@ class DETRHeadConfig(HeadConfig):
 
     @property
     def pyramid(self) -> Pyramid:
-        return Pyramid(finest_stride=FINEST_STRIDE)
+        return Pyramid(finest_stride=MASK_STRIDE if self.reads_masks else FINEST_STRIDE)
 
 
 class Memory(NamedTuple):
@@ -100,6 +101,7 @@ class DETRHead(Head[BoxOutputs]):
         class_layers: what the names of parameters begin with that have a row for each class.
         num_levels: how many maps are read, all from stride 8 on.
         masks: makes the masks of queries; None in a head without.
+        mask_map: which of the maps masks are made of: that of their stride; None: the finest that queries read.
     """
 
     max_objects: int
@@ -122,11 +124,12 @@ class DETRHead(Head[BoxOutputs]):
         self.input_projections = nn.ModuleList(
             self.projection(in_specs[index].channels, config.hidden_dim) for index in self.read
         )
-        self.masks = (
-            QueryMasks(config.hidden_dim, config.num_decoder_layers, config.mask_ffn_dim)
-            if config.reads_masks
-            else None
-        )
+        self.masks, self.mask_map = None, None
+        if config.reads_masks:
+            self.masks = QueryMasks(config.hidden_dim, config.num_decoder_layers, config.mask_ffn_dim)
+            self.mask_map = next((n for n, spec in enumerate(in_specs) if spec.stride == MASK_STRIDE), None)
+        if self.mask_map is not None:
+            self.mask_projection = self.projection(in_specs[self.mask_map].channels, config.hidden_dim)
 
     @staticmethod
     def projection(in_channels: int, dim: int) -> nn.Module:
@@ -142,7 +145,7 @@ class DETRHead(Head[BoxOutputs]):
     def mask_factors(
         self, hidden: Sequence[Tensor], memory: Memory, features: Features, proposed: Tensor | None = None
     ) -> MaskFactors | None:
-        """What masks are made of, from the finest map that is read; None in a head without masks.
+        """What masks are made of; None in a head without masks.
 
         Args:
             hidden: queries [B, Q, C] after each layer. Not in training the last layer's alone get masks.
@@ -151,8 +154,11 @@ class DETRHead(Head[BoxOutputs]):
         if self.masks is None:
             return None
         supervised = hidden if self.training else hidden[-1:]
-        finest = to_maps(memory.tokens, memory.shapes)[0]
-        return MaskFactors(*self.masks(finest, features.size, torch.stack(list(supervised)), proposed))
+        if self.mask_map is None:
+            x = to_maps(memory.tokens, memory.shapes)[0]
+        else:
+            x = self.mask_projection(features.maps[self.mask_map])
+        return MaskFactors(*self.masks(x, features.size, torch.stack(list(supervised)), proposed))
 
     def compute_loss(self, outputs: BoxOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is the total. See `vision_stack.losses.box_criterion`, and of heads with
