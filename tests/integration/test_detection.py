@@ -36,7 +36,7 @@ def test_detector_leaves_box_metrics_and_predictions_without_masks(run_dir: Path
     records = json.loads((run_dir / "predictions.json").read_text())
     assert records
     assert all("bbox" in record and "segmentation" not in record for record in records)
-    assert len(list((run_dir / "pictures").glob("*.jpg"))) == 1
+    assert len(list((run_dir / "pictures").glob("[0-9]*.jpg"))) == 1
 
 
 def test_detector_evaluates_and_predicts_boxes(run_dir: Path, tmp_path: Path) -> None:

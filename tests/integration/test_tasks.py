@@ -63,7 +63,7 @@ def test_eval_from_the_checkpoint_alone_gives_the_scores_of_training(run: tuple[
     assert results.metrics == json.loads((run_dir / "metrics.json").read_text())
     for path in (run_dir / "predictions").iterdir():
         assert path.read_bytes() == (tmp_path / "predictions" / path.name).read_bytes()
-    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 1
+    assert len(list((tmp_path / "pictures").glob("[0-9]*.jpg"))) == 1
     for name in ("pictures/confusion.png", "pictures/classes.png", "confusion.csv"):
         assert (tmp_path / name).is_file()
 

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_leaves_checkpoints_metrics_predictions_pictures_and_options(run: Path) -> None:
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.json", "predictions.json", "config.yaml"):
         assert (run / name).is_file(), name
-    assert len(list((run / "pictures").glob("*.jpg"))) == 2
+    assert len(list((run / "pictures").glob("[0-9]*.jpg"))) == 2
     assert (run / "pictures" / "curves.png").is_file()
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"AP", "AP50", "AP75"} <= metrics["segm"].keys() & metrics["bbox"].keys()

@@ -195,7 +195,7 @@ def trainer(**options: Any) -> Any:
     ids=str,
 )
 def test_length_of_a_run(options: dict[str, Any], expected: tuple[int, int], data: DataModule) -> None:
-    monkeypatched = SimpleNamespace(config=SimpleNamespace(batch_size=2), train_records=data.train_records)
+    monkeypatched = SimpleNamespace(config=SimpleNamespace(batch_size=2), epoch_size=data.epoch_size)
     assert length(trainer(**options), monkeypatched) == expected  # type: ignore[arg-type]
 
 

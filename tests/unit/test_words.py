@@ -19,6 +19,7 @@ CAN_MEAN_NOTHING = [  # typed -> what the one line must contain: the word, and w
     (["run_dir=null"], "leave run_dir out for outputs/"),
     (["trainer=null"], "write trainer=NAME"),
     (["logger=null"], "write logger=none"),
+    (["augment=null"], "leave augment out"),
     (["~trainer"], "choose another by trainer=NAME"),
     (["=5"], "write OPTION=VALUE"),
     (["--foo"], "foo: unknown option"),

@@ -184,6 +184,8 @@ def _check(verb: str, text: str, key: str, value: str) -> None:
     if value.lower() == "null" and name in REQUIRED_GROUPS:
         instead = "logger=none" if name == "logger" else f"{name}=NAME, or leave it out"
         raise ValueError(f"{text}: every run needs one; write {instead}")
+    if value.lower() == "null" and name in OVERLAYS:
+        raise ValueError(f"{text}: sets nothing; leave {name} out")
     if value.lower() == "null" and name == "run_dir":
         raise ValueError(f"{text}: is not a folder; leave run_dir out for outputs/<date>/<time>")
 
