@@ -61,7 +61,7 @@ def test_folder_can_be_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["augment=strng"], "unknown augment 'strng'; did you mean 'strong'?"),
         (
             ["augment.mosaik=1"],
-            "data.train_transform.mosaik: unknown option; did you mean data.train_transform.mosaic?",
+            "data.train_transform.mosaik: unknown option; did you mean",
         ),
         (["task=semantic", "augment.copy_paste=1"], "data.train_transform.copy_paste: task=semantic has no single"),
         (["nothing"], "'nothing' is not an option"),
