@@ -15,6 +15,7 @@ from vision_stack.commands.aliases import LARGEST_IMAGE, SMALLEST_IMAGE, canonic
 from vision_stack.commands.arguments import PATH_KEYS
 from vision_stack.commands.data_words import data_options
 from vision_stack.commands.errors import OneLineErrors
+from vision_stack.commands.option_docs import choices
 
 _EPILOG = """\
 exit code: 0 nothing is broken, 1 errors were found (with --strict: or warnings), 2 the data cannot be read
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     failed = False
     with errors:
         config = _data_config(options.words)
-        failed = _examine(config, options)
+        failed = _examine(config, options, argv)
     return errors.exit_code or int(failed)
 
 
@@ -78,7 +79,7 @@ def _data_config(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or Path(word).exists():
-            key, value = "data", word
+            key, value = "data", f"./{word}" if Path(word).is_dir() and word in choices("data") else word
         key = {"root": "data.root"}.get(canonical(key), key)
         if key not in ("data", "task") and not key.startswith("data."):
             raise ValueError(f"{word}: unknown here; give a folder, task=TASK, or options of data=, as data.root=DIR")
@@ -104,7 +105,7 @@ def _data_config(words: Sequence[str]) -> dict[str, Any]:
     return plain
 
 
-def _examine(plain: dict[str, Any], options: argparse.Namespace) -> bool:
+def _examine(plain: dict[str, Any], options: argparse.Namespace, argv: Sequence[str]) -> bool:
     """Whether something is broken."""
     from vision_stack.commands.doctor_report import as_json, page_of, summary, title_of
     from vision_stack.config import from_dict
@@ -130,7 +131,7 @@ def _examine(plain: dict[str, Any], options: argparse.Namespace) -> bool:
         check_target(options.fix, originals)
     examination = examine(config, task, view)
     if page_file is not None:
-        write_file(page_file, page_of(examination, config).encode("utf-8", "backslashreplace"), durable=False)
+        write_file(page_file, page_of(examination, config, argv).encode("utf-8", "backslashreplace"), durable=False)
     if options.json:
         json.dump(as_json(examination, config), sys.stdout, indent=1)
         print()

@@ -76,8 +76,8 @@ def _plain(found: Diagnosis) -> dict[str, Any]:
     }
 
 
-def page_of(examination: Examination, config: DataConfig) -> str:
-    """The document."""
+def page_of(examination: Examination, config: DataConfig, argv: Sequence[str]) -> str:
+    """The document; `argv` is what was typed after the verb."""
     splits = list(examination.statistics)
     names = dict.fromkeys(name for each in examination.statistics.values() for name in each.classes)
     classes = [
@@ -96,7 +96,7 @@ def page_of(examination: Examination, config: DataConfig) -> str:
     page = Page(
         title=f"Data of {title_of(config)}",
         subtitle=f"data={config.type}, task={examination.task}; sizes as seen at {view}, stride {view.stride}",
-        command=f"vision-stack doctor {shlex.quote(str(config.root or config.type))}",
+        command=f"vision-stack doctor {shlex.join(argv)}",
         splits=splits,
         facts=list(_facts(examination)),
         histograms=list(_histograms(examination)),

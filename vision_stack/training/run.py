@@ -20,6 +20,8 @@ from rich.console import Console
 from vision_stack.backbones.pretrained import load_pretrained
 from vision_stack.config import from_dict, to_dict
 from vision_stack.data.checks.issues import DataError
+from vision_stack.data.checks.small_objects import View
+from vision_stack.data.checkup import checkup
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.images import read_image
@@ -49,6 +51,8 @@ from vision_stack.training.summary import describe_data, describe_model, describ
 from vision_stack.training.tasks import TASKS, build_evaluator
 from vision_stack.training.trainer_options import check_loggers, profiles, write_profile
 from vision_stack.visualization.curves import plot_curves
+
+COARSEST = 8  # stride: heads on coarser maps refine them, or have learnt to do without
 
 
 def train(
@@ -125,7 +129,7 @@ def train(
     say(*describe_settled(settled))
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
-    rank_zero_only(_say_notes)(data)
+    rank_zero_only(_say_notes)(data, min(spec.stride for spec in model.neck.out_specs))
     if start and not checkpoint:
         say(*describe_start(start, model.categories, optim, config, overrides))
     if not start and not checkpoint:
@@ -213,8 +217,11 @@ def say(*lines: str) -> None:
         print(line, flush=True)
 
 
-def _say_notes(data: DataModule) -> None:
+def _say_notes(data: DataModule, stride: int) -> None:
     say(*data.notes())
+    seen = data.config.eval_transform
+    view = View(short_edge=seen.short_edge, long_edge=seen.long_edge, stride=min(stride, COARSEST), max_objects=None)
+    say(*checkup(data.config, {"train": data.train_split, "val": data.val_split}, view))
 
 
 def _warn_about_limit(data: DataModule, limit: int | None, option: str) -> None:
