@@ -173,6 +173,7 @@ def voc(root: Path, masks: bool = True) -> None:
             text(root / f"VOC2012/Annotations/{name}.xml", xml)
             if masks:
                 palette(root / f"VOC2012/SegmentationObject/{name}.png", numbers)
+                palette(root / f"VOC2012/SegmentationClass/{name}.png", np.array([0, 8, 12], np.uint8)[class_map(name)])
 
 
 def voc_boxes(root: Path) -> None:
@@ -228,3 +229,106 @@ def single_masks(root: Path) -> None:
                 photo(root / f"{split}/{name}/images/{name}.png")
             for number, thing in enumerate(things):
                 png(root / f"{split}/{name}/masks/{number}f.png", thing.mask.astype(np.uint8) * 255)
+
+
+def class_map(name: str) -> np.ndarray:
+    """Values 1 and 2 of two classes, and 0 for neither."""
+    images = {**TRAIN, **VAL}
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for thing in images[name]:
+        values[thing.mask] = thing.label + 1
+    return values
+
+
+def semantic(root: Path) -> None:
+    text(root / "classes.txt", "0 nothing\n1 cat\n2 dog\n")
+    for split, images in SPLITS.items():
+        for name in images:
+            photo(root / f"images/{split}/{name}.jpg")
+            png(root / f"labels/{split}/{name}.png", class_map(name))
+
+
+def values_without_table(root: Path) -> None:
+    for split, images in SPLITS.items():
+        for name in images:
+            photo(root / f"{split}/images/{name}.jpg")
+            png(root / f"{split}/masks/{name}.png", class_map(name))
+
+
+COLOURS = np.array([[0, 0, 0], [64, 128, 64], [192, 0, 128]], np.uint8)
+
+
+def camvid(root: Path, table: bool = True) -> None:
+    """Colours, and a table of them."""
+    if table:
+        lines = zip(COLOURS, ("nothing", *CLASSES), strict=True)
+        text(root / "label_colors.txt", "".join(f"{r} {g} {b}\t{name}\n" for (r, g, b), name in lines))
+    for split, images in SPLITS.items():
+        for name in images:
+            photo(root / f"{split}/{name}.png")
+            png(root / f"{split}_labels/{name}_L.png", COLOURS[class_map(name)])
+
+
+def colours_without_table(root: Path) -> None:
+    camvid(root, table=False)
+
+
+def cityscapes(root: Path) -> None:
+    """cat: car (26), dog: person (24), nothing: road (7)."""
+    for split, images in SPLITS.items():
+        for name, things in images.items():
+            stem = f"bonn_{ord(name):06d}_000019"
+            photo(root / f"leftImg8bit/{split}/bonn/{stem}_leftImg8bit.png")
+            ids = np.full((HEIGHT, WIDTH), 7, np.uint8)
+            instances = ids.astype(np.int32)
+            for number, thing in enumerate(things):
+                value = (26, 24)[thing.label]
+                ids[thing.mask] = value
+                instances[thing.mask] = 1000 * value + number
+            ids[-1] = instances[-1] = 3  # the car's own bonnet: ignored
+            png(root / f"gtFine/{split}/bonn/{stem}_gtFine_labelIds.png", ids)
+            png(root / f"gtFine/{split}/bonn/{stem}_gtFine_instanceIds.png", instances.astype(np.uint16))
+
+
+def ade20k(root: Path) -> None:
+    top = root / "ADEChallengeData2016"
+    text(top / "objectInfo150.txt", "Idx\tRatio\tTrain\tVal\tName\n1\t0.2\t3\t1\tcat, moggy\n2\t0.1\t3\t1\tdog\n")
+    for split, images in (("training", TRAIN), ("validation", VAL)):
+        for name in images:
+            photo(top / f"images/{split}/{name}.jpg")
+            png(top / f"annotations/{split}/{name}.png", class_map(name))
+
+
+def run_lengths(root: Path) -> None:
+    """Airbus' layout, with classes; an image without objects has an empty row."""
+    rows = "ImageId,ClassId,EncodedPixels\n"
+    for name, things in TRAIN.items():
+        photo(root / f"train/{name}.jpg")
+        for thing in things:
+            pixels = np.flatnonzero(thing.mask.T) + 1  # down the columns, from 1
+            starts = pixels[np.diff(pixels, prepend=-1) > 1]
+            stops = pixels[np.diff(pixels, append=10**9) > 1] + 1
+            runs = " ".join(f"{a} {b - a}" for a, b in zip(starts, stops, strict=True))
+            rows += f"{name}.jpg,{CLASSES[thing.label]},{runs}\n"
+        rows += "" if things else f"{name}.jpg,,\n"
+    text(root / "train.csv", rows)
+    text(root / "sample_submission.csv", "ImageId,EncodedPixels\nz.jpg,\n")
+
+
+def imagefolder(root: Path, masks: bool = True) -> None:
+    for split, images in SPLITS.items():
+        lines = ""
+        for name, things in images.items():
+            photo(root / f"{split}/{name}.png")
+            objects = {
+                "bbox": [list(thing.box) for thing in things],
+                "category": [CLASSES[thing.label] for thing in things],
+            }
+            if masks:
+                objects["segmentation"] = [[list(thing.polygon)] for thing in things]
+            lines += json.dumps({"file_name": f"{name}.png", "objects": objects}) + "\n"
+        text(root / f"{split}/metadata.jsonl", lines)
+
+
+def imagefolder_boxes(root: Path) -> None:
+    imagefolder(root, masks=False)

@@ -29,12 +29,18 @@ WITH_MASKS: dict[str, Callable[[Path], None]] = {
     "labelme": ff.labelme,
     "numbered masks": ff.numbered_masks,
     "single masks": ff.single_masks,
+    "run lengths": ff.run_lengths,
+    "imagefolder": ff.imagefolder,
 }
-BOXES_ALONE: dict[str, Callable[[Path], None]] = {"yolo": ff.yolo_boxes, "voc": ff.voc_boxes}
-WITHOUT_VAL = {"cvat", "label studio", "fiftyone", "supervisely", "single json", "numbered masks"}
+BOXES_ALONE: dict[str, Callable[[Path], None]] = {
+    "yolo": ff.yolo_boxes,
+    "voc": ff.voc_boxes,
+    "imagefolder": ff.imagefolder_boxes,
+}
+WITHOUT_VAL = {"cvat", "label studio", "fiftyone", "supervisely", "single json", "numbered masks", "run lengths"}
 WITHOUT_CLASSES = {"numbered masks", "single masks"}
 WITHOUT_EMPTY = {"single masks"}  # no file says that an image shows nothing
-OF_PIXELS = {"voc", "numbered masks", "single masks"}  # whose boxes are those around the pixels
+OF_PIXELS = {"voc", "numbered masks", "single masks", "run lengths"}  # whose boxes are those around the pixels
 
 
 def read(root: Path, task: Task = "instance", **options: object) -> dict[str, CocoSplit]:

@@ -42,6 +42,20 @@ def read_segment_map(path: str, height: int, width: int) -> NDArray[np.int32]:
         return rgb_to_ids(np.asarray(image)[..., :3])
 
 
+def read_colour_map(path: str, height: int, width: int) -> NDArray[np.int32]:
+    """Colours [height, width] as R + 256 G + 65536 B; a palette's entries are its colours.
+
+    Raises:
+        DataError: as `read_segment_map`.
+    """
+    with open_image(path, convert_to="PNG") as image:
+        _check_kind(image, path, height, width)
+        if image.mode not in ("RGB", "RGBA", "P", "L", "1"):
+            message = f"has pixels of kind {image.mode}; colours take three channels"
+            raise data_error(path, "pixels", message, "export maps of colours, or of class ids")
+        return rgb_to_ids(np.asarray(image.convert("RGB")))
+
+
 def read_class_map(path: str, height: int, width: int) -> NDArray[np.integer]:
     """Class ids [height, width] of a file with one channel, not negative.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.issues import Problem, data_error, report
-from vision_stack.data.checks.label_files import masks_of, read_class_map, read_segment_map
+from vision_stack.data.checks.label_files import masks_of, read_class_map, read_colour_map, read_segment_map
 from vision_stack.data.image_records import ImageFile
 from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 
@@ -138,16 +138,19 @@ class SemanticRecord(ImageFile):
             DataError: the map is not there, does not fit the image, or holds a value that is neither a class nor
                 ignored.
         """
-        counts = np.bincount(read_class_map(self.map_path, self.height, self.width).ravel())
+        counts = np.bincount(self._values().ravel())
         held = np.flatnonzero(counts)
         self._check_known(held, self.label_of[held])
         return counts
 
     def _read(self) -> NDArray[np.int16]:
-        values = read_class_map(self.map_path, self.height, self.width)
+        values = self._values()
         labels = self.label_of[values]
         self._check_known(values, labels)
         return labels
+
+    def _values(self) -> NDArray[np.integer]:
+        return read_class_map(self.map_path, self.height, self.width)
 
     def _check_known(self, values: NDArray[np.integer], labels: NDArray[np.int16]) -> None:
         if labels.min() == UNKNOWN:
@@ -158,6 +161,23 @@ class SemanticRecord(ImageFile):
     @staticmethod
     def _present(labels: NDArray[np.int16]) -> list[int]:
         return np.flatnonzero(np.bincount(labels.ravel() - IGNORE)[1:]).tolist()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColourRecord(SemanticRecord):
+    """One image and its map of classes in colours; values are positions among these."""
+
+    colours: NDArray[np.int64]  # sorted R + 256 G + 65536 B
+
+    def _values(self) -> NDArray[np.integer]:
+        packed = read_colour_map(self.map_path, self.height, self.width)
+        values = np.minimum(np.searchsorted(self.colours, packed), len(self.colours) - 1)
+        if (unknown := packed[self.colours[values] != packed]).size:
+            colour = int(unknown[0])
+            message = f"holds the colour {colour % 256},{colour // 256 % 256},{colour // 65536}, which no class has"
+            remedy = "add it to the table of colours, or export the maps without smoothing edges"
+            raise data_error(self.map_path, "pixels", message, remedy)
+        return values
 
 
 class TruthByImage(Mapping[int, Any]):

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vision_stack.data.checks.issues import DataError, data_error
-from vision_stack.data.readers import coco_layouts, labelme, masks, voc, yolo  # noqa: F401  they register themselves
+from vision_stack.data.readers import (  # noqa: F401  they register themselves
+    ade20k,
+    cityscapes,
+    coco_layouts,
+    imagefolder,
+    label_maps,
+    labelme,
+    masks,
+    run_lengths,
+    voc,
+    yolo,
+)
 from vision_stack.data.readers.files import Files, list_files
 from vision_stack.data.readers.foreign import describe
 from vision_stack.data.readers.formats import FORMATS, Recognised
@@ -34,6 +45,8 @@ def recognise(root: str | Path, task: Task | None = None, name: str | None = Non
     if name is not None and name not in FORMATS:
         raise data_error(root, "data.format", f"there is no format {name!r}", f"choose one of: {', '.join(FORMATS)}")
     found = [each for key, look in FORMATS.items() if name in (None, key) and (each := look(files))]
+    if specific := [each for each in found if not each.generic]:
+        found = specific
     fitting = [each for each in found if task is None or task in each.tasks]
     if len(fitting) == 1:
         return fitting[0]

@@ -52,6 +52,7 @@ class Recognised:
     how: str  # how that is known: "data.yaml names 3 classes; 12 .txt files of polygons"
     tasks: tuple[Task, ...]
     splits: Mapping[Part, str]  # which there are, and where
+    generic: bool = False  # whether any other format that is recognised comes before it
     read: Callable[[Part, Reading], Any]  # gives a `CocoSplit` or a `LabelMapSplit`
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from vision_stack.data.checks.issues import DataError, Place, Problem
 from vision_stack.data.image_records import with_progress
@@ -30,9 +31,11 @@ from vision_stack.data.readers.raw import RawImage, RawObject, RawSplit, named_c
 
 _FOLDER = re.compile(r"mask|instance|label|annotation|segm", re.IGNORECASE)
 _ENDING = re.compile(r"[_-](mask|masks|instance|instances|instanceids?|ids?|inst|seg|segmentation|labels?|gt)$", re.I)
+_SIDE = re.compile(r"_L$")  # CamVid's
 _NUMBER = re.compile(r"[_-](mask[_-]?|obj(ect)?[_-]?|inst(ance)?[_-]?)?\d+$", re.I)
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _SAMPLE = 8  # PNGs that are looked at to tell numbers of objects from classes
+_PIECES = 1.5  # in which an object is on average; a class is in more
 _MOST = 65535  # objects of an image
 _THREADS = 8
 
@@ -40,9 +43,7 @@ _THREADS = 8
 @register_format("instance_masks")
 def recognise(files: Files) -> Recognised | None:
     """PNGs of numbers whose values differ from image to image, or several PNGs for an image."""
-    if files.asked is None and any("gtFine" in name or "SegmentationObject/" in name for name in files.of(".png")[:50]):
-        return None  # formats of their own
-    pairs = _pairs(files)
+    pairs = pairs_of(files)
     if not pairs:
         return None
     several = sum(len(masks) > 1 for masks in pairs.values())
@@ -60,11 +61,12 @@ def recognise(files: Files) -> Recognised | None:
         how=how,
         tasks=INSTANCES,
         splits={part: folders_of(names) for part, names in folder_parts(list(pairs)).items()},
+        generic=True,
         read=partial(_read, files, pairs, bool(several)),
     )
 
 
-def _pairs(files: Files) -> dict[str, list[str]]:
+def pairs_of(files: Files) -> dict[str, list[str]]:
     """Images and their masks."""
     masks = [
         name
@@ -82,6 +84,7 @@ def _pairs(files: Files) -> dict[str, list[str]]:
         for name in (
             stem,
             _ENDING.sub("", stem),
+            _SIDE.sub("", stem),
             _NUMBER.sub("", stem),
             folders[-1],
             folders[-2] if folders[1:] else "",
@@ -100,17 +103,20 @@ def _nearest(images: Sequence[str], mask: str) -> str | None:
 
 def _objects_in(files: Files, masks: list[str]) -> list[int] | None:
     """How many objects some masks hold; None if their values look like classes: the same in all, or one alone."""
-    found = []
+    found, pieces = [], []
     for name in masks[:: max(1, len(masks) // _SAMPLE)][:_SAMPLE]:
         try:
-            found.append(frozenset(np.unique(read_ids(files.path(name))).tolist()) - {0})
+            values = read_ids(files.path(name))
         except DataError:
             continue
+        found.append(frozenset(np.unique(values).tolist()) - {0})
+        pieces += [ndimage.label(values == value)[1] for value in sorted(found[-1])[:_SAMPLE]]
     numbered = [values for values in found if values == frozenset(range(1, len(values) + 1))]
     if not found or max(map(len, found)) < 2 or (len(found) > 1 and len(set(found)) == 1):
         return None
-    colours = all(len(values) < 2 or max(values) > 255 for values in found)
-    return [len(values) for values in found] if colours or 2 * len(numbered) > len(found) else None
+    if sum(pieces) > _PIECES * sum(map(len, found)):
+        return None
+    return [len(values) for values in found] if 2 * len(numbered) > len(found) else None
 
 
 def _read(files: Files, pairs: dict[str, list[str]], several: bool, part: Part, reading: Reading) -> CocoSplit:

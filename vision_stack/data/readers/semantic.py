@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from vision_stack.data.checks.categories import read_categories
 from vision_stack.data.checks.class_census import ClassCensus
 from vision_stack.data.checks.issues import BrokenField, DataError, Findings, data_error
 from vision_stack.data.checks.label_files import check_maps, oriented_as_map
-from vision_stack.data.checks.segments import IGNORE, UNKNOWN, LabelMapSplit, SemanticRecord
+from vision_stack.data.checks.segments import IGNORE, UNKNOWN, ColourRecord, LabelMapSplit, SemanticRecord
 from vision_stack.data.image_records import ImageFolder, check_files, read_listed
 from vision_stack.data.images import IMAGE_SUFFIXES
 from vision_stack.data.readers.class_table import read_class_table
@@ -66,30 +66,63 @@ def read_semantic(
     """
     table = str(folders.classes)
     listed = read_class_table(table)
-    findings = Findings(table)
-    classes, label_by_id = read_categories(listed, Counter(), findings, categories)
-    label_of = _label_by_value(table, label_by_id, folders.ignore_labels)
-
-    source = str(folders.image_dir)
-    files = Findings(source)
-    entries = [{"id": n, "file_name": name} for n, name in enumerate(_image_names(folders, files), start=1)]
-    images, _ = read_listed(entries, source, files, size_needed=False)
+    files = Findings(str(folders.image_dir))
     labels = ImageFolder(str(folders.label_dir))
-    records = []
+    names = _image_names(folders, files)
+
+    def map_path(name: str) -> str:
+        try:
+            return labels.resolve(_map_name(folders, name))[1]
+        except BrokenField as error:
+            raise BrokenField(f"label map of {name}", error.message, error.remedy) from None
+
+    maps = Maps(table, listed, folders.ignore_labels, folders.image_dir, names, map_path)
+    return read_maps(maps, files, on_error=on_error, categories=categories, training=training)
+
+
+class Maps(NamedTuple):
+    """Images, their label maps and what the values in these mean."""
+
+    table: str  # file that says so, or what messages name instead
+    classes: list[dict[str, Any]]  # {"id": value, "name": ...}
+    ignore_labels: tuple[int, ...]
+    image_dir: Path
+    names: list[str]  # of images below it
+    map_path: Callable[[str], str]  # of an image's name; BrokenField where there is none
+    colours: NDArray[np.int64] | None = None  # sorted R + 256 G + 65536 B: the value is the position among these
+
+
+def read_maps(
+    maps: Maps,
+    files: Findings,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    categories: Sequence[Category] | None = None,
+    training: bool = False,
+) -> LabelMapSplit:
+    """`read_semantic` of images that are listed already; `files` has what was found in listing them."""
+    table, source = maps.table, str(maps.image_dir)
+    findings = Findings(table)
+    classes, label_by_id = read_categories(maps.classes, Counter(), findings, categories)
+    label_of = _label_by_value(table, label_by_id, maps.ignore_labels)
+
+    entries = [{"id": n, "file_name": name} for n, name in enumerate(maps.names, start=1)]
+    images, _ = read_listed(entries, source, files, size_needed=False)
+    records: list[SemanticRecord] = []
     for i in check_files(images, source, files, decode=on_error == "skip"):
         try:
-            _, path = labels.resolve(_map_name(folders, i.file_name))
+            path = maps.map_path(i.file_name)
         except BrokenField as error:
-            files.problem(f"label map of {i.file_name}", error.message, error.remedy)
+            files.problem(error.field, error.message, error.remedy)
         else:
             i = oriented_as_map(i, path)
-            names_and_size = (i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif)
-            records.append(SemanticRecord(*names_and_size, path, label_of))
+            fields = (i.image_id, i.file_name, i.path, i.height, i.width, i.apply_exif, path, label_of)
+            records.append(SemanticRecord(*fields) if maps.colours is None else ColourRecord(*fields, maps.colours))
     names_by_value = {value: classes[label].name for value, label in label_by_id.items()}
-    census = ClassCensus(names_by_value, folders.ignore_labels)
+    census = ClassCensus(names_by_value, maps.ignore_labels)
     enough = (lambda: not census.is_suspicious()) if training else (lambda: True)
     every = on_error == "skip"
-    records, faults = check_maps(records, folders.image_dir.name, census.add, every=every, enough=enough)
+    records, faults = check_maps(records, maps.image_dir.name, census.add, every=every, enough=enough)
     problems = [*findings.problems, *files.problems, *faults]
     if problems and on_error == "raise":
         raise DataError(refusal(source, problems))

@@ -16,15 +16,21 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_stack.data.checks.issues import BrokenField, DataError, Place, Problem, show
+from vision_stack.data.checks.issues import BrokenField, DataError, Findings, Place, Problem, show
+from vision_stack.data.checks.segments import LabelMapSplit
 from vision_stack.data.readers.coco import CocoSplit
 from vision_stack.data.readers.files import Files, stem_of
 from vision_stack.data.readers.formats import INSTANCES, Part, Reading, Recognised, by_part, register_format
 from vision_stack.data.readers.id_masks import mask_of, read_ids
 from vision_stack.data.readers.raw import RawImage, RawObject, RawSplit, ids_by_name, named_classes, read_raw
+from vision_stack.data.readers.semantic import Maps, read_maps
 from vision_stack.data.readers.xml_file import parse_xml
 
 _OUTLINE = 255
+_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip  # by their values in SegmentationClass
 _SAME = 0.5  # IoU of a mask's box and the xml's
 
 
@@ -41,7 +47,7 @@ def recognise(files: Files) -> Recognised | None:
         format="voc",
         what="Pascal VOC",
         how=f"{len(data.xmls):,} .xml files with boxes, {masks:,} masks in SegmentationObject{lists}",
-        tasks=INSTANCES if masks else ("detection",),
+        tasks=(*(INSTANCES if masks else ("detection",)), *(("semantic",) if data.class_maps else ())),
         splits={part: f"{len(names):,} images" for part, names in data.parts.items()},
         read=partial(_read, data),
     )
@@ -59,6 +65,13 @@ class _Data:
     def masks(self) -> dict[str, str]:
         """PNGs of object numbers by stem."""
         return {_stem(name): name for name in self.files.of(".png") if "/SegmentationObject/" in f"/{name}"}
+
+    @cached_property
+    def class_maps(self) -> dict[str, str]:
+        """PNGs of classes by stem, if there is no table of other classes than Pascal's."""
+        own_table = any(posixpath.basename(name) in ("labelmap.txt", "classes.txt") for name in self.files.of(".txt"))
+        maps = self.files.of(".png") if not own_table else []
+        return {_stem(name): name for name in maps if "/SegmentationClass/" in f"/{name}"}
 
     @cached_property
     def lists(self) -> list[str]:
@@ -107,7 +120,9 @@ def _stem(name: str) -> str:
     return posixpath.basename(stem_of(name))
 
 
-def _read(data: _Data, part: Part, reading: Reading) -> CocoSplit:
+def _read(data: _Data, part: Part, reading: Reading) -> CocoSplit | LabelMapSplit:
+    if reading.task == "semantic":
+        return _read_class_maps(data, part, reading)
     files, names = data.files, data.parts[part]
     raw = RawSplit(files=files, source="", classes=named_classes(data.names), images=[], objects=lambda: objects)
     images: list[RawImage] = []
@@ -133,6 +148,21 @@ def _read(data: _Data, part: Part, reading: Reading) -> CocoSplit:
     raw.images = images
     objects = _objects(raw, of_image, data, reading.masks)
     return read_raw(raw, reading)
+
+
+def _read_class_maps(data: _Data, part: Part, reading: Reading) -> LabelMapSplit:
+    files = data.files
+    of_photo = {}
+    for name in data.parts[part]:
+        photo = files.image_beside(
+            posixpath.join(posixpath.dirname(posixpath.dirname(name)), "JPEGImages", _stem(name))
+        )
+        if photo is not None and _stem(name) in data.class_maps:  # most images have none
+            of_photo[photo] = data.class_maps[_stem(name)]
+    listed = [{"id": value, "name": name} for value, name in enumerate(_CLASSES)]
+    ignored = (_OUTLINE,) if reading.ignore_labels is None else reading.ignore_labels
+    maps = Maps(str(files.root), listed, ignored, files.root, list(of_photo), lambda name: files.path(of_photo[name]))
+    return read_maps(maps, Findings(str(files.root)), on_error=reading.on_error, categories=reading.categories)
 
 
 def _size(element: ElementTree.Element) -> tuple[int, int]:
