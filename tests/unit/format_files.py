@@ -332,3 +332,16 @@ def imagefolder(root: Path, masks: bool = True) -> None:
 
 def imagefolder_boxes(root: Path) -> None:
     imagefolder(root, masks=False)
+
+
+def lvis(root: Path) -> None:
+    """No file names but addresses, and what was not annotated."""
+    for split, images in SPLITS.items():
+        content = coco(images)
+        for image in content["images"]:
+            name = image.pop("file_name")
+            image["coco_url"] = f"http://images.cocodataset.org/{split}2017/{name}"
+            image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+        text(root / f"annotations/lvis_v1_{split}.json", content)
+        for name in images:
+            photo(root / f"{split}2017/{name}.jpg")

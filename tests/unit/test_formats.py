@@ -23,6 +23,7 @@ WITH_MASKS: dict[str, Callable[[Path], None]] = {
     "fiftyone": ff.fiftyone,
     "supervisely": ff.supervisely,
     "single json": ff.single_json,
+    "lvis": ff.lvis,
     "yolo": ff.yolo,
     "yolo of roboflow": ff.yolo_roboflow,
     "voc": ff.voc,
@@ -117,3 +118,18 @@ def test_boxes_without_masks_say_how_to_train_on_them(name: str, tmp_path: Path)
     BOXES_ALONE[name](tmp_path)
     with pytest.raises(DataError, match=r"has nothing for task=instance: found .* give data=.* task=detection head="):
         read(tmp_path)
+
+
+def test_lvis_says_which_classes_were_looked_for(tmp_path: Path) -> None:
+    ff.lvis(tmp_path)
+    images = read(tmp_path)["val"].ground_truth()["images"]
+    assert [(each["neg_category_ids"], each["not_exhaustive_category_ids"]) for each in images] == [([2], [1])]
+
+
+def test_test_split_is_read_for_evaluation_when_asked_for(tmp_path: Path) -> None:
+    ff.roboflow(tmp_path)
+    config = AutoDataConfig(root=str(tmp_path), split="test")
+    assert [record.file_name for record in config.read("val", "instance").records] == ["e.jpg"]
+    ff.yolo(tmp_path / "other")
+    with pytest.raises(DataError, match=r"there is no test split in .*; there is train, val; choose another"):
+        AutoDataConfig(root=str(tmp_path / "other"), split="test").read("val", "instance")

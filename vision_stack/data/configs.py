@@ -10,16 +10,23 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from vision_stack.config import Config, ConfigError, Count, Range, register, registered
 from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
-from vision_stack.data.checks.issues import data_error
+from vision_stack.data.checks.issues import Problem, data_error
 from vision_stack.data.checks.segments import LabelMapSplit
-from vision_stack.data.holding_out import HeldOut, hold_out
+from vision_stack.data.holding_out import hold_out, listed_images
 from vision_stack.data.readers.auto import recognise
 from vision_stack.data.readers.coco import CocoSplit, read_coco
 from vision_stack.data.readers.coco_layouts import named_json
 from vision_stack.data.readers.coco_panoptic import read_coco_panoptic
 from vision_stack.data.readers.files import some
 from vision_stack.data.readers.formats import Part, Reading, Recognised
-from vision_stack.data.readers.layout import SplitName, SplitPaths, find_label_dir, find_semantic, find_splits
+from vision_stack.data.readers.layout import (
+    SplitName,
+    SplitPaths,
+    find_label_dir,
+    find_semantic,
+    find_splits,
+    named_file,
+)
 from vision_stack.data.readers.semantic import SemanticFolders, read_semantic
 from vision_stack.data.sampling import SamplingConfig
 from vision_stack.data.shapes.generate import generate_shapes
@@ -77,6 +84,10 @@ class DataConfig(Config):
         """What was found in the folder, a line each, for printing; nothing where the user said it all."""
         return []
 
+    def held_out(self, task: Task, val: Split) -> list[str]:
+        """Names below the root of images that were drawn from the training data for validation."""
+        return []
+
     def _existing_root(self) -> str:
         if self.root is None:
             raise ConfigError("data.root: missing; give the folder of the data set, data.root=DIR")
@@ -128,11 +139,10 @@ class AutoDataConfig(CocoDataConfig):
     classes: str | None = None  # table of classes, where the format has none; an `id name` a line, or a name
     ignore_labels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None  # of label maps; null: by the format
     split: Literal["val", "test", "train"] = "val"  # the split that evaluation reads
-    val_fraction: Annotated[float, Range(0.001, 0.9)] | None = (
-        None  # of the training images; null: 0.2 if there is no val
-    )
+    val_fraction: Annotated[float, Range(0.001, 0.9)] | None = None  # held out; null: 0.2 if there is no val split
     group_by: str | None = None  # pattern of file names whose images stay together: "^(video_\\d+)_"
     split_seed: Annotated[int, Range(0, 2**31)] = 0  # of the images that are held out
+    val_list: str | None = None  # json of the images that an earlier run held out; goes before the three above
 
     def recognised(self, task: Task) -> Recognised:
         """The format. DataError if there is none for the task, or several."""
@@ -142,7 +152,9 @@ class AutoDataConfig(CocoDataConfig):
 
     def holds_out(self, found: Recognised) -> float | None:
         """The share of the training images that is the validation split."""
-        return self.val_fraction or (None if "val" in found.splits else VAL_FRACTION)
+        if self.val_fraction is None and not self.val_list and "val" in found.splits:
+            return None
+        return self.val_fraction or VAL_FRACTION
 
     def describe(self, task: Task, train: Split | None, val: Split) -> list[str]:
         found = self.recognised(task)
@@ -151,32 +163,37 @@ class AutoDataConfig(CocoDataConfig):
         made = [f"{name} {_sizes(split)}" for name, split in splits if split is not None]
         names = [category.name for category in val.categories]
         lines.append(f"read as     {'; '.join(made)}; {_counted(len(names), 'class')}: {some(names)}")
-        if self.holds_out(found) and self.split == "val" and train is not None:
-            whole = [*train.records, *val.records]
-            lines.append(f"held out    {self._hold_out(whole, found).text}")
         return lines
 
-    def _hold_out(self, records: list[Any], found: Recognised) -> HeldOut:
-        fraction = self.holds_out(found)
-        assert fraction is not None
-        return hold_out(records, fraction, seed=self.split_seed, group_by=self.group_by)
+    def held_out(self, task: Task, val: Split) -> list[str]:
+        found = self.recognised(task)
+        if self.val_list or not self.holds_out(found) or self.split != "val":
+            return []
+        return [os.path.relpath(record.path, self._existing_root()) for record in val.records]
+
+    def _hold_out(self, whole: Split, part: Part, fraction: float) -> Split:
+        """The training images, or those that are held out for validation."""
+        records: list[Any] = whole.records
+        if self.val_list:
+            chosen = listed_images(self.val_list, [os.path.relpath(r.path, self._existing_root()) for r in records])
+        else:
+            chosen = hold_out(records, fraction, seed=self.split_seed, group_by=self.group_by)
+        records = [record for record, held in zip(records, chosen.val, strict=True) if held == (part == "val")]
+        instead = "data.val_fraction, data.group_by and data.split_seed draw others"
+        note = Problem(str(self.root), "validation", chosen.text, instead)
+        return replace(whole, records=records, notes=(*whole.notes, note))
 
     def _read_for(self, task: Task, split: SplitName, categories: Categories) -> Split:
         found = self.recognised(task)
         part: Part = "train" if split == "train" else self.split
-        reading = Reading(
-            task, self.on_error, categories, part == "train", classes=self.classes, ignore_labels=self.ignore_labels
-        )
-        whole_split = part == "test" or not self.holds_out(found)
-        if (needed := part if whole_split else "train") not in found.splits:
+        classes = self.classes and str(named_file(self._existing_root(), self.classes, "data.classes"))
+        reading = Reading(task, self.on_error, categories, part == "train", classes, self.ignore_labels)
+        fraction = None if part == "test" else self.holds_out(found)
+        if (needed := "train" if fraction else part) not in found.splits:
             message = f"there is no {needed} split in {self.root}; there is {', '.join(found.splits)}"
             raise data_error(self.root, "data.split", message, "choose another, as in data.split=test")
-        if whole_split:
-            return found.read(part, reading)
-        whole = found.read("train", reading)
-        chosen = self._hold_out(whole.records, found).val
-        keep = ~chosen if part == "train" else chosen
-        return replace(whole, records=[record for record, kept in zip(whole.records, keep, strict=True) if kept])
+        whole = found.read(needed, reading)
+        return self._hold_out(whole, part, fraction) if fraction else whole
 
     readers: ClassVar[Mapping[Task, Reader]] = dict(zip(get_args(Task), map(_reader_for, get_args(Task)), strict=True))
 

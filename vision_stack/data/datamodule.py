@@ -88,8 +88,16 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def val_split(self) -> Split:
-        split = self.config.read("val", self.task, self.categories)
+        split = self._whole_val_split
         return dataclasses.replace(split, records=split.records[: self.config.max_val_images])
+
+    @cached_property
+    def _whole_val_split(self) -> Split:
+        return self.config.read("val", self.task, self.categories)
+
+    def held_out(self) -> list[str]:
+        """Images, by names below the data root, that were drawn from the training data for validation."""
+        return self.config.held_out(self.task, self._whole_val_split)
 
     @property
     def problems(self) -> list[Problem]:

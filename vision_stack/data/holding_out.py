@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vision_stack.config import ConfigError
-from vision_stack.data.checks.issues import DataError
+from vision_stack.data.checks.issues import DataError, data_error, show
 from vision_stack.data.image_records import ImageFile, with_progress
 from vision_stack.data.images import open_image
+from vision_stack.data.readers.json_file import parse_json
+from vision_stack.ops.files import write_file
 
 _THREADS = 8
 _SIDE = 16  # of the hash: 16 x 16 steps of brightness
@@ -61,7 +65,34 @@ def hold_out(records: Sequence[ImageFile], fraction: float, *, seed: int = 0, gr
     classes = [_classes(record) for record in records]
     val = _choose([members[group] for group in order], classes, fraction)
     share = f"{np.count_nonzero(val):,} of {len(records):,} images"
-    return HeldOut(val, f"{share} for validation (data.val_fraction={fraction:g}, data.split_seed={seed}){text}")
+    drawn = f"data.val_fraction={fraction:g}, data.split_seed={seed}"
+    return HeldOut(val, f"drawn from the training data: {share} ({drawn}){text}")
+
+
+def listed_images(file: str, names: Sequence[str]) -> HeldOut:
+    """The images, by their names below the data root, that an earlier run held out.
+
+    Raises:
+        DataError: no such list, or none of its images is there.
+    """
+    remedy = "leave data.val_list out to draw them anew"
+    content = parse_json(file, remedy)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise data_error(file, "images", f"expected a list of names, got {show(images)}", remedy)
+    listed = set(images)
+    val = np.array([name in listed for name in names], bool)
+    if not val.any():
+        raise data_error(file, "images", f"none of the {len(listed):,} images is in the data set", remedy)
+    absent = f"; {len(listed) - np.count_nonzero(val):,} more are not there" if len(listed) > val.sum() else ""
+    return HeldOut(
+        val, f"drawn by an earlier run: {np.count_nonzero(val):,} of {len(names):,} images, in {file}{absent}"
+    )
+
+
+def write_list(file: Path, names: Sequence[str]) -> None:
+    """What `listed_images` reads."""
+    write_file(file, json.dumps({"images": sorted(names)}, indent=1).encode())
 
 
 def _choose(groups: list[list[int]], classes: list[frozenset[int]], fraction: float) -> NDArray[np.bool_]:

@@ -75,6 +75,10 @@ class CocoEvaluator(Evaluator):
             those around them; boundary AP (Cheng et al. 2021) counts the lesser of mask and boundary IoU.
         max_detections: the most of an image that count, best first.
 
+    Of a federated ground truth (LVIS, Gupta et al. 2019) detections count where their class was looked for: images that
+    have it or list it in `neg_category_ids`. In those of `not_exhaustive_category_ids`, detections that match nothing
+    are neither right nor wrong.
+
     Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
     because pycocotools counts a detection that matches the annotation with id 0 as a false one.
     """
@@ -123,7 +127,12 @@ class CocoEvaluator(Evaluator):
         chosen = self._kept if only_updated and self._kept else self._ground_truth.imgs
         self._measured_images = frozenset(chosen)
         truth = _by_class(a for a in self._ground_truth.dataset["annotations"] if a["image_id"] in chosen)
-        found = _by_class(_measured(record, number) for number, record in enumerate(self.results(), start=1))
+        looked_for = self._looked_for(truth)
+        found = _by_class(
+            _measured(record, number)
+            for number, record in enumerate(self.results(), start=1)
+            if looked_for is None or (record["image_id"], record["category_id"]) in looked_for
+        )
         listed = {c["id"]: str(c["name"]) for c in self._ground_truth.dataset["categories"]}
         names = dict(zip(listed, class_names(listed.values(), listed), strict=True))
         metrics: dict[str, Any] = {}
@@ -141,6 +150,14 @@ class CocoEvaluator(Evaluator):
                 score = scores.get(category_id)
                 per_class[name][iou_type] = None if score is None else _mean(score.precision[:, 0])
         return {**metrics, "per_class": per_class}
+
+    def _looked_for(self, truth: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[tuple[int, int]] | None:
+        """Pairs of image and class that were annotated, if the ground truth says so (LVIS): others do not count."""
+        images = self._ground_truth.imgs.values()
+        if not any("neg_category_ids" in image for image in images):
+            return None
+        absent = {(image["id"], number) for image in images for number in image.get("neg_category_ids", ())}
+        return absent | {(each["image_id"], number) for number, some in truth.items() for each in some}
 
     def report(self, metrics: Mapping[str, Any]) -> Report:
         report, everything = super().report(metrics), together(self._matches.values())
@@ -186,10 +203,16 @@ class CocoEvaluator(Evaluator):
         categories = [self._ground_truth.cats[truth[0]["category_id"]]]
         parts = [_index({"images": images, "annotations": part, "categories": categories}) for part in (truth, found)]
         kind = BoundaryEval if iou_type == "boundary" else COCOeval
+        incomplete = {
+            image["id"] for image in images if categories[0]["id"] in image.get("not_exhaustive_category_ids", ())
+        }
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = kind(*parts, "bbox" if iou_type == "bbox" else "segm")
             evaluation.params.maxDets = self._max_dets
             evaluation.evaluate()
+            for image in evaluation.evalImgs if incomplete else ():
+                if image is not None and image["image_id"] in incomplete:  # may well be an object
+                    image["dtIgnore"] = image["dtIgnore"] | (image["dtMatches"] == 0)
             evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         return _ClassScores(precision[:, :, 0, :, -1].mean(1), recall[:, 0], class_matches(evaluation))

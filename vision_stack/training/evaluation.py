@@ -30,6 +30,7 @@ from vision_stack.weights.checkpoint import read_checkpoint
 PATHS = (
     "root",
     "classes",
+    "val_list",
     *(f"{split}_{what}" for split in ("train", "val") for what in ("annotations", "images", "labels")),
 )
 

@@ -24,6 +24,7 @@ from vision_stack.data.checks.small_objects import View
 from vision_stack.data.checkup import checkup
 from vision_stack.data.configs import DataConfig
 from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.holding_out import write_list
 from vision_stack.data.images import read_image
 from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
@@ -53,6 +54,7 @@ from vision_stack.training.trainer_options import check_loggers, profiles, write
 from vision_stack.visualization.curves import plot_curves
 
 COARSEST = 8  # stride: heads on coarser maps refine them, or have learnt to do without
+VAL_LIST = "val_images.json"  # of a run that holds images out
 
 
 def train(
@@ -123,6 +125,8 @@ def train(
         },
         RECIPE: settled_values(config),
     }
+    if held_out := data.held_out():  # is found again, whatever joins the data
+        run_config["data"]["val_list"] = config["data"]["val_list"] = absolute(str(run_dir / VAL_LIST))
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     module.save_hyperparameters(dict(config))  # for loggers
 
@@ -144,6 +148,8 @@ def train(
 
     rank_zero_only(write_config)(config, run_dir)  # what was refused up to here leaves those of the interrupted run
     rank_zero_only(mark_unfinished)(run_dir)
+    if held_out:
+        rank_zero_only(write_list)(run_dir / VAL_LIST, held_out)
     if options.num_pictures:
         rank_zero_only(draw_augmentation)(run_dir, data)
     with _saying_how_to_resume(trainer, run_dir):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,13 @@ class ImageRecord(ImageFile):
         )
 
 
+class Federated(NamedTuple):
+    """What LVIS says of an image beside its objects: ids of classes."""
+
+    absent: frozenset[int]  # that were looked for and are not there
+    incomplete: frozenset[int]  # of which not every object is annotated
+
+
 @dataclass(frozen=True, eq=False)
 class CocoSplit:
     """A split of a data set: all that is good of it, and what was found to be wrong."""
@@ -90,6 +97,7 @@ class CocoSplit:
     table: AnnotationTable
     problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
     notes: tuple[Problem, ...]  # what was fixed, and what looks odd
+    federated: Mapping[int, Federated] | None = None  # by image id, where not every class was looked for in every image
     lists_objects: ClassVar[bool] = True  # as opposed to label maps, which would have to be read
 
     @property
@@ -124,9 +132,13 @@ class CocoSplit:
                     else:
                         annotation["segmentation"] = segmentation
                 annotations.append(annotation)
-        images = [
+        images: list[dict[str, Any]] = [
             {"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width} for r in self.records
         ]
+        for image in images if self.federated is not None else ():
+            said = (self.federated or {}).get(image["id"], Federated(frozenset(), frozenset()))
+            image["neg_category_ids"] = sorted(said.absent)
+            image["not_exhaustive_category_ids"] = sorted(said.incomplete)
         return {
             "images": images,
             "annotations": annotations,
@@ -173,6 +185,7 @@ def read_coco(
     if not classes:
         raise data_error(file, "categories", "there is no category", "list the classes")
 
+    federated = _federated(data["images"], {number: classes[label].id for number, label in label_of.items()})
     images, bad_ids = read_listed(data["images"], str(image_dir), findings, size_needed=not check_images)
     if check_images:
         checked = list(check_files(images, str(image_dir), findings, decode=on_error == "skip"))
@@ -188,9 +201,29 @@ def read_coco(
         what = "image" if not images else "annotation"
         first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
         raise data_error(file, f"{what}s", f"no good {what} is left", f"fix the file{first}")
-    return CocoSplit(
-        file, make_records(images, table, image_rows), classes, table, tuple(findings.problems), tuple(findings.notes)
-    )
+    problems, notes = tuple(findings.problems), tuple(findings.notes)
+    return CocoSplit(file, make_records(images, table, image_rows), classes, table, problems, notes, federated)
+
+
+def _federated(listed: list[Any], id_of: Mapping[int, int]) -> dict[int, Federated] | None:
+    """Of LVIS' images by id; None for other jsons. LVIS names files by their addresses, too.
+
+    Args:
+        id_of: the id of the class that a category id of the file stands for.
+    """
+    found: dict[int, Federated] = {}
+    for image in listed:
+        if not isinstance(image, dict):
+            continue
+        address = image.get("coco_url")
+        if image.get("file_name") is None and isinstance(address, str):
+            image["file_name"] = "/".join(address.split("/")[-2:])
+        image_id = whole_number(image.get("id"))
+        lists = [image.get(key) for key in ("neg_category_ids", "not_exhaustive_category_ids")]
+        if image_id is not None and any(isinstance(each, list) for each in lists):
+            ids = [frozenset(id_of[n] for n in each or () if type(n) is int and n in id_of) for each in lists]
+            found[image_id] = Federated(*ids)
+    return found or None
 
 
 def make_records(images: Sequence[ListedImage], table: AnnotationTable, image_rows: Any) -> list[ImageRecord]:

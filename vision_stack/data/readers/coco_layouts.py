@@ -187,8 +187,10 @@ def joined(parts: Sequence[CocoSplit]) -> CocoSplit:
         for part, first in zip(parts, shift, strict=False)
         for record in part.records
     ]
+    said = [(part.federated or {}).get(record.image_id) for part in parts for record in part.records]
     if len({record.image_id for record in records}) < len(records):
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
+    federated = {record.image_id: each for record, each in zip(records, said, strict=True) if each is not None}
     return CocoSplit(
         ", ".join(part.annotation_file for part in parts),
         records,
@@ -196,4 +198,5 @@ def joined(parts: Sequence[CocoSplit]) -> CocoSplit:
         table,
         tuple(problem for part in parts for problem in part.problems),
         tuple(note for part in parts for note in part.notes),
+        federated or None,
     )

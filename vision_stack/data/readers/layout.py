@@ -97,6 +97,11 @@ def find_label_dir(root: str | Path, split: SplitName, annotation_file: Path, la
     return _inside(root, beside, option) if annotation_file.is_relative_to(root) else beside
 
 
+def named_file(root: str | Path, path: str | Path, option: str) -> Path:
+    """A file that the user names, as in `find_splits`. DataError if there is none."""
+    return _explicit(_checked_root(root), path, option, folder=False)
+
+
 class SemanticPaths(NamedTuple):
     image_dir: Path
     label_dir: Path
