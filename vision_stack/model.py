@@ -23,7 +23,7 @@ from vision_stack.config import Config, ConfigError, Range, from_dict, suggest, 
 from vision_stack.data.images import read_image, rgb_array
 from vision_stack.data.processor import Pixels
 from vision_stack.ops.files import replacing
-from vision_stack.ops.image import pad_batch, resize_image, resized_size
+from vision_stack.ops.image import pad_batch, resize_image, resized_size, to_float
 from vision_stack.published import (
     CONFIG_FILE,
     PublishedModel,
@@ -132,7 +132,10 @@ class VisionModel(nn.Module):
         return self.image_mean.device
 
     def normalize(self, images: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """RGB in [0, 1] -> the network's input, [B, 3, H, W], zero where `padding_mask` [B, H, W] is True."""
+        """RGB in 0..255 (uint8) or [0, 1] -> the network's input, [B, 3, H, W], zero where `padding_mask` [B, H, W] is
+        True."""
+        if images.dtype == torch.uint8:
+            images = to_float(images).to(self.image_mean.dtype)
         normalized = (images - self.image_mean) / self.image_std
         return normalized if padding_mask is None else normalized.masked_fill(padding_mask[:, None], 0.0)
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, NotRequired, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_stack.config import Config, ConfigError, Fraction, registered
@@ -103,14 +105,16 @@ class Target(TypedDict):
 
     labels: Tensor  # [N] int64
     boxes: Tensor  # [N, 4] float32 (tv_tensors.BoundingBoxes, XYXY): those of the masks where there are masks
-    masks: NotRequired[Tensor]  # [N, H, W] bool (tv_tensors.Mask), padded to the batch; only if the head needs them
+    # [N, H, W] bool (tv_tensors.Mask), padded to the batch; only if the head needs them. With `data.mask_stride=4`
+    # [N, H / 4, W / 4], a cell being True where the object covers half of it.
+    masks: NotRequired[Tensor]
     ignored: NotRequired[Tensor]  # [M, 4] float32, crowds: neither to be found nor wrong to find; only if there are any
 
 
 class Batch(NamedTuple):
-    """What the data loader gives. Images are RGB in [0, 1]; `VisionModel.normalize` makes them the network's input."""
+    """What the data loader gives: RGB in 0..255, of which `VisionModel.normalize` makes the network's input."""
 
-    images: Tensor  # [B, 3, H, W] float32, zero where padded
+    images: Tensor  # [B, 3, H, W] uint8, zero where padded
     padding_mask: Tensor  # [B, H, W] bool, True = padding
     targets: tuple[Target, ...]
     infos: tuple[ImageInfo, ...]
@@ -200,11 +204,20 @@ class DecodeOptions(NamedTuple):
 SHOWN_FROM_SCORE = 0.5  # objects that score less are kept in results, but not shown unless asked for
 
 
+class PlacedMask(NamedTuple):
+    """One object's mask: the window around it in a grid whose other cells are False. Most objects are small."""
+
+    top: int  # cells
+    left: int
+    cells: NDArray[np.bool_]  # [h, w], with a True one at each of its four edges; [0, 0] of an empty mask
+
+
 class Sample(NamedTuple):
     """One image out of the data set, transformed but not yet padded into a `Batch`."""
 
-    image: Tensor  # [3, h, w] float32 RGB in [0, 1]
-    target: Target  # masks [N, h, w]
+    image: Tensor  # [3, h, w] uint8 RGB
+    target: Target  # without masks
+    masks: tuple[PlacedMask, ...] | None  # N, of the target's objects; None where the head needs none
     info: ImageInfo
 
 
@@ -257,6 +270,7 @@ class HeadConfig(Config):
     kind: ClassVar[str] = "head"
     tasks: ClassVar[frozenset[Task]]  # that the head can be trained for
     needs_masks: ClassVar[bool] = True  # in targets, whatever the task
+    mask_strides: ClassVar[tuple[int, ...]] = (1, 4)  # of targets' masks that its losses take; none without masks
     limit: ClassVar[str] = "num_queries"  # the option by which the number of objects in an image is limited
 
     @property
@@ -293,6 +307,16 @@ class HeadConfig(Config):
             remedy = f", or {' or '.join(fitting)}" if fitting else ""
             own = " or ".join(f"task={name}" for name in sorted(self.tasks))
             raise ConfigError(f"task: head={self.type} cannot be trained for {task}; use {own}{remedy}")
+
+    def check_mask_stride(self, stride: int) -> None:
+        """ConfigError where the head's losses do not take targets with masks of that stride."""
+        if stride != 1 and not self.reads_masks:
+            raise ConfigError(f"data.mask_stride: head={self.type} learns from boxes, not from masks; leave it out")
+        if stride not in self.mask_strides:
+            raise ConfigError(
+                f"data.mask_stride: head={self.type} reads masks in finer detail than {stride} pixels; say "
+                "data.mask_stride=1"
+            )
 
 
 def heads_for(task: Task, *, boxes: bool = False) -> list[str]:

@@ -146,7 +146,7 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, index):
         self.seen.append([info.image_id for info in batch.infos])
-        return self.layer(batch.images.mean().reshape(1, 1)).sum()
+        return self.layer(batch.images.float().mean().reshape(1, 1)).sum()
 
     def validation_step(self, batch, index):
         pass
@@ -191,7 +191,7 @@ def test_eval_batch_holds_objects_in_pixels_of_the_resized_image(root):
     assert batch.padding_mask[0, :40, :60].logical_not().all()
     assert batch.padding_mask.sum() == 2 * (64 * 64 - 40 * 60)
     pixels = np.asarray(Image.open(root / "val" / "0.png"))
-    assert torch.equal(batch.images[0, :, :40, :60], torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1))
+    assert torch.equal(batch.images[0, :, :40, :60], torch.from_numpy(pixels.copy()).permute(2, 0, 1))
     target = batch.targets[0]
     assert target["labels"].tolist() == [0, 1]  # ids 4 and 9; the crowd is not a target
     assert target["boxes"].tolist() == [[2, 3, 18, 23], [5, 0, 14, 40]]

@@ -101,7 +101,7 @@ def test_tensors_move_to_a_file_with_shape_and_stride(monkeypatch: pytest.Monkey
 
 
 def test_no_room_for_batches_anywhere_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     no_memory(0, monkeypatch)

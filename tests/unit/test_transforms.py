@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 from vision_stack.config import ConfigError
 from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.photometric import color_jitter
+from vision_stack.data.augment.placing import place
 from vision_stack.data.augment.targets import Objects, make_target
 from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
 from vision_stack.ops import rle
 from vision_stack.ops.image import to_tensor
+from vision_stack.ops.masks import fill, placed
 
 HEIGHT, WIDTH = 150, 210
 # Lop-sided, so that a missing flip shows, with a slit, so that half a pixel does.
@@ -31,6 +33,19 @@ def picture(supersampling: int = 8) -> torch.Tensor:
     ImageDraw.Draw(canvas).polygon(points, fill=255)
     grey = np.asarray(canvas.reduce(supersampling))
     return to_tensor(np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def moved_masks(transform, *segmentations):
+    """Masks [N, H, W] of polygons and RLEs that a transform has moved."""
+    boxes = [[0, 0, WIDTH, HEIGHT]] * len(segmentations)
+    given = [[np.array(p) for p in each] if isinstance(each, list) else each for each in segmentations]
+    return dense(place(transform, given, boxes).masks, transform.size)
+
+
+def dense(masks, size):
+    whole = np.zeros((len(masks), *size), bool)
+    fill(masks, whole)
+    return whole
 
 
 def iou(a, b):
@@ -53,7 +68,7 @@ def compare(affines, other=lambda affine: affine):
         shape = (affine.image(image)[0] >= 128).numpy()
         if np.count_nonzero(shape) < 200:  # a sliver at the border: one pixel decides
             continue
-        masks = [other(affine).segmentation(segmentation) for segmentation in ([POLYGON], encoded)]
+        masks = moved_masks(other(affine), [POLYGON], encoded)
         overlaps.append([iou(shape, mask) for mask in masks])
         distances.append([np.abs(centroid(shape) - centroid(mask)).max() for mask in masks])
     return np.min(overlaps, axis=0), np.mean(distances, axis=0)
@@ -150,18 +165,18 @@ def test_target_leaves_out_objects_with_too_few_pixels():
     masks[0, 2:5, 3:9] = True
     masks[2, 7, 7:10] = True
     masks[3, :, :] = True
-    objects = Objects([4, 5, 6, 7], list(masks))
-    target = make_target(objects, (20, 30), min_pixels=4)
+    objects = Objects([4, 5, 6, 7], [placed(mask) for mask in masks])
+    target, kept = make_target(objects, (20, 30), min_pixels=4)
     assert target["labels"].tolist() == [4, 7]
-    assert target["masks"].shape == (2, 20, 30)
+    assert np.array_equal(dense(kept, (20, 30)), masks[[0, 3]])
     assert target["boxes"].tolist() == [[3, 2, 9, 5], [0, 0, 30, 20]]
-    assert make_target(objects, (20, 30))["labels"].tolist() == [4, 6, 7]
+    assert make_target(objects, (20, 30)).target["labels"].tolist() == [4, 6, 7]
 
 
 def test_target_of_no_objects_is_empty_with_all_shapes():
-    target = make_target(Objects([], []), (20, 30))
-    assert [list(target[key].shape) for key in ("labels", "masks", "boxes")] == [[0], [0, 20, 30], [0, 4]]
-    assert target["masks"].dtype == torch.bool
+    target, masks = make_target(Objects([], []), (20, 30))
+    assert [list(target[key].shape) for key in ("labels", "boxes")] == [[0], [0, 4]]
+    assert masks == ()
     assert target["labels"].dtype == torch.int64
 
 
@@ -172,10 +187,11 @@ def test_boxes_follow_the_geometry_as_the_mask_of_a_rectangle_does(config):
     differences = []
     for _ in range(60):
         affine = config.geometry(HEIGHT, WIDTH, rng)
-        mask = affine.segmentation([rectangle])
+        (mask,) = moved_masks(affine, [rectangle])
         (moved,) = affine.boxes([box])
-        masked = make_target(Objects([0], [mask]), affine.size)["boxes"].numpy()
-        bare = make_target(Objects([0], [None], affine.boxes([box])), affine.size, masks=False)["boxes"].numpy()
+        masked = make_target(Objects([0], [placed(mask)]), affine.size).target["boxes"].numpy()
+        alone = Objects([0], [None], affine.boxes([box]))
+        bare = make_target(alone, affine.size, stride=None).target["boxes"].numpy()
         assert len(bare) == len(masked) or (mask.any() and (moved[2:] - moved[:2]).min() < 1)  # a sliver at the border
         differences += np.abs(bare - masked).max(1).tolist() if len(bare) == len(masked) else []
     assert len(differences) > 40
@@ -187,11 +203,12 @@ def test_target_takes_boxes_of_masks_where_there_are_masks_and_drops_boxes_below
     mask[2:5, 3:9] = True
     boxes = np.array([[0, 0, 30, 20], [1, 2, 3.5, 4], [5, 5, 5.5, 9], [30, 0, 30, 9], [1, 1, 3, 2]], float)
     ignored = np.array([[0, 0, 4, 4], [30, 5, 30, 9]], float)
-    target = make_target(Objects([1, 2, 3, 4, 5], [mask, *[None] * 4], boxes, ignored), (20, 30), 3, masks=False)
+    objects = Objects([1, 2, 3, 4, 5], [placed(mask), *[None] * 4], boxes, ignored)
+    target, masks = make_target(objects, (20, 30), 3, stride=None)
     assert target["labels"].tolist() == [1, 2]
     assert target["boxes"].tolist() == [[3, 2, 9, 5], [1, 2, 3.5, 4]]
     assert target["ignored"].tolist() == [[0, 0, 4, 4]]  # the other was cropped away
-    assert "masks" not in target
+    assert masks is None
 
 
 def test_color_jitter_depends_on_its_generator_alone():

@@ -57,10 +57,17 @@ class DataConfig(Config):
     eval_transform: EvalTransformConfig = field(default_factory=EvalTransformConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: Literal["none", "decoded"] = "none"  # decoded: images stay in memory, for small data sets
+    mask_stride: Literal[1, 4] = 1  # pixels of a cell of the masks that are trained on; 4: by the area they cover
     on_error: Literal["raise", "skip"] = "raise"  # what to do about broken records
     filter_empty: bool = True  # leave out training images without objects
     max_train_images: Count | None = None  # use only the first ones
     max_val_images: Count | None = None
+
+    def check(self) -> None:
+        if self.size_divisor % self.mask_stride:
+            raise ConfigError(
+                f"size_divisor: {self.size_divisor} is not a multiple of mask_stride, {self.mask_stride}; give 32"
+            )
 
     def read(self, split: SplitName, task: Task, categories: Categories = None) -> Split:
         """The checked records of a split for a task; `categories` are the classes to use, if known already.
@@ -280,6 +287,7 @@ class ShapesDataConfig(DataConfig):
     seed: Annotated[int, Range(0, 2**31)] = 0  # of the scenes; the run's own seed orders and augments them
 
     def check(self) -> None:
+        super().check()
         if self.min_objects > self.max_objects:
             raise ConfigError(f"min_objects: {self.min_objects} is more than max_objects, {self.max_objects}")
 

@@ -209,7 +209,7 @@ class DataModule(pl.LightningDataModule):
             self.train_records,
             self.config.train_transform,
             seed=self.seed,
-            masks=self.masks,
+            mask_stride=self.config.mask_stride if self.masks else None,
             merged=frozenset(n for n, category in enumerate(self.categories) if is_merged(category)),
             max_objects=self.config.sampling.max_objects,
             planned_epochs=planned_epochs,
@@ -247,7 +247,11 @@ class DataModule(pl.LightningDataModule):
             world_size=world_size,
         )
         dataset = SegmentationDataset(
-            records, config.eval_transform, seed=self.seed, masks=self.masks, cache=config.cache
+            records,
+            config.eval_transform,
+            seed=self.seed,
+            mask_stride=config.mask_stride if self.masks else None,
+            cache=config.cache,
         )
         return self._loader(dataset, sampler)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vision_stack.data.augment.compose import compose
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.plan import Plan, limited
 from vision_stack.data.augment.targets import make_target, wrap_target
 from vision_stack.data.augment.transforms import TransformConfig, first_toned_down
@@ -19,7 +20,8 @@ from vision_stack.data.checks.issues import data_error
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.images import read_image
 from vision_stack.data.sampler import Key, sample_rng
-from vision_stack.ops.image import pad_batch, to_float, to_tensor
+from vision_stack.ops.image import NewZeros, pad_batch, to_tensor, zeros
+from vision_stack.ops.masks import fill
 from vision_stack.structures import Batch, ImageInfo, Sample, Target
 
 
@@ -34,7 +36,7 @@ class SegmentationDataset(Dataset[Sample]):
         records: one per image.
         transform: what is drawn for each image.
         seed: of all draws, with epoch and index.
-        masks: whether targets have masks.
+        mask_stride: pixels of a cell of the targets' masks; None: they have none.
         merged: labels of which an image has one segment: all classes of label maps of classes, stuff of panoptic ones.
         max_objects: of an image, drawn among those that can be seen in it.
         planned_epochs: of the whole run, for the transform's `stop_fraction`; None: unknown.
@@ -50,7 +52,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: TransformConfig,
         *,
         seed: int = 0,
-        masks: bool = True,
+        mask_stride: MaskStride = 1,
         merged: Collection[int] = (),
         max_objects: int | None = None,
         planned_epochs: float | None = None,
@@ -63,7 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.merged = merged
         self.max_objects = max_objects
         self.seed = seed
-        self.masks = masks
+        self.mask_stride = mask_stride
         self._decoded: dict[int, NDArray[np.uint8]] | None = {} if cache == "decoded" else None
 
     def __len__(self) -> int:
@@ -77,11 +79,11 @@ class SegmentationDataset(Dataset[Sample]):
         plan: Plan = transform.plan(self.records, index, rng)
         if self.max_objects is not None:
             plan = limited(plan, self.records, self.max_objects, rng)
-        image, objects = compose(plan, self.records, self.pixels, self.merged)
+        image, objects = compose(plan, self.records, self.pixels, self.merged, self.mask_stride)
         image = transform.photometric_changes(image, rng)
-        target = make_target(objects, plan.size, transform.min_pixels, masks=self.masks)
+        target, masks = make_target(objects, plan.size, transform.min_pixels, stride=self.mask_stride)
         info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), plan.size)
-        return Sample(to_float(image), target, info)
+        return Sample(image, target, masks, info)
 
     def pixels(self, index: int) -> Tensor:
         """The image as it is stored, turned upright, uint8 [3, height, width]."""
@@ -101,30 +103,30 @@ class SegmentationDataset(Dataset[Sample]):
         return image
 
 
-def collate(samples: Sequence[Sample], size_divisor: int = 1, crop_size: int | None = None) -> Batch:
-    """Pad samples into one `Batch`: to the largest of them, or to the square of `crop_size` where that is larger."""
+def collate(
+    samples: Sequence[Sample],
+    size_divisor: int = 1,
+    crop_size: int | None = None,
+    mask_stride: int = 1,
+    new_zeros: NewZeros = zeros,
+) -> Batch:
+    """Pad samples into one `Batch`: to the largest of them, or to the square of `crop_size` where that is larger.
+
+    Args:
+        mask_stride: of the samples' masks.
+        new_zeros: shape, dtype -> the tensors for images and masks.
+    """
     edge = crop_size or 0
-    images, padding_mask = pad_batch([sample.image for sample in samples], size_divisor, (edge, edge))
+    images, padding_mask = pad_batch([sample.image for sample in samples], size_divisor, (edge, edge), new_zeros)
     size = (images.shape[-2], images.shape[-1])
-    targets = tuple(_pad_target(sample.target, size) for sample in samples)
+    targets = tuple(_batched(sample, size, mask_stride, new_zeros) for sample in samples)
     return Batch(images, padding_mask, targets, tuple(sample.info for sample in samples))
 
 
-def _pad_target(target: Target, size: tuple[int, int]) -> Target:
-    masks = _pad_masks(target["masks"], size) if "masks" in target else None
-    return wrap_target(target["labels"], _plain(target["boxes"]), size, masks, target.get("ignored"))
-
-
-def _pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, h, w] -> [N, *size], False where padded."""
-    masks = _plain(masks)
-    height, width = masks.shape[-2:]
-    if (height, width) == size:
-        return masks
-    padded = masks.new_zeros(len(masks), *size)
-    padded[:, :height, :width] = masks
-    return padded
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(torch.Tensor)
+def _batched(sample: Sample, size: tuple[int, int], stride: int, new_zeros: NewZeros) -> Target:
+    masks = None
+    if sample.masks is not None:
+        masks = new_zeros((len(sample.masks), *(-(-edge // stride) for edge in size)), torch.bool)
+        fill(sample.masks, masks.numpy())
+    boxes = sample.target["boxes"].as_subclass(Tensor)
+    return wrap_target(sample.target["labels"], boxes, size, masks, sample.target.get("ignored"))

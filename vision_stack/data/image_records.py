@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.issues import BrokenField, DataError, Findings, Problem, data_error, show, whole_number
 from vision_stack.data.images import ImageSizes, read_sizes
@@ -66,8 +67,14 @@ class ImageFile:
         """[N] labels of the objects, in the order of `objects`; None where only a label map would tell."""
         return None
 
-    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
-        """The objects, or those at the `chosen` positions, where the transform has moved them."""
+    def objects(
+        self, transform: GeometricTransform, chosen: Sequence[int] | None = None, stride: MaskStride = 1
+    ) -> Objects:
+        """The objects, or those at the `chosen` positions, where the transform has moved them.
+
+        Args:
+            stride: that masks may have; they may be finer. None: they may be left out.
+        """
         raise NotImplementedError
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import math
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from vision_stack.data.workers import (
     LoaderError,
     free_shared_memory,
     hand_over,
+    shared_zeros,
     start_worker,
     tensors_of,
 )
@@ -163,8 +165,9 @@ class BatchLoader(DataLoader[Any]):
         if needed > free - SPARE and not BatchLoader._said_small and self.batch_sampler.rank == 0:
             BatchLoader._said_small = True
             print(
-                f"note: {SHARED_MEMORY} has {free / 2**20:,.0f} MB free and batches need {needed / 2**20:,.0f} MB: the "
-                f"rest is passed through files in {tempfile.gettempdir()}, which is slower; {MORE_SHARED_MEMORY}",
+                f"note: {SHARED_MEMORY} has {free / 2**20:,.0f} MB free and batches need {math.ceil(needed / 2**20):,} "
+                f"MB: the rest is passed through files in {tempfile.gettempdir()}, which is slower; "
+                f"{MORE_SHARED_MEMORY}",
                 flush=True,
             )
 
@@ -176,7 +179,7 @@ def make_loader(
     return BatchLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_Collate(size_divisor, dataset.transform.crop_size),
+        collate_fn=_Collate(size_divisor, dataset.transform.crop_size, dataset.mask_stride or 1),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -188,13 +191,13 @@ def make_loader(
 
 
 class _Collate:
-    def __init__(self, size_divisor: int, crop_size: int | None) -> None:
-        self.size_divisor = size_divisor
-        self.crop_size = crop_size
+    def __init__(self, size_divisor: int, crop_size: int | None, mask_stride: int) -> None:
+        self.options = (size_divisor, crop_size, mask_stride)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        batch = collate(samples, self.size_divisor, self.crop_size)
-        return batch if get_worker_info() is None else hand_over(batch)
+        if get_worker_info() is None:
+            return collate(samples, *self.options)
+        return hand_over(collate(samples, *self.options, new_zeros=shared_zeros))
 
 
 class _Deaths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import math
 import multiprocessing
 import os
 import shutil
@@ -63,6 +64,19 @@ def free_shared_memory() -> int | None:
         return None
 
 
+def shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor where the parent can map it (see `hand_over`), so that it need not be moved there once it is filled."""
+    size = math.prod(shape) * dtype.itemsize
+    free = free_shared_memory()
+    if not size or free is None or free < size + SPARE or not _passes_files():
+        return torch.zeros(shape, dtype=dtype)  # for `hand_over`
+    try:
+        storage = _storage_in(SHARED_MEMORY, size)
+    except OSError:  # somebody else was faster
+        return torch.zeros(shape, dtype=dtype)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, torch.empty(shape, device="meta").stride())
+
+
 def hand_over(batch: Any) -> Any:
     """Move a batch's tensors, in place, to where the parent can map them: shared memory, or, where that is full, a
     nameless file in the folder for temporary files.
@@ -73,8 +87,10 @@ def hand_over(batch: Any) -> Any:
         LoaderError: neither has room.
     """
     for tensor in tensors_of(batch):
+        if tensor.is_shared():
+            continue
         free = free_shared_memory()
-        if free is None or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+        if free is None or not _passes_files():
             tensor.share_memory_()
             continue
         if free >= tensor.untyped_storage().nbytes() + SPARE:
@@ -100,14 +116,14 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
         yield from tensors_of(item)
 
 
+def _passes_files() -> bool:
+    return torch.multiprocessing.get_sharing_strategy() == "file_descriptor"
+
+
 def _move_to_file(tensor: Tensor) -> None:
     source = tensor.untyped_storage()
-    new_storage: Any = torch.UntypedStorage._new_shared_fd_cpu  # type: ignore[attr-defined]  # not in its stubs
     try:
-        with tempfile.TemporaryFile() as file:
-            # Not only its length: writing to a page for which the disk has no room would be a bus error.
-            os.posix_fallocate(file.fileno(), 0, max(source.nbytes(), 1))
-            storage = new_storage(os.dup(file.fileno()), source.nbytes())
+        storage = _storage_in(Path(tempfile.gettempdir()), source.nbytes())
     except OSError as error:
         raise LoaderError(
             f"data.num_workers: no room for a batch in {SHARED_MEMORY} or in {tempfile.gettempdir()} "
@@ -115,3 +131,12 @@ def _move_to_file(tensor: Tensor) -> None:
         ) from None
     storage.copy_(source)
     tensor.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _storage_in(folder: Path, size: int) -> Any:
+    """Zeros in a nameless file. Raises OSError where the disk has no room."""
+    new_storage: Any = torch.UntypedStorage._new_shared_fd_cpu  # type: ignore[attr-defined]  # not in its stubs
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Not only its length: touching a page for which there is no room would be a bus error.
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        return new_storage(os.dup(file.fileno()), size)

@@ -94,6 +94,7 @@ class MaskRCNNHeadConfig(FasterRCNNHeadConfig):
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"detection", "instance"})
     needs_masks: ClassVar[bool] = True
+    mask_strides: ClassVar[tuple[int, ...]] = (1,)  # cut out by boxes that may be smaller than a few cells
     mask_channels: Count = 256
     mask_pool_size: Count = 14  # masks are predicted at twice this
 

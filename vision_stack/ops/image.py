@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+NewZeros = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 def resized_size(height: int, width: int, short_edge: int, long_edge: int) -> tuple[int, int]:
@@ -54,21 +56,31 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     return to_float(resample(to_tensor(image), size))
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Of a type of one byte. No page of the memory is touched before it is written to."""
+    return torch.from_numpy(np.zeros(shape, np.uint8)).view(dtype)
+
+
 def pad_batch(
-    images: Sequence[Tensor], size_divisor: int = 1, min_size: tuple[int, int] = (0, 0)
+    images: Sequence[Tensor],
+    size_divisor: int = 1,
+    min_size: tuple[int, int] = (0, 0),
+    new_zeros: NewZeros | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images of different sizes in one tensor, padded with zeros to the right and below.
 
     Args:
-        images: B float images [3, h, w].
+        images: B images [3, h, w] of one type.
         size_divisor: H and W become multiples of it.
         min_size: the least (H, W).
+        new_zeros: shape, dtype -> the tensor that is returned; by default one where the images are.
 
     Returns:
         images [B, 3, H, W] and `padding_mask` [B, H, W] bool, True = padding.
     """
     height, width = padded_size([image.shape[-2:] for image in images], size_divisor, min_size)
-    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    shape = (len(images), images[0].shape[0], height, width)
+    padded = images[0].new_zeros(shape) if new_zeros is None else new_zeros(shape, images[0].dtype)
     padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=padded.device)
     for i, image in enumerate(images):
         h, w = image.shape[-2:]

@@ -1,4 +1,4 @@
-"""Polygons to masks, masks to boxes."""
+"""Polygons to masks, masks to boxes, and masks of only the window in which an object lies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from vision_stack.structures import PlacedMask
+
+NO_MASK = PlacedMask(0, 0, np.zeros((0, 0), dtype=bool))
 MAX_COORDINATE = 1e5  # pixels; pycocotools walks along every edge in steps of 1/5 pixel and allocates as it walks
 
 
@@ -30,6 +33,66 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> NDArra
     for rows, columns, rles in _rasterised(polygons, height, width):
         mask[rows, columns] |= coco_mask.decode(rles)[:, :, 0].view(bool)
     return mask
+
+
+def placed_polygons(polygons: Sequence[Any], height: int, width: int) -> PlacedMask:
+    """`polygons_to_mask`, of only the window around the object."""
+    parts = [
+        (rows, columns, coco_mask.decode(rles)[:, :, 0].view(bool))
+        for rows, columns, rles in _rasterised(polygons, height, width)
+    ]
+    if not parts:
+        return NO_MASK
+    top, left = min(rows.start for rows, *_ in parts), min(columns.start for _, columns, _ in parts)
+    if len(parts) == 1:
+        return placed(parts[0][2], top, left)
+    bottom, right = max(rows.stop for rows, *_ in parts), max(columns.stop for _, columns, _ in parts)
+    cells = np.zeros((bottom - top, right - left), dtype=bool)
+    for rows, columns, part in parts:
+        cells[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] |= part
+    return placed(cells, top, left)
+
+
+def placed(mask: NDArray[np.bool_], top: int = 0, left: int = 0) -> PlacedMask:
+    """A mask [h, w] whose upper left cell is at (top, left), without the empty rows and columns around the object."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return NO_MASK
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[first:last].any(axis=0))
+    start, stop = int(columns[0]), int(columns[-1]) + 1
+    return PlacedMask(top + first, left + start, mask[first:last, start:stop])
+
+
+def placed_cover(cover: NDArray[Any], top: int, left: int) -> PlacedMask:
+    """The cells that an object covers by half; where there are none, those that it covers most: small and thin objects
+    keep a mask."""
+    most = cover.max(initial=0)
+    return placed(cover >= min(0.5, most - 1e-9), top, left) if most > 0 else NO_MASK
+
+
+def coarser(mask: PlacedMask, stride: int) -> PlacedMask:
+    """A mask of pixels as one of cells of `stride` x `stride` pixels, by `placed_cover`."""
+    top, left = mask.top // stride, mask.left // stride
+    above, before = mask.top - top * stride, mask.left - left * stride
+    height, width = mask.cells.shape
+    rows, columns = -(-(above + height) // stride), -(-(before + width) // stride)
+    pixels = np.zeros((rows * stride, columns * stride), dtype=np.uint8)
+    pixels[above : above + height, before : before + width] = mask.cells
+    cover = pixels.reshape(rows, stride, columns, stride).sum(axis=(1, 3), dtype=np.uint32) / stride**2
+    return placed_cover(cover, top, left)
+
+
+def fill(masks: Sequence[PlacedMask], out: NDArray[np.bool_]) -> None:
+    """Write N masks into `out` [N, H, W], which holds only False."""
+    for each, (top, left, cells) in zip(out, masks, strict=True):
+        each[top : top + cells.shape[0], left : left + cells.shape[1]] = cells
+
+
+def placed_boxes(masks: Sequence[PlacedMask]) -> NDArray[np.float64]:
+    """Tight boxes [N, 4] xyxy in cell edges; zeros of an empty mask."""
+    corners = [(m.left, m.top, m.left + m.cells.shape[1], m.top + m.cells.shape[0]) for m in masks]
+    return np.array(corners, dtype=np.float64).reshape(-1, 4)
 
 
 def covers_a_pixel(polygons: Sequence[Any], height: int, width: int) -> bool:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.targets import make_target
 from vision_stack.data.datamodule import DataModule, build_datamodule, planned_epochs
 from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.ops.files import write_file
 from vision_stack.ops.image import resized_size
-from vision_stack.structures import Category, Instances, Target
+from vision_stack.structures import Category, ImageInfo, Instances, Sample, Target
 from vision_stack.training.auto import describe_settled, fitting, settle, without_autos
 from vision_stack.training.facts import find_device, gather
 from vision_stack.training.pictures import jpeg
@@ -52,7 +53,7 @@ def show(config: Mapping[str, Any], file: Path, rows: int, overrides: Sequence[s
     data = build_datamodule(from_dict(early["data"], kind="data"), early["seed"], task=early["task"])
     head = from_dict(without_pretrained(early["head"]), kind="head")
     head.check_task(early["task"])
-    data.masks = head.needs_masks
+    data.masks = head.reads_masks
     facts = gather(config, data, find_device(config["trainer"]), fine_tunes=False, resumes=True)
     options, settled = settle({name: config[name] for name in ("data", "trainer")}, early, facts)
     data.config = from_dict(options["data"], kind="data")
@@ -100,9 +101,11 @@ def augmentation_grid(data: DataModule, rows: int) -> Image.Image:
         panels = {f"before: {Path(dataset.records[index].file_name).name}": _before(dataset, index, data.categories)}
         for epoch in EPOCHS:
             sample = dataset[epoch, index]
-            batch = collate([sample], data.config.size_divisor, data.config.train_transform.crop_size)
+            batch = collate(
+                [sample], data.config.size_divisor, data.config.train_transform.crop_size, dataset.mask_stride or 1
+            )
             caption = f"epoch {epoch}: {len(sample.target['labels'])} {TASKS[data.task].finds}"
-            panels[caption] = _draw(batch.images[0].mul(255).round().byte(), batch.targets[0], data.categories)
+            panels[caption] = _draw(batch.images[0], batch.targets[0], data.categories)
         strips.append(side_by_side({caption: _in_cell(panel) for caption, panel in panels.items()}))
     picture = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), (255, 255, 255))
     for n, strip in enumerate(strips):
@@ -116,14 +119,20 @@ def _before(dataset: SegmentationDataset, index: int, categories: Sequence[Categ
     whole = (record.height, record.width)
     size = whole if max(whole) <= 2 * CELL else resized_size(*whole, 2 * CELL, 2 * CELL)
     transform = GeometricTransform((0, 0, record.width, record.height), size)
-    target = make_target(record.objects(transform), size, masks=dataset.masks)
-    return _draw(transform.image(dataset.pixels(index)), target, categories)
+    image = transform.image(dataset.pixels(index))
+    stride: MaskStride = None if dataset.mask_stride is None else 1
+    target, masks = make_target(record.objects(transform, stride=stride), size, stride=stride)
+    info = ImageInfo(record.image_id, record.file_name, whole, size)
+    return _draw(image, collate([Sample(image, target, masks, info)]).targets[0], categories)
 
 
 def _draw(image: Tensor, target: Target, categories: Sequence[Category]) -> Image.Image:
     """Objects of a target over an image, uint8 [3, H, W]."""
     boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
     masks = target["masks"].as_subclass(Tensor) if "masks" in target else None
+    if masks is not None:
+        stride = image.shape[-2] // masks.shape[-2]
+        masks = masks.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     return draw_instances(pixels, Instances(boxes, labels, torch.ones(len(labels)), masks), categories)
 

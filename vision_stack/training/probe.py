@@ -282,7 +282,7 @@ def search_largest(fits: Callable[[int], bool], limit: int) -> int:
 def make_batch(shape: Shape, num_classes: int, device: torch.device, *, masks: bool = True) -> Batch:
     """Grey images with rectangles for objects, with masks or only boxes."""
     height, width, counts = shape
-    images = torch.full((len(counts), 3, height, width), 0.5, device=device)
+    images = torch.full((len(counts), 3, height, width), 128, dtype=torch.uint8, device=device)
     targets = []
     for count in counts:
         pixels = torch.zeros(count, height, width, dtype=torch.bool, device=device) if masks else None

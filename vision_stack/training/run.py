@@ -87,6 +87,7 @@ def train(
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
     data.masks = parts["head"].reads_masks
+    parts["head"].check_mask_stride(data.config.mask_stride)
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
 
     config, settled = settle_options(config, data, start, checkpoint, overrides)

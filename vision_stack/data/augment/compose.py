@@ -11,25 +11,35 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vision_stack.data.augment.geometry import FILL
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.plan import Placement, Plan, Record
 from vision_stack.data.augment.targets import Objects
+from vision_stack.ops.masks import fill, placed
 
 BLUR = 1.0  # pixels, standard deviation of the border of what is pasted
 Found = tuple[int, NDArray[np.bool_] | None, NDArray[np.float64]]  # an object: label, mask [H, W], box [4]
 
 
 def compose(
-    plan: Plan, records: Sequence[Record], read: Callable[[int], Tensor], merged: Collection[int] = ()
+    plan: Plan,
+    records: Sequence[Record],
+    read: Callable[[int], Tensor],
+    merged: Collection[int] = (),
+    stride: MaskStride = 1,
 ) -> tuple[Tensor, Objects]:
     """The canvas, uint8 [3, *plan.size], and its objects.
 
     Args:
         read: index of a record -> its pixels, uint8 [3, H, W].
         merged: labels of which an image has one segment, as of stuff; those of several placements become one.
+        stride: that masks may have; where images are composed, they are of pixels. None: masks are not needed.
     """
     if plan.is_plain:
         (only,) = plan.placements
-        return only.transform.image(read(only.source)), records[only.source].objects(only.transform, only.chosen)
+        objects = records[only.source].objects(only.transform, only.chosen, stride)
+        return only.transform.image(read(only.source)), objects
+    pastes = any(placement.how == "objects" for placement in plan.placements)
+    stride = None if stride is None and not pastes else 1
     canvas = torch.tensor(FILL, dtype=torch.uint8)[:, None, None].repeat(1, *plan.size)
     found: list[Found] = []
     ignored = []
@@ -37,7 +47,7 @@ def compose(
         if placement.how == "objects" and not placement.chosen:
             continue
         image = placement.transform.image(read(placement.source))
-        objects = records[placement.source].objects(placement.transform, placement.chosen)
+        objects = records[placement.source].objects(placement.transform, placement.chosen, stride)
         here = _on_canvas(objects, placement, plan.size)
         if placement.how == "objects":
             here = [each for each in here if each[0] not in merged]
@@ -50,7 +60,8 @@ def compose(
             found += here
     found = _merged(found, merged) if merged else found
     boxes = np.array([box for *_, box in found]).reshape(-1, 4)
-    return canvas, Objects([f[0] for f in found], [f[1] for f in found], boxes, np.concatenate([*ignored]))
+    masks = [None if mask is None else placed(mask) for _, mask, _ in found]
+    return canvas, Objects([label for label, *_ in found], masks, boxes, np.concatenate([*ignored]))
 
 
 def _region(canvas: Tensor, placement: Placement) -> Tensor:
@@ -70,10 +81,10 @@ def _on_canvas(objects: Objects, placement: Placement, size: tuple[int, int]) ->
     for label, mask, box in zip(objects.labels, objects.masks, boxes, strict=True):
         whole = None
         if mask is not None:
-            if not mask.any():
+            if not mask.cells.size:
                 continue
             whole = np.zeros(size, bool)
-            whole[y : y + height, x : x + width] = mask
+            fill([mask], whole[None, y : y + height, x : x + width])
         found.append((label, whole, box))
     return found
 

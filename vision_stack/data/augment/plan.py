@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_stack.data.augment.geometry import GeometricTransform, Window
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.targets import Objects
 from vision_stack.ops.image import scaled_size
 
@@ -39,7 +40,9 @@ class Record(Protocol):
     def object_boxes(self) -> NDArray[np.float64] | None:
         """[N, 4] xyxy of the objects, in the order of `objects`; None where only a label map would tell."""
 
-    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
+    def objects(
+        self, transform: GeometricTransform, chosen: Sequence[int] | None = None, stride: MaskStride = 1
+    ) -> Objects:
         """The objects, or those at the `chosen` positions, where the transform moves them."""
 
 

@@ -11,47 +11,56 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
-from vision_stack.ops.masks import masks_to_boxes
-from vision_stack.structures import Target
+from vision_stack.data.augment.placing import MaskStride
+from vision_stack.ops.masks import coarser, placed_boxes
+from vision_stack.structures import PlacedMask, Target
 
 
 class Objects(NamedTuple):
     """N objects of an image where a transform has moved them, and regions to ignore."""
 
     labels: Sequence[int]
-    masks: Sequence[NDArray[np.bool_] | None]  # [H, W]; None of an object that has only a box
-    boxes: NDArray[np.float64] = np.zeros((0, 4))  # [N, 4], clipped; read of objects without masks
+    masks: Sequence[PlacedMask | None]  # None of an object that has only a box
+    boxes: NDArray[np.float64] = np.zeros((0, 4))  # [N, 4], clipped; read of objects without masks, or of coarse ones
     ignored: NDArray[np.float64] = np.zeros((0, 4))  # [M, 4]
+    pixels: NDArray[np.float64] | None = None  # [N] areas; None where masks are of pixels
 
 
-def make_target(objects: Objects, size: tuple[int, int], min_pixels: int = 1, *, masks: bool = True) -> Target:
-    """A `Target` of the objects with at least `min_pixels` pixels, whose boxes are tight around their masks.
+class SampleTarget(NamedTuple):
+    target: Target  # without masks
+    masks: tuple[PlacedMask, ...] | None  # of its objects
 
-    Of an object without a mask the box counts, which must be a pixel wide and high.
+
+def make_target(
+    objects: Objects, size: tuple[int, int], min_pixels: int = 1, *, stride: MaskStride = 1
+) -> SampleTarget:
+    """The objects with at least `min_pixels` pixels; boxes are tight around their masks of pixels.
+
+    Of an object without a mask the box counts, which must be a pixel wide and high. A coarse mask comes with its box.
 
     Args:
-        masks: whether the target has masks; then all objects must.
+        stride: of the masks in the target, which all objects must have; None: no masks.
     """
     kept: list[int] = []
     for index, mask in enumerate(objects.masks):
         if mask is not None:
-            if np.count_nonzero(mask) >= min_pixels:
+            pixels = np.count_nonzero(mask.cells) if objects.pixels is None else objects.pixels[index]
+            if mask.cells.size and pixels >= min_pixels:
                 kept.append(index)
         else:
             width, height = objects.boxes[index, 2:] - objects.boxes[index, :2]
             if min(width, height) >= 1 and width * height >= min_pixels:
                 kept.append(index)
-    found = [objects.masks[index] for index in kept]
-    stacked = _stacked([mask for mask in found if mask is not None], size)
-    boxes = torch.from_numpy(objects.boxes[kept] if len(objects.boxes) else np.zeros((len(kept), 4))).float()
-    boxes[[mask is not None for mask in found]] = masks_to_boxes(stacked)
+    masks = [mask for index in kept if (mask := objects.masks[index]) is not None]
+    boxes = objects.boxes[kept] if len(objects.boxes) else np.zeros((len(kept), 4))
+    if objects.pixels is None:
+        boxes[[objects.masks[index] is not None for index in kept]] = placed_boxes(masks)
+        if stride is not None and stride > 1:
+            masks = [coarser(mask, stride) for mask in masks]
     labels = torch.tensor([objects.labels[index] for index in kept], dtype=torch.int64)
     ignored = torch.from_numpy(objects.ignored[(objects.ignored[:, 2:] > objects.ignored[:, :2]).all(axis=1)]).float()
-    return wrap_target(labels, boxes, size, stacked if masks else None, ignored if len(ignored) else None)
-
-
-def _stacked(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *size, dtype=torch.bool)
+    target = wrap_target(labels, torch.from_numpy(boxes).float(), size, None, ignored if len(ignored) else None)
+    return SampleTarget(target, None if stride is None else tuple(masks))
 
 
 def wrap_target(

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.issues import Problem, data_error, report
 from vision_stack.data.checks.label_files import masks_of, read_class_map, read_colour_map, read_segment_map
 from vision_stack.data.image_records import ImageFile
+from vision_stack.ops.masks import placed
 from vision_stack.structures import Category, PanopticSegmentation, SemanticSegmentation
 
 IGNORE, UNKNOWN = -1, -2  # labels of pixels that say nothing, and of values that no class has
@@ -55,12 +57,14 @@ class PanopticRecord(ImageFile):
         """[N] of the segments, without crowds."""
         return self._labels[~self._crowd]
 
-    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
+    def objects(
+        self, transform: GeometricTransform, chosen: Sequence[int] | None = None, stride: MaskStride = 1
+    ) -> Objects:
         """The segments, without crowds."""
         masks = self._masks(transform.label_map(self._read()))
         wanted = np.flatnonzero(~self._crowd)
         wanted = wanted if chosen is None else wanted[np.asarray(chosen, dtype=np.int64)]
-        return Objects(self._labels[wanted].tolist(), [masks[n] for n in wanted.tolist()])
+        return Objects(self._labels[wanted].tolist(), [placed(masks[n]) for n in wanted.tolist()])
 
     def truth(self) -> PanopticTruth:
         """The whole annotation, crowds included, as evaluation and pictures take it."""
@@ -120,12 +124,14 @@ class SemanticRecord(ImageFile):
         """Classes in the image. Reads the label map."""
         return len(self._present(self._read()))
 
-    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
+    def objects(
+        self, transform: GeometricTransform, chosen: Sequence[int] | None = None, stride: MaskStride = 1
+    ) -> Objects:
         """The classes that are left, a mask of each."""
         assert chosen is None, "classes are not chosen from"
         moved = transform.label_map(self._read(), outside=IGNORE)
         labels = self._present(moved)
-        return Objects(labels, masks_of(moved, labels))
+        return Objects(labels, [placed(mask) for mask in masks_of(moved, labels)])
 
     def truth(self) -> SemanticSegmentation:
         """The whole annotation, as evaluation and pictures take it."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vision_stack.data.annotations import Annotation, AnnotationTable
 from vision_stack.data.augment.geometry import GeometricTransform
+from vision_stack.data.augment.placing import MaskStride, place
 from vision_stack.data.augment.targets import Objects
 from vision_stack.data.checks.annotations import read_annotations
 from vision_stack.data.checks.categories import read_categories
@@ -54,9 +55,7 @@ class ImageRecord(ImageFile):
 
     def object_boxes(self) -> NDArray[np.float64]:
         """[N, 4] xyxy, clipped to the image; no crowds."""
-        boxes = self.table.boxes[self._object_rows()]
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        return np.clip(corners, 0, (self.width, self.height, self.width, self.height))
+        return self._corners(self._object_rows())
 
     def object_labels(self) -> NDArray[np.int64]:
         """[N]; no crowds."""
@@ -66,18 +65,23 @@ class ImageRecord(ImageFile):
         """Rows of the table, without crowds."""
         return self.rows.start + np.flatnonzero(~self.table.crowd[self.rows.start : self.rows.stop])
 
-    def objects(self, transform: GeometricTransform, chosen: Sequence[int] | None = None) -> Objects:
-        """Masks are rasterised where the transform has moved them; crowds are ignored regions, by their boxes."""
+    def objects(
+        self, transform: GeometricTransform, chosen: Sequence[int] | None = None, stride: MaskStride = 1
+    ) -> Objects:
+        """Masks are made where the transform has moved the objects; crowds are ignored regions, by their boxes."""
         rows = self._object_rows()
         rows = rows if chosen is None else rows[np.asarray(chosen, dtype=np.int64)]
-        objects = [self.table.annotation(row, self.height, self.width) for row in rows.tolist()]
-        crowds = [a.box for a in self.annotations if a.is_crowd] if self.num_objects < len(self.rows) else []
-        return Objects(
-            [a.label for a in objects],
-            [transform.segmentation(a.segmentation) if a.segmentation else None for a in objects],
-            transform.boxes([a.box for a in objects]),
-            transform.boxes(crowds),
-        )
+        segmentations = [self.table.segmentation(row, self.height, self.width) for row in rows.tolist()]
+        found = place(transform, segmentations, self._corners(rows), stride)
+        crowds = self.rows.start + np.flatnonzero(self.table.crowd[self.rows.start : self.rows.stop])
+        ignored = transform.boxes(self._corners(crowds))
+        return Objects(self.table.labels[rows].tolist(), found.masks, found.boxes, ignored, found.pixels)
+
+    def _corners(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Boxes of rows of the table, [N, 4] xyxy, clipped to the image."""
+        boxes = self.table.boxes[rows]
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        return np.clip(corners, 0, (self.width, self.height, self.width, self.height))
 
 
 class Federated(NamedTuple):
