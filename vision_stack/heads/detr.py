@@ -51,6 +51,7 @@ class DETRHeadConfig(HeadConfig):
     """Base of configs of heads whose queries give class logits and a box each, and a mask where they are asked to."""
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"detection", "instance"})
+    mask_tasks: ClassVar[frozenset[Task]] = frozenset({"instance"})  # for which queries need a mask
     needs_masks: ClassVar[bool] = False  # by default
     num_queries: Count = 300
     hidden_dim: Count = 256
@@ -71,10 +72,10 @@ class DETRHeadConfig(HeadConfig):
         return self.masks is True
 
     def fitted(self, task: Task) -> DETRHeadConfig:
-        return replace(self, masks=task == "instance") if self.masks == "auto" else self
+        return replace(self, masks=task in self.mask_tasks) if self.masks == "auto" else self
 
     def serves(self, task: Task) -> bool:
-        return super().serves(task) and (task != "instance" or self.masks is not False)
+        return super().serves(task) and (task not in self.mask_tasks or self.masks is not False)
 
     def check_task(self, task: Task) -> None:
         super().check_task(task)

@@ -81,9 +81,13 @@ def train(
     options = decode_options(early, TrainOptions)
     seed = options.seed
     pl.seed_everything(seed, verbose=False)
-    data = build_datamodule(from_dict(early["data"], kind="data"), seed, task=options.task)
     anew = not options.resume or any(text.startswith("weights=") for text in overrides)
     start = read_start(options.weights, early, overrides) if options.weights and anew else None
+    if start and start.task != options.task:
+        say(f"task        {start.task}: {start.task_reason}")
+        config, early = ({**plain, "task": start.task} for plain in (config, early))
+        options = decode_options(early, TrainOptions)
+    data = build_datamodule(from_dict(early["data"], kind="data"), seed, task=options.task)
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
     parts["head"].check_task(options.task)
     data.masks = parts["head"].reads_masks

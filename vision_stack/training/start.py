@@ -2,7 +2,8 @@
 
 The model's own parts are used, whatever the yaml files say. What the command line says about a part overrides it:
 `head.num_queries=50` changes that value, `backbone=swin_tiny` takes another backbone. Weights are taken over as far as
-they then fit, and the class head's rows by the names of the classes.
+they then fit, and the class head's rows by the names of the classes. A detector is trained for detection unless the
+command line names a task: with `task=instance` a head that can have masks gets them, untrained.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.model import VisionModel
 from vision_stack.ops.text import shorten
-from vision_stack.structures import Category
+from vision_stack.structures import Category, Task
 from vision_stack.training.optim import OptimConfig
 from vision_stack.weights.class_names import ClassMatch, match_classes
 
@@ -35,6 +36,8 @@ class Start:
     model: VisionModel
     parts: dict[str, Any]  # configs, by kind
     changed: tuple[str, ...]  # what the command line changed, as typed: "head.num_queries", "backbone"
+    task: Task  # of the run
+    task_reason: str = ""  # why it is not that of the options
 
     @property
     def pixel_statistics(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
         text = str(error)
         raise ValueError(text if text.startswith("weights") else f"weights: {text}") from None
     typed = [match[1] for text in overrides if (match := re.match(r"\+{0,2}([\w./]+)(?:@[\w.]+)?=", text))]
+    task: Task = config["task"]
     parts: dict[str, Any] = {}
     changed: list[str] = []
     for kind in PARTS:
@@ -82,12 +86,21 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
         options = without_pretrained(config[kind])
         if kind not in keys:
             own = to_dict(getattr(model.config, kind))
+            if kind == "head" and "task" in typed and own.get("masks") is False:
+                own["masks"] = "auto"
             for key in keys:
                 _put(own, options, key)
             options = own
         parts[kind] = from_dict(options, kind=kind)
         changed += keys
-    return Start(source, model, parts, tuple(changed))
+    reason = ""
+    silent = "experiment=from_weights"  # says nothing of the task
+    named = any(text.startswith(("task=", "experiment=", "head=")) and text != silent for text in overrides)
+    if not named and not parts["head"].serves(task):
+        reason = f"that of the weights, whose head has nothing for task={task}"
+        task = model.config.task
+    parts["head"] = parts["head"].fitted(task)
+    return Start(source, model, parts, tuple(changed), task, reason)
 
 
 def transfer(start: Start, model: VisionModel) -> Transfer:

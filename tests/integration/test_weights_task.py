@@ -1,0 +1,81 @@
+"""The task of a run that starts from a detector, and masks that it did not have."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+
+from vision_stack.config import ConfigError, from_dict
+from vision_stack.model import VisionModel, VisionModelConfig
+from vision_stack.training.auto import fitting
+from vision_stack.training.start import Start, read_start
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained for detection, saved."""
+    torch.manual_seed(0)
+    plain = {
+        "backbone": {"type": "timm", "model_name": "test_resnet"},
+        "neck": {"type": "fpn", "channels": 16},
+        "head": {"type": "rt_detr", "hidden_dim": 16, "num_heads": 2, "ffn_dim": 16, "num_decoder_layers": 1},
+        "categories": [{"id": 1, "name": "ring"}],
+        "task": "detection",
+    }
+    directory = tmp_path_factory.mktemp("detector")
+    VisionModel(from_dict(plain, cls=VisionModelConfig)).save_pretrained(directory)
+    return directory
+
+
+def start_of(source: Path, *overrides: str) -> Start:
+    options = fitting(tiny_run.compose_options("train", list(overrides)), overrides)
+    return read_start(str(source), options, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "masks"),
+    [
+        ((), "detection", False),
+        (("experiment=from_weights",), "detection", False),
+        (("task=detection",), "detection", False),
+        (("task=instance",), "instance", True),
+        (("+head.masks=true",), "instance", True),
+        (("head=d_fine",), "instance", True),
+        (("experiment=overfit", "task=instance"), "instance", True),
+    ],
+)
+def test_task_is_what_was_typed_or_what_the_weights_serve(
+    overrides: tuple[str, ...], task: str, masks: bool, detector: Path
+) -> None:
+    start = start_of(detector, *overrides)
+    assert (start.task, start.parts["head"].masks) == (task, masks)
+    assert bool(start.task_reason) == (task == "detection" and "task=detection" not in overrides)
+
+
+def test_experiment_that_was_named_keeps_its_task(detector: Path) -> None:
+    head = start_of(detector, "experiment=overfit").parts["head"]
+    with pytest.raises(ConfigError, match=r"^head.masks: task=instance needs them; set head.masks=true, or use task="):
+        head.check_task("instance")
+
+
+def test_run_from_a_detector_says_that_it_trains_detection(detector: Path, tmp_path: Path, capsys: Any) -> None:
+    tiny_run.train(tmp_path, f"weights='{detector}'", "trainer.max_steps=1")
+    printed = capsys.readouterr().out
+    assert "task        detection: that of the weights, whose head has nothing for task=instance\n" in printed
+    assert VisionModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt").config.task == "detection"
+    assert "task: detection" in (tmp_path / "config.yaml").read_text()
+
+
+def test_run_from_a_detector_for_instances_adds_masks_and_keeps_the_rest(
+    detector: Path, tmp_path: Path, capsys: Any
+) -> None:
+    tiny_run.train(tmp_path, f"weights='{detector}'", "task=instance", "optim.lr=1e-12", "trainer.max_steps=1")
+    assert "at random: head.masks.bias, " in capsys.readouterr().out
+    trained = VisionModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
+    assert trained.config.task == "instance"
+    state = trained.state_dict()
+    for name, value in VisionModel.from_pretrained(detector).state_dict().items():
+        if name.startswith("head.layers."):
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
