@@ -18,11 +18,17 @@ SMALL: dict[str, Any] = {
     "num_groups": 2, "num_denoising": 4, "mask_ffn_dim": 32, "num_blocks": 1, "representation_size": 16,
     "rpn_post_nms_top_n": 20, "box_batch_size_per_image": 16, "mask_channels": 16, "num_convs": 1,
 }  # fmt: skip
+OURS = {name: cls for name, cls in registered("head").items() if cls.__module__.startswith("vision_stack")}
 CELLS = [
-    (head, backbone)
-    for head, config in registered("head").items()
-    if config.__module__.startswith("vision_stack")
+    (head, backbone, "instance" if "instance" in config.tasks else "detection")
+    for head, config in OURS.items()
     for backbone in (PLAIN if config().tail else (*PLAIN[:1], *PYRAMIDS))
+]
+CELLS += [  # heads that are built otherwise without masks
+    (head, backbone, "detection")
+    for head, config in OURS.items()
+    if "detection" in config.tasks and config().fitted("detection") != config().fitted("instance")
+    for backbone in ("vit_tiny", "resnet18")
 ]
 HEIGHT, WIDTH = 64, 96
 
@@ -38,8 +44,8 @@ def batch() -> Batch:
     return Batch(images, torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool), (target, nothing), infos)
 
 
-@pytest.mark.parametrize(("head", "backbone"), CELLS)
-def test_step(head: str, backbone: str) -> None:
+@pytest.mark.parametrize(("head", "backbone", "task"), CELLS)
+def test_step(head: str, backbone: str, task: str) -> None:
     config: Any = registered("head")[head]
     fields = config.__dataclass_fields__
     options = named_options(named_backbones()[backbone])
@@ -49,7 +55,7 @@ def test_step(head: str, backbone: str) -> None:
         "backbone": options,
         "neck": {"type": "none"} if config().tail else neck,
         "head": {"type": head, **{name: value for name, value in SMALL.items() if name in fields}},
-        "task": "instance" if "instance" in config.tasks else "detection",
+        "task": task,
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
     }
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """What heads of the DETR family share: padding, predictions, small images, precision, refusals."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.heads.detr import DETRHead, image_sizes_of
-from vision_stack.model import VisionModelConfig
+from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.ops.box_edges import bin_values, move_edges
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import DecodeOptions, Features, FeatureSpec, ImageInfo, Target
@@ -203,3 +204,23 @@ def test_each_layer_has_losses_of_masks_but_the_first_box_and_noised_objects_hav
     for key, parameter in head.masks.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.any(), key
+
+
+def test_masks_that_transformers_does_not_have_are_not_written_for_it(tmp_path: Path) -> None:
+    small = {"num_heads": 4, "ffn_dim": 16}
+    plain = {
+        "backbone": {"type": "timm", "model_name": "test_resnet"},
+        "neck": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **small},
+        "head": HEADS["rt_detr"],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    model = VisionModel(from_dict(plain, cls=VisionModelConfig))
+    with pytest.raises(ConfigError, match=r"^head.masks: transformers' rt_detr has none; .* head.masks=false"):
+        model.export_transformers(tmp_path)
+    model.eval().save_pretrained(tmp_path)
+    again = VisionModel.from_pretrained(tmp_path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = (each(image).masks for each in (model, again))
+    assert expected is not None
+    assert torch.equal(found.embed @ found.features.flatten(3), expected.embed @ expected.features.flatten(3))

@@ -87,7 +87,7 @@ MODELS = (
 )
 _NOTES = (
     "Scores as published: box AP, mask AP and PQ on COCO val2017, mIoU on ADE20K.",
-    "Fine-tune on your own images: vision-stack train weights=NAME data=DIR, with task=panoptic or semantic for those",
+    "Fine-tune on your own images: vision-stack train weights=NAME task=TASK data=DIR",
     "As it is: vision-stack predict checkpoint=NAME source=photo.jpg",
 )
 
