@@ -22,7 +22,7 @@ from vision_stack.backbones.hub import PublishedWeights, fetch_from_hub, publish
 from vision_stack.backbones.pretrained import LoadReport
 from vision_stack.config import ConfigError, from_dict, to_dict
 from vision_stack.ops.run_files import BEST_CHECKPOINT, LAST_CHECKPOINT
-from vision_stack.weights.architectures import ARCHITECTURES, architecture_of
+from vision_stack.weights.architectures import architecture_of
 from vision_stack.weights.checks import faults_of
 from vision_stack.weights.encoder import split_encoder
 from vision_stack.weights.files import find_weights_file, read_json, read_tensors
@@ -114,7 +114,7 @@ def _read_directory(directory: Path, raw: Mapping[str, Any], source: str | Path)
         **_own_fields(raw, names),
     }
     state = read_tensors(find_weights_file(str(directory)))
-    return PublishedModel(str(source), config, state, partial(from_transformers, raw["model_type"], state))
+    return PublishedModel(str(source), config, state, partial(from_transformers, raw, state))
 
 
 def _read_detector(file: Path, source: str | Path) -> PublishedModel:
@@ -161,10 +161,10 @@ def convert(
 
 
 def from_transformers(
-    architecture: str, state: Mapping[str, Tensor], backbone: Backbone
+    raw: Mapping[str, Any], state: Mapping[str, Tensor], backbone: Backbone
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """State of one of these models in transformers' layout -> ours, and what of it is not built."""
-    entry = ARCHITECTURES[architecture]
+    """State of the model of a config.json in transformers' layout -> ours, and what of it is not built."""
+    entry = architecture_of(raw)
     if entry.prefix is None:
         return entry.convert(state), []
     encoder, rest = split_encoder(state, entry.prefix)

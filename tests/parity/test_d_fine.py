@@ -20,7 +20,7 @@ from transformers import (
     HGNetV2Config,
 )
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.deimv2.modeling_deimv2 import Deimv2RMSNorm
+from transformers.models.deimv2.modeling_deimv2 import Deimv2MLP, Deimv2RMSNorm
 
 from vision_stack.config import from_dict
 from vision_stack.heads import DFineHead
@@ -37,7 +37,9 @@ MODELS: dict[str, dict[str, Any]] = {  # options that have the same name in both
     "d_fine": {},
     "deimv2": {},
     "deimv2, smallest": SMALLEST,
+    "deimv2, as the authors": {},
 }
+AS_TRANSFORMERS = {"activation": "relu", "encoder_output": True}
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +69,15 @@ def pair(name: str) -> tuple[nn.Module, DFineHead]:
         decoder_in_channels=[CHANNELS] * 3, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=8,
         decoder_ffn_dim=24, decoder_layers=LAYERS, decoder_n_points=list(POINTS), num_queries=QUERIES,
         num_labels=NUM_CLASSES, num_denoising=20, reg_scale=SCALE, attn_implementation="eager",
+        **({} if of_d_fine else {"decoder_activation_function": "silu"}),
         tie_word_embeddings=False,  # its layers would share their predictors
         **MODELS[name],
     )  # fmt: skip
     theirs = (DFineForObjectDetection if of_d_fine else Deimv2ForObjectDetection)(config).double()
+    if name == "deimv2, as the authors":
+        theirs.model.enc_output = nn.Identity()
+        for mlp in (module for module in theirs.modules() if isinstance(module, Deimv2MLP)):
+            mlp.act = nn.SiLU()
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
             if key in ("model.decoder.up", "model.decoder.reg_scale"):
@@ -93,6 +100,8 @@ def pair(name: str) -> tuple[nn.Module, DFineHead]:
         "num_decoder_layers": LAYERS, "num_denoising": 20, "num_points": list(POINTS), "reg_scale": SCALE,
         **MODELS[name],
     }  # fmt: skip
+    if name in ("deimv2", "deimv2, smallest"):
+        plain |= AS_TRANSFORMERS | {"position_activation": "silu"}
     ours: DFineHead = from_dict(plain, "head").build(SPECS, NUM_CLASSES)
     ours.double().load_state_dict({key.removeprefix("head."): value for key, value in converted(theirs, name).items()})
     return theirs, ours

@@ -259,7 +259,7 @@ def test_tensors_of_published_sizes_are_those_of_our_parts(name: str) -> None:
         ours = VisionModel(
             VisionModelConfig(**parts, head=from_dict(head, "head"), categories=categories, task="detection")
         )
-    found, not_built = from_transformers("lw_detr", theirs.state_dict(), ours.backbone)
+    found, not_built = from_transformers(raw, theirs.state_dict(), ours.backbone)
     assert not not_built
     expected = {key: value.shape for key, value in ours.state_dict().items()}
     found = {key: value for key, value in found.items() if key in expected or "num_batches" not in key}

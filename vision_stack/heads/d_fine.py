@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Positive, register
@@ -24,6 +25,7 @@ from vision_stack.structures import Features, FeatureSpec, Target
 PUBLISHED_POINTS = {2: (6, 6), 3: (3, 6, 3)}  # by the number of maps
 LARGEST_POSITION = 10.0
 LARGEST_HALF = 65504.0  # of float16
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 TOP_BINS = 4  # whose probabilities tell how certain an edge is
 QUALITY_DIM = 64
 
@@ -37,6 +39,7 @@ class DFineHeadConfig(QuerySelectionConfig):
     # That a head of a query reads of each map, the finest first; "auto": 3, 6, 3 of three maps, 6 of two, else 4.
     num_points: Literal["auto"] | tuple[Count, ...] = "auto"
     reg_scale: Positive = 4.0  # how much finer the bins around 0 are than those of large moves
+    activation: Literal["relu", "silu"] = "relu"  # of all MLPs; DEIM has "silu"
 
     def build(self, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> DFineHead:
         """Raises ConfigError unless there is a map at stride 8 or coarser, and a number of points for each."""
@@ -67,6 +70,9 @@ class DFineHead(QuerySelectionHead):
         self.first_bbox = box_mlp(dim)
         self.edge_embed = nn.ModuleList(_zero_at_first(MLP(dim, dim, 4 * NUM_BINS, num_layers=3)) for _ in self.layers)
         self.quality = nn.ModuleList(LocationQuality() for _ in self.layers)
+        for module in self.modules():
+            if isinstance(module, MLP | FeedForward):
+                module.activation = ACTIVATIONS[config.activation]
 
     @staticmethod
     def decoder_layer(config: DFineHeadConfig, num_points: Sequence[int]) -> nn.Module:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from vision_stack.config import register
-from vision_stack.heads.d_fine import DFineHead, DFineHeadConfig, Gate, SamplingDecoderLayer
+from vision_stack.heads.d_fine import ACTIVATIONS, DFineHead, DFineHeadConfig, Gate, SamplingDecoderLayer
 from vision_stack.layers.mlp import MLP, SwiGLU
 from vision_stack.losses.edge_criterion import EdgeCriterionConfig
 from vision_stack.structures import FeatureSpec
@@ -22,9 +22,15 @@ def _matchability_aware() -> EdgeCriterionConfig:
 @register("head", "deimv2")
 @dataclass(frozen=True, kw_only=True)
 class DEIMv2HeadConfig(DFineHeadConfig):
-    """Without gates and with a shared predictor of edges it is that of the smallest models."""
+    """Without gates and with a shared predictor of edges it is that of the smallest models.
+
+    The defaults are the authors'. transformers' has ReLU in its MLPs, but for that of positions, and `encoder_output`.
+    """
 
     loss: EdgeCriterionConfig = field(default_factory=_matchability_aware)
+    activation: Literal["relu", "silu"] = "silu"  # of all MLPs
+    position_activation: Literal["relu", "silu"] | None = None  # of the one that makes positions; None: as of all
+    encoder_output: bool = False  # a linear layer and a norm before cells are scored
     use_gateway: bool = True  # gates for what queries read, instead of a residual
     share_bbox_head: bool = False  # one predictor of edges for all layers
 
@@ -38,6 +44,10 @@ class DEIMv2Head(DFineHead):
 
     def __init__(self, config: DEIMv2HeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__(config, in_specs, num_classes)
+        self.query_position.activation = ACTIVATIONS[config.position_activation or config.activation]
+        if not config.encoder_output:
+            for name in ("encoder_output", "encoder_norm"):
+                setattr(self, name, nn.Identity())
         if config.share_bbox_head:
             self.edge_embed = self.edge_embed[:1]
 

@@ -10,17 +10,24 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU in between (MaskFormer's mask embedding, DETR's box head): [..., in] -> [..., out]."""
+    """Linear layers with ReLU in between (MaskFormer's mask embedding, DETR's box head): [..., in] -> [..., out].
+
+    Attributes:
+        activation: what is in between.
+    """
+
+    activation: Callable[[Tensor], Tensor]
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
+        self.activation = F.relu
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         return last(x)
 
 

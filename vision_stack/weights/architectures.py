@@ -12,6 +12,7 @@ from vision_stack.config import ConfigError
 from vision_stack.weights import (
     d_fine,
     deformable_detr,
+    deimv2,
     encoder,
     eomt,
     lw_detr,
@@ -33,7 +34,7 @@ class Architecture(NamedTuple):
     heads: tuple[str, ...]
     parts: Callable[[Mapping[str, Any]], tuple[Plain, Plain]]  # its config.json -> plain options of neck and head
     backbone: Callable[[Mapping[str, Any]], Plain]  # its config.json -> the backbone's, as `decode_backbone` takes it
-    prefix: str | None  # of the backbone's names in its state dict; None: it has no part of its own
+    prefix: str | tuple[str, ...] | None  # of the backbone's names in its state dict; None: it has no part of its own
     convert: Callable[[State], dict[str, Tensor]]  # its state dict without the backbone -> ours
     export: Callable[[nn.Module, Mapping[str, Any]], tuple[Plain, dict[str, Tensor]]]  # of a model and its options
     processor: str  # its image processor
@@ -105,6 +106,14 @@ _RT_DETR = Architecture(
     processor="RTDetrImageProcessor",
 )
 _D_FINE = _RT_DETR._replace(heads=("d_fine",), parts=d_fine.parts_of, convert=d_fine.convert, export=d_fine.export)
+_DEIMV2 = _RT_DETR._replace(
+    necks=("hybrid_encoder", "spatial_tuning", "lite_encoder"),
+    heads=("deimv2",),
+    parts=deimv2.parts_of,
+    prefix=deimv2.ENCODERS,
+    convert=deimv2.convert,
+    export=deimv2.export,
+)
 _DEFORMABLE_DETR = Architecture(
     necks=("deformable_encoder",),
     heads=("deformable_detr",),
@@ -125,6 +134,7 @@ ARCHITECTURES = {  # by `model_type`
     "rt_detr": _RT_DETR,
     "rt_detr_v2": _RT_DETR,
     "d_fine": _D_FINE,
+    "deimv2": _DEIMV2,
     "deformable_detr": _DEFORMABLE_DETR,
 }
 
@@ -132,6 +142,8 @@ ARCHITECTURES = {  # by `model_type`
 def architecture_of(raw: Mapping[str, Any]) -> Architecture:
     """The entry of a config.json; ConfigError where there is none."""
     name = raw.get("model_type")
+    if name == "deimv2":
+        return _DEIMV2._replace(convert=partial(deimv2.convert, share_bbox_head=raw.get("share_bbox_head") is True))
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     raise ConfigError(f"model_type: {name!r:.60} is not loaded here, only {', '.join(ARCHITECTURES)} are")

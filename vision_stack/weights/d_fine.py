@@ -44,7 +44,7 @@ _NAMES: Names = (
 
 
 _LOSS: Fields = (*LOSS, ("weight_loss_fgl", "fgl_weight", 0.15), ("weight_loss_ddf", "ddf_weight", 1.5))
-_FIXED = {
+FIXED_EDGES = {
     "max_num_bins": NUM_BINS - 1,
     "up": LARGEST_MOVE,
     "top_prob_values": 4,
@@ -57,7 +57,7 @@ _FIXED = {
 
 def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plain options of neck and head for a config.json; ConfigError where it has what is not built here."""
-    check_fixed(raw, FIXED | OF_V2 | _FIXED)
+    check_fixed(raw, FIXED | OF_V2 | FIXED_EDGES)
     neck = neck_options(raw)
     levels = len(raw.get("feat_strides", (8, 16, 32)))
     check_fixed(raw, {"num_feature_levels": levels})
@@ -92,7 +92,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     raw, exported = export_all_but_the_head(model, plain, "d_fine")
     head: Any = model.get_submodule("head")
     points, reg_scale = list(head.layers[0].cross_attn.num_points), plain["head"]["reg_scale"]
-    raw |= _FIXED | to_fields(plain["head"]["loss"], _LOSS)
+    raw |= FIXED_EDGES | to_fields(plain["head"]["loss"], _LOSS)
     raw |= {"architectures": ["DFineForObjectDetection"], "decoder_n_points": points, "reg_scale": reg_scale}
     return raw, exported | export_decoder(state_of(model, "head"), points, reg_scale)
 

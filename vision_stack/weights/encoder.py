@@ -46,13 +46,17 @@ def with_frozen_norms(part: Mapping[str, Any]) -> dict[str, Any]:
     return {**part, "freeze_batch_norm_2d" if part.get("model_type") == "timm_backbone" else "freeze_norm": True}
 
 
-def split_encoder(state: Mapping[str, Tensor], prefix: str = ENCODER) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_encoder(
+    state: Mapping[str, Tensor], prefix: str | tuple[str, ...] = ENCODER
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State of a whole model -> that of its backbone, without prefix, and the rest.
 
     The backbone's names become those of transformers' backbone classes, also where MaskFormer's Swin has its own.
     """
-    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    encoder = {key: value for key, value in state.items() if key.startswith(prefix)}
+    rest = {key: value for key, value in state.items() if key not in encoder}
+    for each in (prefix,) if isinstance(prefix, str) else prefix:
+        encoder = {key.removeprefix(each): value for key, value in encoder.items()}
     return {_plain(key): value for key, value in encoder.items()}, rest
 
 
@@ -71,13 +75,18 @@ def state_of(model: nn.Module, *parts: str) -> dict[str, Tensor]:
 
 
 def export_backbone(
-    model: nn.Module, plain: Mapping[str, Any], finest: int, *, maskformer: bool = False
+    model: nn.Module,
+    plain: Mapping[str, Any],
+    finest: int,
+    coarsest: int = _COARSEST,
+    *,
+    maskformer: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and state dict of the backbone of a `VisionModel`, both as transformers has them.
 
     Args:
         plain: the model's plain options.
-        finest: stride of the finest map that the whole model reads.
+        finest, coarsest: strides of the maps that the whole model reads.
         maskformer: whether that model is MaskFormer, whose Swin is a class of its own.
 
     Raises:
@@ -85,9 +94,9 @@ def export_backbone(
     """
     options, backbone = plain["backbone"], model.get_submodule("backbone")
     config: Any = backbone.config
-    read = [spec.stride >= finest for spec in backbone.out_specs]  # type: ignore[union-attr]
+    read = [finest <= spec.stride <= coarsest for spec in backbone.out_specs]  # type: ignore[union-attr]
     strides = [spec.stride for spec, chosen in zip(backbone.out_specs, read, strict=True) if chosen]  # type: ignore
-    wanted = [finest * 2**i for i in range((_COARSEST // finest).bit_length())]
+    wanted = [finest * 2**i for i in range((coarsest // finest).bit_length())]
     if strides != wanted:
         raise ConfigError(
             f"backbone.out_strides: transformers' model reads maps of strides {', '.join(map(str, wanted))}, not "

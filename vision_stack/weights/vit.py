@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from vision_stack.weights.renaming import Rules, join_parts, rename
+from vision_stack.weights.renaming import Names, Rules, join_parts, rename, split_part, to_ours, to_theirs
 
 _EMBEDDINGS: Rules = (
     (r"embeddings\.cls_token", "cls_token"),
@@ -58,18 +59,24 @@ _DINOV2: Rules = (
         }
     ),
 )
-_DINOV3: Rules = (
-    *_EMBEDDINGS,
-    *(
-        (rf"layer\.(\d+)\.attention\.{part}_proj\.weight", rf"blocks.\1.attn.qkv.weight#{i}")
-        for i, part in enumerate("qkv")
-    ),
-    (r"layer\.(\d+)\.attention\.([qv])_proj\.bias", r"blocks.\1.attn.\2_bias"),
-    (r"layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.gamma_\2"),
-    *_layers({"norm1": "norm1", "norm2": "norm2", r"attention\.o_proj": "attn.proj"}),
+_LAYER, _BLOCK = "layer.{i}.", "blocks.{i}."
+_DINOV3: Names = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.register_tokens", "reg_token"),
+    ("embeddings.patch_embeddings.{p}", "patch_embed.proj.{p}"),
+    ("norm.{p}", "norm.{p}"),
+    *((f"{_LAYER}attention.{x}_proj.weight", f"{_BLOCK}attn.qkv.weight#{n}") for n, x in enumerate("qkv")),
+    *((f"{_LAYER}attention.{x}_proj.bias", f"{_BLOCK}attn.{x}_bias") for x in "qkv"),
+    (f"{_LAYER}attention.o_proj.{{p}}", f"{_BLOCK}attn.proj.{{p}}"),
+    (f"{_LAYER}layer_scale{{j}}.lambda1", f"{_BLOCK}gamma_{{j}}"),
+    (f"{_LAYER}norm{{j}}.{{p}}", f"{_BLOCK}norm{{j}}.{{p}}"),
+    (f"{_LAYER}mlp.down_proj.{{p}}", f"{_BLOCK}mlp.fc2.{{p}}"),
 )
-_MLP = _layers({r"mlp\.up_proj": "mlp.fc1", r"mlp\.down_proj": "mlp.fc2"})
-_GATED_MLP = _layers({r"mlp\.gate_proj": "mlp.fc1_g", r"mlp\.up_proj": "mlp.fc1_x", r"mlp\.down_proj": "mlp.fc2"})
+_MLP: Names = ((f"{_LAYER}mlp.up_proj.{{p}}", f"{_BLOCK}mlp.fc1.{{p}}"),)
+_GATED_MLP: Names = (
+    (f"{_LAYER}mlp.gate_proj.{{p}}", f"{_BLOCK}mlp.fc1_g.{{p}}"),
+    (f"{_LAYER}mlp.up_proj.{{p}}", f"{_BLOCK}mlp.fc1_x.{{p}}"),
+)
 
 
 def convert_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,4 +102,19 @@ def convert_dinov3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' `DINOv3ViTModel` -> timm's `Eva`."""
     gated = any(".mlp.gate_proj." in name for name in state)
     state = {name: value for name, value in state.items() if value.numel()}  # there may be zero registers
-    return join_parts(rename(state, (*_DINOV3, *(_GATED_MLP if gated else _MLP))))
+    return join_parts(rename(state, to_ours((*_DINOV3, *(_GATED_MLP if gated else _MLP)))))
+
+
+def export_dinov3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `convert_dinov3`, with what transformers has besides: a mask token, a norm, zero registers."""
+    split = split_part(state, ".attn.qkv.", len("qkv"))
+    gated = any(".mlp.fc1_g." in name for name in state)
+    theirs = rename(split, to_theirs((*_DINOV3, *(_GATED_MLP if gated else _MLP))))
+    token = theirs["embeddings.cls_token"]
+    besides = {
+        "embeddings.mask_token": torch.zeros_like(token),
+        "embeddings.register_tokens": token[:, :0],
+        "norm.weight": torch.ones_like(token[0, 0]),
+        "norm.bias": torch.zeros_like(token[0, 0]),
+    }
+    return besides | theirs

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
+import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class DINOv3ViTConfig(PlainConfig):
     Differs from transformers: the random shifts and scales of positions in pretraining are not made in training.
     """
 
-    required: ClassVar = {"num_channels": 3, "key_bias": False, "proj_bias": True, "mlp_bias": True}
+    required: ClassVar = {"num_channels": 3, "proj_bias": True, "mlp_bias": True}
     head_multiple: ClassVar = 4
 
     hidden_size: Width = 384
@@ -32,7 +33,8 @@ class DINOv3ViTConfig(PlainConfig):
     intermediate_size: Width = 1536
     num_register_tokens: Annotated[int, Range(0, 1024)] = 0  # 4 in the published models
     rope_theta: Annotated[float, Range(1.0, 1e6)] = 100.0
-    query_bias: bool = True  # keys never have one
+    query_bias: bool = True
+    key_bias: bool = False  # zero in the published models that have it
     value_bias: bool = True
     use_gated_mlp: bool = False
     layerscale_value: Annotated[float, Range(1e-12, 1e3)] = 1.0
@@ -54,6 +56,8 @@ class DINOv3ViTConfig(PlainConfig):
         super().check()
         if self.query_bias != self.value_bias:
             raise ConfigError("query_bias: must equal value_bias")
+        if self.key_bias and not self.query_bias:
+            raise ConfigError("key_bias: needs query_bias")
         if self.hidden_size // self.num_attention_heads % self.head_multiple:
             raise ConfigError(
                 f"num_attention_heads: {self.num_attention_heads} of hidden_size {self.hidden_size} have "
@@ -61,7 +65,7 @@ class DINOv3ViTConfig(PlainConfig):
             )
 
     def make_net(self) -> nn.Module:
-        return Eva(
+        net = Eva(
             **self.timm_options(),
             mlp_ratio=exact_ratio(self.intermediate_size, self.hidden_size),
             qkv_bias=self.query_bias,
@@ -76,6 +80,12 @@ class DINOv3ViTConfig(PlainConfig):
             rope_rotate_half=True,
             use_fc_norm=False,
         )
+        if self.key_bias:
+            attentions: Any = [block.attn for block in net.blocks]
+            for attention in attentions:
+                del attention.k_bias  # timm's zeros
+                attention.k_bias = nn.Parameter(torch.zeros(self.hidden_size))
+        return net
 
     def build(self) -> DINOv3ViTBackbone:
         return DINOv3ViTBackbone(self)
