@@ -27,19 +27,35 @@ MASKS = [
 ]
 EOMT = ["coco_instance/eomt_large_640", "coco_panoptic/eomt_large_640", "coco_panoptic/eomt_small_640"]
 EOMT += ["ade20k_semantic/eomt_large_512"]
-DETECTORS = [
-    f"coco_detection/{name}" for name in ("deformable_detr_r50", "rt_detr_r50", "rf_detr_small", "rf_detr_medium")
-]
+SIZES = {
+    "d_fine": ("nano", "small", "medium", "large", "xlarge"),
+    "deim_d_fine": ("nano", "small", "medium", "large", "xlarge"),
+    "deimv2": ("nano", "small", "medium", "large", "xlarge"),
+    "lw_detr": ("tiny", "small", "medium", "large", "xlarge"),
+    "rf_detr": ("small", "medium"),
+    "deformable_detr": ("r50",),
+    "rt_detr": ("r50",),
+}
+DETECTORS = [f"coco_detection/{family}_{size}" for family, sizes in SIZES.items() for size in sizes]
+HEADS = {"lw_detr": "rf_detr", "deim_d_fine": "d_fine"}  # of families that have not one of their own
+BATCH = {"deformable_detr": 32, "d_fine": 32, "deimv2": 32, "lw_detr": 32}  # where it is not 16
+BATCH |= {f"{family}_nano": 128 for family in ("d_fine", "deim_d_fine", "deimv2")} | {"deim_d_fine": 32}
+BATCH |= {f"lw_detr_{size}": 16 for size in ("medium", "large", "xlarge")}
+EPOCHS = {  # of the published runs, and of the ones below by their own names
+    "d_fine": 80, "d_fine_nano": 160, "d_fine_small": 132, "d_fine_medium": 132,
+    "deim_d_fine": 58, "deim_d_fine_nano": 160, "deim_d_fine_small": 132, "deim_d_fine_medium": 102,
+    "deimv2": 58, "deimv2_nano": 160, "deimv2_small": 132, "deimv2_medium": 102, "deimv2_large": 68,
+    "lw_detr": 60, "rf_detr": 100, "rt_detr": 72, "deformable_detr": 50,
+}  # fmt: skip
+IMAGES = 118287  # of COCO's
 PUBLISHED = [*MASKS, *EOMT, *DETECTORS]
 STEPS = {  # of the shapes of runs that were published, by head
     "mask2former": {368750, 737500, 160000},
     "maskformer": {554400, 160000},
     "eomt": {88692, 177384, 20192},
-    "deformable_detr": {184800},
-    "rt_detr": {532224},
-    "rf_detr": {739200},
 }
-SMALL_DATA = [f"finetune/{task}" for task in ("instance", "panoptic", "semantic")]
+SMALL_DATA = {f"finetune/{task}": task for task in ("instance", "panoptic", "semantic")}  # and their tasks
+SMALL_DATA |= {f"finetune/{head}": "detection" for head in ("d_fine", "deimv2", "rf_detr")}
 TINY = ["backbone=tiny", "backbone.out_strides=[4,8,16,32]"]
 QUERIES = [
     "head.hidden_dim=16",
@@ -56,6 +72,11 @@ SMALL_EOMT += ["head.anneal_start=null", "head.anneal_end=null"]
 SMALL_DEFORMABLE = [*TINY, *QUERIES, "neck.channels=16", "neck.ffn_dim=16", "neck.num_encoder_layers=1"]
 SMALL_RT_DETR = [*TINY, *QUERIES, "neck.channels=16", "neck.ffn_dim=16", "neck.num_blocks=1"]
 SMALL_RF_DETR = [*QUERIES, "head.num_groups=2", "head.cross_heads=2", "neck.channels=16", "neck.num_blocks=1"]
+SMALL_DEIMV2 = [*QUERIES, "neck.channels=16", "neck.ffn_dim=16", "neck.num_blocks=1", "neck.detail_channels=4"]
+SMALL_VIT = ["backbone.hidden_size=16", "backbone.intermediate_size=32", "backbone.num_attention_heads=2"]
+SMALL_TIMM = ["backbone.model_name=test_vit4", "backbone.out_indices=[0,1,2]", "head.num_decoder_layers=2"]
+SMALL_LW_DETR = [*QUERIES, "head.num_groups=2", "head.cross_heads=2", "neck.channels=16", "neck.num_blocks=1"]
+SMALL_LW_DETR += ["backbone.hidden_size=24", "backbone.num_attention_heads=2"]
 SMALL_RF_DETR += ["backbone.hidden_size=12", "backbone.num_attention_heads=2", "backbone.num_hidden_layers=12"]
 
 
@@ -88,12 +109,17 @@ def test_recipe_composes_and_builds(name: str) -> None:
         model = build(config, num_classes=150)
     folder, file = name.split("/")
     if name in PUBLISHED:
-        head = config["head"]["type"]
-        assert file.startswith(head)
-        assert data.batch_size == (32 if head == "deformable_detr" else 16)
+        head, family = config["head"]["type"], file.rpartition("_")[0] if name in DETECTORS else file.partition("_")[0]
+        assert head == HEADS.get(family, family)
+        assert data.batch_size == BATCH.get(file, BATCH.get(family, 16))
         assert optim.clip_norm == (0.1 if name in DETECTORS else 0.01)
-        assert config["trainer"]["max_steps"] in STEPS[head]
-    assert config["task"] == (file if name in SMALL_DATA else folder.rpartition("_")[2])
+        if name in DETECTORS:
+            epochs = EPOCHS.get(file, EPOCHS[family])
+            assert config["trainer"]["max_steps"] == epochs * (IMAGES // data.batch_size)
+            assert config["trainer"]["val_check_interval"] == IMAGES // data.batch_size
+        else:
+            assert config["trainer"]["max_steps"] in STEPS[head]
+    assert config["task"] == SMALL_DATA.get(name, folder.rpartition("_")[2])
     assert model.head.num_classes == 150
 
 
@@ -105,6 +131,13 @@ def test_recipe_composes_and_builds(name: str) -> None:
         ("coco_detection/deformable_detr_r50", SMALL_DEFORMABLE),
         ("coco_detection/rt_detr_r50", SMALL_RT_DETR),
         ("coco_detection/rf_detr_small", SMALL_RF_DETR),
+        *((f"coco_detection/{name}", SMALL_RT_DETR) for name in ("d_fine_large", "deim_d_fine_xlarge")),
+        ("coco_detection/deimv2_small", [*SMALL_DEIMV2, *SMALL_VIT]),
+        ("coco_detection/deimv2_xlarge", [*SMALL_DEIMV2, *SMALL_TIMM]),
+        *((f"coco_detection/lw_detr_{size}", SMALL_LW_DETR) for size in ("tiny", "xlarge")),
+        ("finetune/d_fine", SMALL_RT_DETR),
+        ("finetune/deimv2", [*SMALL_DEIMV2, *SMALL_TIMM]),
+        ("finetune/rf_detr", [*SMALL_LW_DETR[:-2], *SMALL_TIMM]),
     ],
 )
 def test_recipe_with_small_parts_takes_a_step(name: str, small: list[str]) -> None:

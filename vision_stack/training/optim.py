@@ -42,6 +42,7 @@ class OptimConfig(Config):
     schedule: Literal["constant", "cosine", "poly", "step"] = "step"
     warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr, linearly
     warmup_factor: Fraction = 0.01
+    hold_fraction: Fraction = 0.0  # of the run after warm-up, before cosine or poly begins to fall
     min_lr_factor: Fraction = 0.0  # where cosine and poly end
     poly_power: NonNegative = 0.9
     milestones: tuple[Annotated[float, Range(0.0)], ...] = (0.889, 0.963)  # up to 1: fraction of all steps, else a step
@@ -139,6 +140,7 @@ def lr_factor(config: OptimConfig, total_steps: int | None) -> Callable[[int], f
             begin = config.warmup_factor
             return begin + (1 - begin) * step / config.warmup_steps
         done = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
+        done = max(done - config.hold_fraction, 0.0) / max(1 - config.hold_fraction, 1e-9)
         if config.schedule == "cosine":
             return config.min_lr_factor + (1 - config.min_lr_factor) * (1 + math.cos(math.pi * done)) / 2
         if config.schedule == "poly":
