@@ -25,13 +25,29 @@ _SIDES = "800/1333"
 _DINOV3, _NON_COMMERCIAL = "DINOv3", "CC BY-NC 4.0"
 
 # Scores are those of the authors' model zoos: facebookresearch/MaskFormer, facebookresearch/Mask2Former, tue-mps/eomt,
-# roboflow/rf-detr, lyuwenyu/RT-DETR, Peterande/D-FINE, fundamentalvision/Deformable-DETR, torchvision.
+# roboflow/rf-detr, Atten4Vis/LW-DETR, lyuwenyu/RT-DETR, Peterande/D-FINE, Intellindust-AI-Lab/DEIMv2,
+# fundamentalvision/Deformable-DETR, torchvision.
 MODELS = (
     Model("Roboflow/rf-detr-medium", "detection", 54.7, 33.7, "576", "Apache 2.0"),
     Model("Roboflow/rf-detr-small", "detection", 53.0, 32.1, "512", "Apache 2.0"),
     Model("Roboflow/rf-detr-nano", "detection", 48.4, 30.5, "384", "Apache 2.0"),
-    Model("PekingU/rtdetr_r101vd_coco_o365", "detection", 56.2, 76, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-xlarge-obj2coco", "detection", 59.3, 62, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-large-obj2coco-e25", "detection", 57.3, 31, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-medium-obj2coco", "detection", 55.1, 19, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-small-obj2coco", "detection", 50.7, 10, "640", "Apache 2.0"),
     Model("ustc-community/dfine-xlarge-coco", "detection", 55.8, 62, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-large-coco", "detection", 54.0, 31, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-medium-coco", "detection", 52.3, 19, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-small-coco", "detection", 48.5, 10, "640", "Apache 2.0"),
+    Model("ustc-community/dfine-nano-coco", "detection", 42.8, 4, "640", "Apache 2.0"),
+    Model("AnnaZhang/lwdetr_xlarge_60e_coco", "detection", 58.3, 118, "640", "Apache 2.0"),
+    Model("AnnaZhang/lwdetr_large_60e_coco", "detection", 56.1, 46.8, "640", "Apache 2.0"),
+    Model("AnnaZhang/lwdetr_medium_60e_coco", "detection", 52.5, 28.2, "640", "Apache 2.0"),
+    Model("AnnaZhang/lwdetr_small_60e_coco", "detection", 48.0, 14.6, "640", "Apache 2.0"),
+    Model("AnnaZhang/lwdetr_tiny_60e_coco", "detection", 42.6, 12.1, "640", "Apache 2.0"),
+    Model("harshaljanjani/DEIMv2_DINOv3_S_COCO_Transformers", "detection", 50.9, 9.7, "640", "Apache 2.0"),
+    Model("harshaljanjani/DEIMv2_HGNetv2_N_COCO_Transformers", "detection", 43.0, 3.6, "640", "Apache 2.0"),
+    Model("PekingU/rtdetr_r101vd_coco_o365", "detection", 56.2, 76, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_r50vd_coco_o365", "detection", 55.3, 42, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_v2_r101vd", "detection", 54.3, 76, "640", "Apache 2.0"),
     Model("PekingU/rtdetr_v2_r50vd", "detection", 53.4, 42, "640", "Apache 2.0"),
@@ -86,7 +102,7 @@ MODELS = (
     Model("facebook/maskformer-swin-base-ade", "semantic", 52.7, 102, "640", _NON_COMMERCIAL),
 )
 _NOTES = (
-    "Scores as published: box AP, mask AP and PQ on COCO val2017, mIoU on ADE20K.",
+    "Scores as published (DEIMv2's by its authors, from whose code transformers' differs): box AP, mask AP and PQ on COCO val2017, mIoU on ADE20K.",
     "Fine-tune on your own images: vision-stack train weights=NAME task=TASK data=DIR",
     "As it is: vision-stack predict checkpoint=NAME source=photo.jpg",
 )
