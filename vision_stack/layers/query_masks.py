@@ -43,12 +43,14 @@ class QueryMasks(nn.Module):
         """
         x = self.resized(x, size)
         refined = list(self.refined(x))[-len(queries) :]
-        embed, features = self.projected(self.embed(queries)), torch.stack([with_ones(each) for each in refined])
+        cells = [each.permute(0, 2, 3, 1) for each in refined]
+        stacked = torch.stack(cells) if len(cells) > 1 else cells[0][None]  # the latter is no copy
+        embed, features = self.projected(self.embed(queries)), with_ones(stacked)
         if proposed is None:
-            return embed, channels_first(features), None, None
+            return embed, features, None, None
         plain = self.embed(proposed)
         plain = torch.cat([plain, self.bias.to(plain.dtype).expand_as(plain[..., :1])], dim=-1)
-        return embed, channels_first(features), plain, channels_first(with_ones(x))
+        return embed, features, plain, with_ones(x.permute(0, 2, 3, 1))
 
     def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A map of an image of `size` (height, width) -> [B, C, ceil(H/4), ceil(W/4)]."""
@@ -85,15 +87,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         cells = self.norm(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        # As a convolution, which adds the bias on the way.
-        return x + F.gelu(F.conv2d(cells, self.pointwise.weight[..., None, None], self.pointwise.bias))
+        # As a convolution, which adds the bias on the way; the sum is in place, since maps are large.
+        return F.gelu(F.conv2d(cells, self.pointwise.weight[..., None, None], self.pointwise.bias)).add_(x)
 
 
-def with_ones(x: Tensor) -> Tensor:
-    """A map [B, C, h, w] with a last channel of ones, cell by cell: [B, h, w, C + 1]."""
-    return F.pad(x.permute(0, 2, 3, 1), (0, 1), value=1.0)
-
-
-def channels_first(x: Tensor) -> Tensor:
-    """[..., h, w, C] -> [..., C, h, w], in the memory of the former."""
-    return x.movedim(-1, -3)
+def with_ones(cells: Tensor) -> Tensor:
+    """Maps cell by cell, [..., h, w, C], with a last channel of ones -> [..., C + 1, h, w], stored so, too."""
+    return F.pad(cells, (0, 1), value=1.0).movedim(-1, -3)

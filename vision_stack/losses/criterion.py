@@ -161,7 +161,8 @@ def _objects(targets: Sequence[Target]) -> Objects:
 def _matched_masks(mask_embed: Tensor, features: Tensor, matches: Matches) -> Tensor:
     """Mask logits of only the matched queries, in the order of `matches`: [M, h, w]."""
     embed = mask_embed[matches.layers, matches.images, matches.queries].split(list(matches.counts))
-    masks = [each @ maps for each, maps in zip(embed, features.flatten(2).unbind(0), strict=True)]
+    cells = features.flatten(2).mT  # taken apart so, gradients of channels-last maps are channels-last as well
+    masks = [each @ some.T for each, some in zip(embed, cells.unbind(0), strict=True)]
     return torch.cat(masks).unflatten(1, features.shape[-2:])
 
 
