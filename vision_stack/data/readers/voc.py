@@ -8,7 +8,7 @@ that no list names is in no split. In a `SegmentationObject` PNG, the pixels of 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from xml.etree import ElementTree
@@ -177,20 +177,22 @@ def _objects(
 ) -> Iterator[RawObject]:
     ids = ids_by_name(raw.classes)
     for row, (name, element) in enumerate(of_image):
-        found: list[RawObject] = []
+        found: dict[int, RawObject] = {}
+        problems = len(raw.problems)
         for number, item in enumerate(element.findall("object"), start=1):
             place = raw.place(name, f"object {number}")
             try:
                 category = " ".join((item.findtext("name") or "").split())
                 if not category:
                     raise BrokenField("", "has no name", "name its class")
-                found.append(RawObject(row, ids[category], place, box=_box(item)))
+                found[number] = RawObject(row, ids[category], place, box=_box(item))
             except BrokenField as error:
                 raw.problem(name, f"object {number}", error.message, error.remedy)
         mask = data.masks.get(_stem(name))
         if masks and mask is not None:
-            found = list(_with_masks(raw, mask, found))
-        yield from found
+            yield from _with_masks(raw, mask, found, complete=len(raw.problems) == problems)
+        else:
+            yield from found.values()
 
 
 def _box(item: ElementTree.Element) -> tuple[float, float, float, float]:
@@ -205,26 +207,36 @@ def _box(item: ElementTree.Element) -> tuple[float, float, float, float]:
     return (x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1)
 
 
-def _with_masks(raw: RawSplit, mask: str, objects: Sequence[RawObject]) -> Iterator[RawObject]:
-    """The objects with the masks whose boxes are theirs: the n-th has the value n, unless that does not fit."""
+def _with_masks(raw: RawSplit, mask: str, objects: Mapping[int, RawObject], *, complete: bool) -> Iterator[RawObject]:
+    """The objects with the masks whose boxes are theirs: the n-th has the value n, unless that does not fit.
+
+    Args:
+        complete: whether every object of the xml is there; otherwise masks without one are theirs.
+    """
     try:
         values = read_ids(raw.files.path(mask))
     except DataError as error:
         raw.problems.append(error.problem or Problem(mask, "pixels", str(error), "export it again"))
         return
-    left = dict(enumerate(objects, start=1))
-    numbers = [number for number in np.unique(values).tolist() if number not in (0, _OUTLINE)]
-    for number in numbers:
-        pixels = values == number
-        box = _bounds(pixels)
-        order = sorted(left, key=lambda n: (n != number, -_iou(left[n].box, box)))
-        fitting = [n for n in order if _iou(left[n].box, box) >= _SAME]
-        if not fitting:
-            message = f"object {number} of the mask has the box of no object in the xml"
-            raw.problem(mask, f"value {number}", message, "export xml and masks together")
+    left = dict(objects)
+    without: list[int] = []
+    for value in np.unique(values).tolist():
+        if value in (0, _OUTLINE):
             continue
-        yield left.pop(fitting[0])._replace(rle=mask_of(pixels), box=None)
-    yield from left.values()
+        pixels = values == value
+        box = _bounds(pixels)
+        order = sorted(left, key=lambda n: (n != value, -_iou(left[n].box, box)))
+        fitting = next((n for n in order if _iou(left[n].box, box) >= _SAME), None)
+        if fitting is None:
+            without.append(value)
+        else:
+            yield left.pop(fitting)._replace(rle=mask_of(pixels), box=None)
+    if not without:
+        yield from left.values()  # to be refused: they have no mask
+    elif complete:
+        message = f"an object with the value {without[0]} has the box of no object in the xml"
+        more = f", and {len(without) - 1:,} more" if len(without) > 1 else ""
+        raw.problem(mask, "pixels", f"{message}{more}", "export xml and masks together")
 
 
 def _bounds(pixels: NDArray[np.bool_]) -> tuple[float, float, float, float]:

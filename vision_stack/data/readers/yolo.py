@@ -153,7 +153,7 @@ def _places(files: Files, table: str, path: Any, entry: str) -> Iterator[str]:
     """
     beside = posixpath.dirname(table)
     below = path.strip("/").replace("\\", "/") if isinstance(path, str) else ""
-    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    parts = [part for part in posixpath.normpath(entry.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
     whole = "/".join(parts)
     names = [whole] if not entry.startswith("/") else ["/".join(parts[first:]) for first in range(len(parts))]
     bases = (posixpath.join(beside, below), posixpath.join(beside, posixpath.basename(below)), beside, "")
