@@ -25,7 +25,7 @@ def assert_lists_all_fields(plain, config):
             assert_lists_all_fields(plain[name], value)
 
 
-@pytest.mark.parametrize("name", ["coco", "coco_panoptic", "semantic", "shapes"])
+@pytest.mark.parametrize("name", ["auto", "coco", "coco_panoptic", "semantic", "shapes"])
 def test_data_yaml_lists_every_option_and_the_defaults_of_python(name):
     plain = read(name)
     config = from_dict(plain, kind="data")

@@ -6,13 +6,17 @@ from pathlib import Path
 import format_files as ff
 import numpy as np
 import pytest
+from label_map_files import write_panoptic
 
 from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import AutoDataConfig
+from vision_stack.data.datamodule import build_datamodule
+from vision_stack.data.readers.auto import recognise
 from vision_stack.data.readers.coco import CocoSplit, ImageRecord
 from vision_stack.ops import rle
 from vision_stack.structures import Task
 
+LABEL_FORMATS = Path(__file__).parents[2] / "docs" / "label_formats.md"
 Objects = list[tuple[str, np.ndarray | None, list[float]]]  # class, mask, box x0 y0 x1 y1
 
 WITH_MASKS: dict[str, Callable[[Path], None]] = {
@@ -133,3 +137,27 @@ def test_test_split_is_read_for_evaluation_when_asked_for(tmp_path: Path) -> Non
     ff.yolo(tmp_path / "other")
     with pytest.raises(DataError, match=r"there is no test split in .*; there is train, val; choose another"):
         AutoDataConfig(root=str(tmp_path / "other"), split="test").read("val", "instance")
+
+
+VARIANTS = ("yolo of roboflow", "imagefolder")  # of folders that are documented
+DOCUMENTED = {name: write for name, write in WITH_MASKS.items() if name not in VARIANTS}
+DOCUMENTED |= {"yolo boxes": ff.yolo_boxes, "voc boxes": ff.voc_boxes, "imagefolder": ff.imagefolder_boxes}
+SEMANTIC = (ff.cityscapes, ff.ade20k, ff.semantic, ff.camvid, ff.values_without_table)
+
+
+@pytest.mark.parametrize("write", [*DOCUMENTED.values(), *SEMANTIC, write_panoptic])
+def test_documentation_has_what_is_printed_for_every_folder(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    task: Task = "semantic" if write in SEMANTIC else "panoptic" if write is write_panoptic else "detection"
+    found = recognise(tmp_path, task)
+    rows = [line for line in LABEL_FORMATS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    row = next((row for row in rows if row.endswith(f"| {found.what}: {found.how} |")), "")
+    assert row, f"{found.what}: {found.how}"
+    assert set(row.split("|")[3].replace(",", " ").split()) >= set(found.tasks)
+
+
+def test_what_was_found_is_printed_line_by_line(tmp_path: Path) -> None:
+    ff.yolo(tmp_path)
+    lines = build_datamodule(AutoDataConfig(root=str(tmp_path))).notes()
+    shown = LABEL_FORMATS.read_text(encoding="utf-8").split("```")[1].strip()
+    assert "\n".join(lines).replace(str(tmp_path), "DIR") == shown

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,13 +63,10 @@ def recognise(files: Files) -> Recognised | None:
 
 def _read_folders(found: dict[Part, SemanticFolders], part: Part, reading: Reading) -> LabelMapSplit:
     folders = found[part]
+    if reading.classes is not None:
+        folders = replace(folders, classes=Path(reading.classes))
     if reading.ignore_labels is not None:
-        folders = SemanticFolders(
-            image_dir=folders.image_dir,
-            label_dir=folders.label_dir,
-            classes=Path(reading.classes or folders.classes),
-            ignore_labels=reading.ignore_labels,
-        )
+        folders = replace(folders, ignore_labels=reading.ignore_labels)
     return read_semantic(folders, on_error=reading.on_error, categories=reading.categories, training=reading.training)
 
 

@@ -42,11 +42,12 @@ def recognise(files: Files) -> Recognised | None:
         return None
     data = _Data(files)
     masks = len(data.masks)
+    of_masks = f", {masks:,} masks in SegmentationObject" if masks else ""
     lists = f"; lists in {posixpath.dirname(data.lists[0])}" if data.lists else ""
     return Recognised(
         format="voc",
         what="Pascal VOC",
-        how=f"{len(data.xmls):,} .xml files with boxes, {masks:,} masks in SegmentationObject{lists}",
+        how=f"{len(data.xmls):,} .xml files with boxes{of_masks}{lists}",
         tasks=(*(INSTANCES if masks else ("detection",)), *(("semantic",) if data.class_maps else ())),
         splits={part: f"{len(names):,} images" for part, names in data.parts.items()},
         read=partial(_read, data),
