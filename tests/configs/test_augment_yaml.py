@@ -31,7 +31,7 @@ def test_presets_are_those_that_the_documentation_names() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("data", ["shapes", "coco", "coco_panoptic", "semantic"])
+@pytest.mark.parametrize("data", ["shapes", "auto", "coco", "coco_panoptic", "semantic"])
 def test_preset_sets_every_switch_whatever_the_data_says(name: str, data: str) -> None:
     plain = OmegaConf.to_container(OmegaConf.load(CONFIGS / "augment" / f"{name}.yaml"))
     assert isinstance(plain, dict)

@@ -49,7 +49,7 @@ def test_every_task_can_be_shown(task: str, tmp_path: Path, monkeypatch: pytest.
 def test_folder_can_be_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert show(tmp_path, monkeypatch, *SMALL, "rows=1") == 0
     (folder,) = (tmp_path / "cache" / "shapes").iterdir()
-    assert show(tmp_path, monkeypatch, str(folder), "augment=lsj", "rows=1", "out=own.jpg") == 0
+    assert show(tmp_path, monkeypatch, str(folder), "data.format=coco", "augment=lsj", "rows=1", "out=own.jpg") == 0
     assert (tmp_path / "own.jpg").is_file()
 
 

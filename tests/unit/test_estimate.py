@@ -1,5 +1,6 @@
 """The step that is taken before the first: it leaves no trace, and what does not fit is said in one line."""
 
+import dataclasses
 import random
 import warnings
 from pathlib import Path
@@ -18,10 +19,11 @@ from vision_stack.training import memory
 from vision_stack.training.estimate import describe, duration, length
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
-from vision_stack.training.probe import GIB, Measured, OutOfMemory, Probe, make_batch, search_largest
+from vision_stack.training.probe import GIB, Measured, OutOfMemory, Probe, composed_counts, make_batch, search_largest
 from vision_stack.training.settling import model_config
 from vision_stack.training.tasks import build_evaluator
 
+CPU = torch.device("cpu")
 PARTS = {
     "backbone": {"type": "timm", "model_name": "test_efficientnet", "out_strides": [4, 8, 16]},
     "neck": {"type": "fpn", "channels": 16},
@@ -236,3 +238,35 @@ def test_peak_memory_forgets_earlier_peaks() -> None:
     assert memory.peak_memory() >= before
     assert memory.peak_memory() < before + 200 * 2**20
     del large
+
+
+@pytest.mark.parametrize(
+    ("transform", "sampling", "expected"),
+    [
+        ({}, {}, [9, 5, 3, 2, 1]),
+        ({"mosaic": 0.1}, {}, [19, 1]),
+        ({"copy_paste": 0.1, "mixup": 0.1}, {}, [17, 3]),
+        ({"mosaic": 0.1}, {"max_objects": 12}, [12, 1]),
+    ],
+)
+def test_composed_images_have_the_objects_of_those_in_them(
+    transform: dict[str, Any], sampling: dict[str, Any], expected: list[int], data: DataModule
+) -> None:
+    config: DataConfig = from_dict({"type": "shapes", "train_transform": transform, "sampling": sampling}, kind="data")
+    other = SimpleNamespace(config=config, train_split=data.train_split, categories=data.categories)
+    assert composed_counts([3, 9, 1, 5, 2], other) == expected  # type: ignore[arg-type]
+
+
+def test_largest_batch_with_crops_of_any_aspect_is_as_wide_as_high(data: DataModule) -> None:
+    model = build(data)
+    plain, cropped = (
+        Probe(model, build_datamodule(replace_transform(data, **more)), OptimConfig(), FinetuneConfig(), CPU, "32-true")
+        for more in ({}, {"iou_crop": 0.5})
+    )
+    assert plain.largest(1)[:2] == (96, 96)
+    assert cropped.largest(1)[:2] == (128, 128)  # at most long_edge
+
+
+def replace_transform(data: DataModule, **options: Any) -> DataConfig:
+    transform = dataclasses.replace(data.config.train_transform, **options)
+    return dataclasses.replace(data.config, train_transform=transform)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ class Probe:
         self.model, self.data, self.optim, self.finetune = model.to(device), data, optim, finetune
         self.device, self.precision = device, precision
         self._sizes = self._resized_sizes()
-        self._counts = sorted(object_counts(data), reverse=True)
+        self._counts = composed_counts(object_counts(data), data)
 
     def largest(self, batch_size: int) -> Shape:
         """The batch that takes most memory, of those that may come: all edges and all crowds at once."""
@@ -98,6 +98,9 @@ class Probe:
             largest = replace(config, short_edges=(max(config.short_edges),))
             sizes = [_resized(largest, r.height, r.width, 0) for r in self.data.train_records]
         height, width = (max(size[i] for size in sizes) for i in (0, 1))
+        if config.mode == "resize" and config.iou_crop:  # crops of any aspect up to 2
+            edge = min(config.long_edge, 2 * max(config.short_edges), config.crop_size or config.long_edge)
+            height, width = max(height, edge), max(width, edge)
         counts = tuple((self._counts * batch_size)[:batch_size])
         return self._padded(height, width, counts)
 
@@ -264,6 +267,16 @@ class Probe:
         )
         advice = f"lower {' or '.join(lower)}" + (f", or give {' or '.join(also)}" if also else "")
         return f"out of memory{of} on {self.device}: a step of {what} does not fit; {advice}"
+
+
+def composed_counts(counts: Sequence[int], data: DataModule) -> list[int]:
+    """Objects in the training images that may come, the most first: those of as many images as may be in one."""
+    together, config = data.config.train_transform.most_images, data.config.sampling
+    most = config.max_objects or sum(counts)
+    if not data.train_split.lists_objects:  # classes, of which an image has one mask each
+        most = len(data.categories)
+    ordered = sorted(counts, reverse=True)
+    return [min(most, sum(ordered[i : i + together])) for i in range(0, len(ordered), together)]
 
 
 def search_largest(fits: Callable[[int], bool], limit: int) -> int:

@@ -107,6 +107,11 @@ class TrainTransformConfig(Config):
         check_changes(self.photometric)
 
     @property
+    def most_images(self) -> int:
+        """That one may be composed of."""
+        return (4 if self.mosaic else 1) + bool(self.mixup) + bool(self.copy_paste)
+
+    @property
     def mirror(self) -> Mirror:
         return Mirror(self.flip, self.vertical_flip, self.warp, self.rotation, self.shear)
 
