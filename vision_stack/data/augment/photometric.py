@@ -122,7 +122,10 @@ def _of_torchvision(cls: type[v2.Transform], arguments: Mapping[str, Any]) -> Ch
 
 def _of_albumentations(name: str, arguments: Mapping[str, Any]) -> Change:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its latest version
-    library: Any = importlib.import_module(LIBRARY)
+    try:
+        library: Any = importlib.import_module(LIBRARY)
+    except Exception as error:  # its parts do not fit each other, or NumPy
+        raise ConfigError(f"name: {LIBRARY} cannot be imported ({error!r:.100}); install it again") from None
     if not hasattr(library, name):
         raise ConfigError(f"name: albumentations {library.__version__} has no {name}; leave it out, or install another")
 
