@@ -64,6 +64,12 @@ def test_second_start_examines_nothing_until_a_file_changes(tmp_path: Path, monk
     os.utime(root / "train" / "train_3.jpg", (1, 1))
     assert checked(root) == first
     assert calls == [1]
+    file = root / "annotations" / "instances_train.json"
+    times = (file.stat().st_atime, file.stat().st_mtime)
+    file.write_text(file.read_text().replace('"category_id": 9', '"category_id": 5', 1))
+    os.utime(file, times)
+    checked(root)
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"lines": []}'])

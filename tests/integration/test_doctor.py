@@ -97,7 +97,7 @@ def test_json_lists_all_and_exit_codes_tell_clean_broken_and_unreadable(
     assert not list(tmp_path.glob("*.html"))  # with --json only where it is named
     (tmp_path / "broken/annotations/instances_train.json").write_text("{")
     (tmp_path / "broken/annotations/instances_val.json").write_text("{")
-    assert commands.main(["doctor", str(broken)]) == 2
+    assert commands.main(["doctor", "data=coco", f"data.root={broken}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -114,7 +114,8 @@ def test_json_lists_all_and_exit_codes_tell_clean_broken_and_unreadable(
         (["DATA", "data.bacth_size=3"], "bacth_size: unknown option; did you mean 'batch_size'?"),
         (["DATA", "--html", "DATA"], "is a folder; give a file"),
         (["DATA", "--html", "mine.html"], "is not a page of the doctor and would be overwritten"),
-        (["DATA", "task=semantic"], "data=coco has no annotations for semantic"),
+        (["DATA", "task=semantic"], "has nothing for task=semantic"),
+        (["data=coco", "data.root=DATA", "task=semantic"], "data=coco has no annotations for semantic"),
     ],
 )
 def test_words_that_mean_nothing_are_one_line(

@@ -34,7 +34,7 @@ def title_of(config: DataConfig) -> str:
 
 def summary(examination: Examination, config: DataConfig, page: Path | None) -> list[str]:
     """Lines for the terminal."""
-    lines = [f"{config.root or config.type}: data={config.type}, task={examination.task}"]
+    lines = [f"{config.root or config.type}: {examination.format}, task={examination.task}"]
     for name, each in examination.statistics.items():
         objects = "" if each.num_objects is None else f", {each.num_objects:,} objects"
         lines.append(f"{name:<8} {each.num_images:,} images{objects}, {len(each.classes):,} classes")
@@ -53,6 +53,7 @@ def as_json(examination: Examination, config: DataConfig) -> dict[str, Any]:
     view = examination.view
     return {
         "data": config.type,
+        "format": examination.format,
         "root": config.root,
         "task": examination.task,
         "seen_at": {"short_edge": view.short_edge, "long_edge": view.long_edge, "stride": view.stride},
@@ -95,7 +96,7 @@ def page_of(examination: Examination, config: DataConfig, argv: Sequence[str]) -
     view = examination.view
     page = Page(
         title=f"Data of {title_of(config)}",
-        subtitle=f"data={config.type}, task={examination.task}; sizes as seen at {view}, stride {view.stride}",
+        subtitle=f"{examination.format}, task={examination.task}; sizes as seen at {view}, stride {view.stride}",
         command=f"vision-stack doctor {shlex.join(argv)}",
         splits=splits,
         facts=list(_facts(examination)),

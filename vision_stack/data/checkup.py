@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from vision_stack.config import to_dict
 from vision_stack.data.checks.diagnosis import KINDS, Diagnosis, Split, in_order, table_of
 from vision_stack.data.checks.object_columns import columns_of
@@ -66,16 +68,20 @@ def _lines(found: list[Diagnosis]) -> Iterator[str]:
 
 
 def _key(config: DataConfig, splits: Mapping[str, Split], view: View) -> str:
-    """A hash of the names, sizes and times of all files, and of what they are looked at with."""
-    digest = hashlib.sha256(json.dumps([_VERSION, config.type, asdict(view)]).encode())
+    """A hash of the annotations as read, of the image files' names, sizes and times, and of the view."""
+    digest = hashlib.blake2b(json.dumps([_VERSION, config.type, asdict(view)]).encode(), digest_size=16)
     for name, split in splits.items():
+        table = table_of(split)
+        assert table is not None
         digest.update(json.dumps([name, [category.name for category in split.categories]]).encode())
-        for path in (split.annotation_file, *(record.path for record in split.records)):
+        for column in (table.labels, table.boxes, table.areas, table.crowd, table.ids, table.points, table.counts):
+            digest.update(column.tobytes() if isinstance(column, np.ndarray) else column)
+        for record in split.records:
             with contextlib.suppress(OSError):  # a file that is gone changes the key, too
-                status = os.stat(path)
+                status = os.stat(record.path)
                 digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-            digest.update(os.fsencode(path) + b"\0")
-    return digest.hexdigest()[:32]
+            digest.update(f"{record.rows} {record.height} {record.width} ".encode() + os.fsencode(record.path))
+    return digest.hexdigest()
 
 
 def _remembered(file: Path) -> list[str] | None:
@@ -92,7 +98,7 @@ def _command(config: DataConfig, view: View) -> str:
     paths = {key: value for key, value in plain.items() if isinstance(value, str) and value != default[key]}
     paths.pop("on_error", None)
     words = [f"data={config.type}", *(f"data.{key}={value}" for key, value in paths.items())]
-    if config.type == "coco" and paths.keys() == {"root"}:
+    if config.type in ("auto", "coco") and paths.keys() == {"root"}:
         words = [paths["root"]]
     seen = default["eval_transform"]
     if (view.short_edge, view.long_edge) != (seen["short_edge"], seen["long_edge"]):

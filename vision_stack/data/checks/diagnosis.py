@@ -101,6 +101,15 @@ def table_of(split: Split) -> AnnotationTable | None:
     return table if isinstance(table, AnnotationTable) else None
 
 
+def name_object(split: Split, record: Any, row: int) -> str:
+    """How its owner finds an annotation: by its id in a json, elsewhere by its place among those of the image."""
+    table = table_of(split)
+    assert table is not None
+    if split.annotation_file.endswith(".json"):
+        return f"id {table.ids[row]}"
+    return f"object {row - record.rows.start + 1}"
+
+
 def in_order(found: Sequence[Diagnosis]) -> list[Diagnosis]:
     """By kind, of each kind the worst first."""
     places = {kind: place for place, kind in enumerate(KINDS)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -16,10 +17,11 @@ from vision_stack.data.checks.overlaps import find_overlaps
 from vision_stack.data.checks.small_objects import View, find_small_objects
 from vision_stack.data.checks.split_classes import find_class_faults
 from vision_stack.data.checks.statistics import SplitStatistics, statistics_of
-from vision_stack.data.configs import DataConfig
+from vision_stack.data.configs import AutoDataConfig, DataConfig
 from vision_stack.data.readers.layout import SplitName
 from vision_stack.structures import Task
 
+_TASKS = ("detection", "instance", "panoptic", "semantic")  # the first that there are annotations for is examined
 _SHOWN = 6  # images of a finding
 _PLAIN_NOTES = (".iscrowd", ".id", ".file_name")  # fields of notes that ask for nothing
 _FIELDS_OF_IMAGES = ("images", "pixels", "label map", "file_name")
@@ -31,6 +33,7 @@ class Examination:
     """What was found in a data set."""
 
     task: Task
+    format: str  # what the folder holds, and how that is known
     view: View
     splits: Mapping[str, Any]  # by name, those that could be read
     statistics: Mapping[str, SplitStatistics]
@@ -66,29 +69,65 @@ def examine(config: DataConfig, task: Task | None = None, view: View | None = No
             found += find_small_objects(split, own, name, view)
     found += find_class_faults(splits, {name: each.classes for name, each in statistics.items()})
     found += find_look_alikes(splits)
-    return Examination(chosen, view, splits, statistics, in_order(found))
+    return Examination(chosen, _format(config, chosen), view, splits, statistics, in_order(found))
 
 
 def _default_task(config: DataConfig) -> Task:
-    return "detection" if "detection" in config.readers else next(iter(config.readers))
+    """What there are annotations for; of objects, boxes suffice."""
+    tasks: list[Task] = sorted(config.readers, key=_TASKS.index)
+    if not isinstance(config, AutoDataConfig):
+        return tasks[0]
+    errors = []
+    for task in tasks:
+        try:
+            config.recognised(task)
+            return task
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _format(config: DataConfig, task: Task) -> str:
+    if not isinstance(config, AutoDataConfig):
+        return f"data={config.type}"
+    found = config.recognised(task)
+    return f"{found.what} ({found.how})"
 
 
 def _read(config: DataConfig, task: Task) -> tuple[dict[str, Any], list[Diagnosis]]:
-    splits: dict[str, Any] = {}
+    """All splits as the folder has them: nothing is held out of the training images."""
+    readers: dict[str, Callable[[], Any]] = {name: partial(config.read, name, task) for name in get_args(SplitName)}
     faults: list[Diagnosis] = []
+    if isinstance(config, AutoDataConfig):
+        config = replace(config, val_fraction=None, split="val")
+        parts = config.recognised(task).splits
+        readers = {name: partial(config.read, name, task) for name in ("train", "val")}
+        if "val" not in parts:
+            readers = {"train": partial(_whole, config, task)}
+            message = "there is no validation split: training holds some of its images out"
+            problem = Problem(str(config.root), "data.val_fraction", message, "name the images that validate")
+            faults.append(Diagnosis("reading", "train", problem))
+        if "test" in parts:
+            readers["test"] = partial(replace(config, split="test").read, "val", task)
+    splits: dict[str, Any] = {}
     errors: list[DataError] = []
-    for name in get_args(SplitName):
+    for name, read in readers.items():
         try:
-            splits[name] = config.read(name, task)
+            splits[name] = read()
         except DataError as error:
             problem = error.problem or Problem(str(config.root), name, str(error), "fix the files")
             missing = name != "train" and problem.field.startswith("data.")  # an option, not what is in a file
-            kind = "missing_split" if missing else "unreadable_split"
-            faults.append(Diagnosis(kind, name, problem))
+            faults.append(Diagnosis("missing_split" if missing else "unreadable_split", name, problem))
             errors.append(error)
     if not splits:
         raise errors[0]
     return splits, faults
+
+
+def _whole(config: DataConfig, task: Task) -> Any:
+    """The training images and those held out of them."""
+    train, val = config.read("train", task), config.read("val", task)
+    return replace(train, records=[*train.records, *val.records])
 
 
 def _of_reading(split: Split, name: str) -> Iterator[Diagnosis]:

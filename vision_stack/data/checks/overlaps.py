@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vision_stack.data.annotations import AnnotationTable
-from vision_stack.data.checks.diagnosis import Diagnosis, Exhibit, Split, table_of
+from vision_stack.data.checks.diagnosis import Diagnosis, Exhibit, Split, name_object, table_of
 from vision_stack.data.checks.issues import Problem, show
 
 _SAME, _NEARLY = 0.97, 0.8  # IoU of two annotations of one class
@@ -111,14 +111,14 @@ def _rle(table: AnnotationTable, row: int, record: Any, cache: dict[int, Any]) -
 
 
 def _diagnosis(pair: Pair, table: AnnotationTable, split: Split, name: str, record: Any) -> Diagnosis:
-    first, second = (int(table.ids[row]) for row in (pair.first, pair.second))
+    first, second = (name_object(split, record, row) for row in (pair.first, pair.second))
     classes = [split.categories[table.labels[row]].name for row in (pair.first, pair.second)]
     of = f"in {show(record.file_name)}"
     if pair.kind == "two_classes":
-        message = f"ids {first} and {second} {of} are {show(classes[0])} and {show(classes[1])}, IoU {pair.share:.2f}"
+        message = f"{first} and {second} {of} are {show(classes[0])} and {show(classes[1])}, IoU {pair.share:.2f}"
     elif pair.kind == "overlap":
-        message = f"{show(classes[0])} ids {first} and {second} {of} share {pair.share:.0%} of the smaller mask"
+        message = f"{show(classes[0])} {first} and {second} {of} share {pair.share:.0%} of the smaller mask"
     else:
-        message = f"{show(classes[0])} ids {first} and {second} {of} have an IoU of {pair.share:.2f}"
-    problem = Problem(split.annotation_file, f"annotations[id={second}]", message, _REMEDIES[pair.kind])
+        message = f"{show(classes[0])} {first} and {second} {of} have an IoU of {pair.share:.2f}"
+    problem = Problem(split.annotation_file, "annotations[]", message, _REMEDIES[pair.kind])
     return Diagnosis(pair.kind, name, problem, (Exhibit(record, (pair.first, pair.second)),), pair.share)
