@@ -44,6 +44,19 @@ def test_lines_name_kinds_small_objects_and_the_doctor(tmp_path: Path) -> None:
     assert details == f"            details: vision-stack doctor '{tmp_path / 'my data'}'"
 
 
+def test_of_many_images_some_are_looked_at_and_the_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faults(content: dict[str, Any], root: Path) -> None:
+        for n in range(1, 13):
+            first = next(a for a in content["train"]["annotations"] if a["image_id"] == n and a["id"] != 10)
+            content["train"]["annotations"].append(first | {"id": 7000 + n})
+
+    monkeypatch.setattr(module, "_LOOKED_AT", 4)
+    first, _ = checked(planted(tmp_path / "data", faults))
+    assert first == "data check  duplicate annotations: 4 (in 4 images of a split)"
+
+
 def test_details_name_the_files_that_were_named(tmp_path: Path) -> None:
     root = planted(tmp_path / "data", FAULTS["mask in a mask"][0])
     (root / "annotations/instances_train.json").rename(root / "mine.json")

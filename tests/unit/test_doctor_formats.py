@@ -18,7 +18,9 @@ def test_folder_is_clean_and_its_copy_has_the_same_objects(name: str, tmp_path: 
     FORMATS[name](tmp_path / "data")
     found = examine(AutoDataConfig(root=str(tmp_path / "data")))
     assert [str(each.problem) for each in found.diagnoses if each.severity == "error"] == []
-    assert set(found.splits) - {"test"} == ({"train"} if name in WITHOUT_VAL else {"train", "val"})  # nothing is held out
+    assert set(found.splits) - {"test"} == (
+        {"train"} if name in WITHOUT_VAL else {"train", "val"}
+    )  # nothing is held out
     write_repaired(found.splits, found.diagnoses, tmp_path / "copy", originals=[tmp_path / "data"])
     again = examine(AutoDataConfig(root=str(tmp_path / "copy")))
     assert [str(each.problem) for each in again.diagnoses if each.severity == "error"] == []

@@ -164,6 +164,7 @@ VERBS_ELSEWHERE = {  # what other tools call the commands
     **dict.fromkeys(("val", "validate", "validation", "test", "evaluate", "evaluation"), "eval"),
     **dict.fromkeys(("infer", "inference", "detect", "segment", "prediction", "demo"), "predict"),
     "list": "backbones",
+    **dict.fromkeys(("check", "inspect", "analyze", "analyse", "lint"), "doctor"),
     **dict.fromkeys(("zoo", "model-zoo", "weights"), "models"),
     "export": "to-transformers",
 }

@@ -43,7 +43,10 @@ def checkup(config: DataConfig, splits: Mapping[str, Split], view: View) -> list
     file = cache_folder() / "checkups" / f"{_key(config, splits, view)}.json"
     lines = _remembered(file)
     if lines is None:
-        lines = list(_lines(in_order(list(_examine(splits, view)))))
+        some = any(len(split.records) > _LOOKED_AT for split in splits.values())
+        lines = list(
+            _lines(in_order(list(_examine(splits, view))), f" (in {_LOOKED_AT:,} images of a split)" if some else "")
+        )
         with contextlib.suppress(OSError):  # examined again next time
             write_file(file, json.dumps(lines).encode(), durable=False)
     return [*lines, f"            details: {_command(config, view)}"] if lines else []
@@ -57,11 +60,11 @@ def _examine(splits: Mapping[str, Split], view: View) -> Iterator[Diagnosis]:
     yield from find_class_faults(splits, {name: count_classes(split) for name, split in splits.items()})
 
 
-def _lines(found: list[Diagnosis]) -> Iterator[str]:
+def _lines(found: list[Diagnosis], where: str) -> Iterator[str]:
     found = [each for each in found if each.severity != "note"]
     counts = Counter(each.kind for each in found if each.kind not in _SINGLE)
     if counts:
-        yield "data check  " + ", ".join(f"{KINDS[kind].title}: {count:,}" for kind, count in counts.items())
+        yield "data check  " + ", ".join(f"{KINDS[kind].title}: {count:,}" for kind, count in counts.items()) + where
     single = next((each for each in found if each.kind in _SINGLE and each.split == "train"), None)
     if single:
         yield f"{'' if counts else 'data check':<11} {single.problem.message}; {single.problem.remedy}"
