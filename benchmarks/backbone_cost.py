@@ -3,10 +3,11 @@
     python benchmarks/backbone_cost.py                                    # eight backbones at 384 and 640 pixels
     python benchmarks/backbone_cost.py --only resnet50 swin_tiny --sizes 512 --batch 4
     python benchmarks/backbone_cost.py --device cuda --precision bf16-mixed
+    python benchmarks/backbone_cost.py --head d_fine --sizes 384          # whole detectors: d_fine or rf_detr
 
-GFLOPs are those of the backbone's forward pass, of one image. Time is the median of steps (forward, backward, AdamW) of
-random images with five objects each. Memory is the peak of a step: of tensors on a GPU, of the process on a CPU, where
-each backbone has a process of its own.
+Parameters and GFLOPs (of one image's forward pass) are those of the backbone, of the whole detector with `--head`. Time
+is the median of steps (forward, backward, AdamW) of random images with five objects each. Memory is the peak of a step:
+of tensors on a GPU, of the process on a CPU, where each backbone has a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from contextlib import nullcontext
 
 import torch
+from attention_flops import ATTENTION
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision_stack.backbones.names import config_from_pretrained
@@ -41,6 +43,11 @@ BACKBONES = (
     "swin_base",
     "convnext_base",
 )
+SWAPPED = ("resnet18", "convnext_tiny", "swin_tiny", "dinov2_small", "mobilenetv4_medium")  # under detectors
+HEADS = {  # head -> neck; a plain ViT has another under d_fine, whose neck reads a pyramid
+    "d_fine": {"type": "hybrid_encoder", "fusion": "elan"},
+    "rf_detr": {"type": "scale_projector"},
+}
 OBJECTS = 5
 COMPACT = {"hidden_dim": 96, "num_decoder_layers": 6, "ffn_dim": 384, "num_queries": 30}
 
@@ -55,7 +62,7 @@ def main() -> None:
     for name in options.only:
         for size in options.sizes:
             same = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
-            same += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
+            same += ["--threads", str(options.threads), "--rounds", str(options.rounds), "--head", options.head]
             command = [sys.executable, __file__, "--alone", "--only", name, "--sizes", str(size), *same]
             subprocess.run(command, check=True)
 
@@ -65,11 +72,15 @@ def measure(name: str, size: int, options: argparse.Namespace) -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    model = build(name, compact=device.type == "cpu")
-    parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
-    counter = FlopCounterMode(display=False)
+    detector = options.head in HEADS
+    model = build_detector(name, options.head) if detector else build(name, compact=device.type == "cpu")
+    counted = model.eval() if detector else model.backbone
+    parameters = sum(p.numel() for p in counted.parameters()) / 1e6
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    counted.requires_grad_(False)  # the counter would look for gradients
     with counter, torch.no_grad():
-        model.backbone(torch.zeros(1, 3, size, size))
+        counted(torch.zeros(1, 3, size, size))
+    counted.requires_grad_(True)
     model.to(device).train()
     optimizer = build_optimizer(model, OptimConfig())
     batch = make_batch(Shape(size, size, (OBJECTS,) * options.batch), len(model.categories), device)
@@ -106,9 +117,28 @@ def build(name: str, *, compact: bool) -> VisionModel:
     return VisionModel(config)
 
 
+def build_detector(name: str, head: str) -> VisionModel:
+    """The backbone with random weights, and the neck and head as published; of rf_detr all 13 groups in training."""
+    torch.manual_seed(0)
+    backbone = config_from_pretrained(name, use_pretrained_backbone=False)
+    plain = "dino" in name
+    if not plain:
+        backbone = config_from_pretrained(name, use_pretrained_backbone=False, out_strides=[8, 16, 32])
+    neck = {"type": "simple_pyramid"} if plain and head == "d_fine" else HEADS[head]
+    config = VisionModelConfig(
+        backbone=backbone,
+        neck=from_dict(neck, kind="neck"),
+        head=from_dict({"type": head}, kind="head"),
+        categories=tuple(Category(id=i, name=str(i)) for i in range(80)),
+        task="detection",
+    )
+    return VisionModel(config)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=BACKBONES, metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--head", choices=["mask2former", *HEADS], default="mask2former")
     parser.add_argument("--sizes", nargs="+", type=int, default=[384, 640], metavar="PIXELS")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -116,7 +146,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["32-true", *AUTOCAST], default="32-true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.only = options.only or (SWAPPED if options.head in HEADS else BACKBONES)
+    return options
 
 
 if __name__ == "__main__":

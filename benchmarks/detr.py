@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from attention_flops import ATTENTION
 from batches import cycle, first_batches, open_data, peak_of_process
 from detr_criterion import OBJECTS, SIDES, compare_criteria, peak_memory
 from detr_peers import FAMILIES, Family, Ours, new_sides
 from detr_postprocess import compare_postprocessing
 from timing import Times, alternate, report
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from vision_stack.structures import Batch
 from vision_stack.training.allocator import keep_freed_memory
@@ -130,28 +131,13 @@ def _compare_inference(family: Family, size: int, options: argparse.Namespace) -
 
 
 def _print_limit(step: Callable[[], object], times: Times) -> None:
-    aten = torch.ops.aten
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_gradient_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         step()
     a, b = torch.randn(2, 1024, 1024)
     product = min(alternate({"product": lambda: a @ b}, rounds=10)["product"].wall)
     limit = counter.get_total_flops() / (2 * 1024**3 / product)
     gflop = counter.get_total_flops() / 1e9
     print(f"  {gflop:.1f} GFLOP; limit {1e3 * limit:.1f} ms, {limit / times.median:.0%} of vision_stack's time")
-
-
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_gradient_flops(
-    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
-) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 if __name__ == "__main__":

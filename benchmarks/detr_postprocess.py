@@ -56,9 +56,14 @@ def rf_detr_seg() -> dict[str, tuple[Contenders, Callable[[Any, Any], str]]]:
     def transformers(**kind: bool) -> list[dict[str, Any]]:
         return processor.post_process_instance_segmentation(theirs, THRESHOLD, target_sizes=[SIZE] * IMAGES, **kind)
 
+    def with_product() -> list[dict[str, Any]]:
+        outputs.pred_masks  # noqa: B018  vision_stack multiplies the kept queries only, and does it here
+        return transformers(return_binary_maps=True)
+
     contenders: Contenders = {
         "vision_stack": lambda: decode("bool"),
         "transformers": lambda: transformers(return_binary_maps=True),
+        "with its mask product": with_product,
         "vision_stack, RLE": lambda: decode("rle"),
         "transformers, RLE of its map": lambda: transformers(return_coco_annotation=True),
     }
