@@ -91,13 +91,6 @@ class Federated(NamedTuple):
     incomplete: frozenset[int]  # of which not every object is annotated
 
 
-class Federated(NamedTuple):
-    """What LVIS says of an image beside its objects: ids of classes."""
-
-    absent: frozenset[int]  # that were looked for and are not there
-    incomplete: frozenset[int]  # of which not every object is annotated
-
-
 @dataclass(frozen=True, eq=False)
 class CocoSplit:
     """A split of a data set: all that is good of it, and what was found to be wrong."""
