@@ -45,6 +45,14 @@ def test_planted_fault_is_found_and_is_the_only_error(name: str, tmp_path: Path)
     assert errors == ({kind} if KINDS[kind].severity == "error" else set())
 
 
+def test_what_does_not_fit_together_can_be_seen(tmp_path: Path) -> None:
+    found = examined(planted(tmp_path / "data", FAULTS["area far off"][0])).diagnoses
+    (odd,) = [each for each in found if each.kind == "odd_annotation"]
+    (exhibit,) = odd.exhibits
+    assert exhibit.record.file_name == "train_2.jpg"
+    assert exhibit.rows == (exhibit.record.rows[1],)  # id 21, the second of the image
+
+
 def test_every_kind_has_a_planted_fault() -> None:
     assert {kind for _, kind, _ in FAULTS.values()} == set(KINDS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +24,7 @@ from vision_stack.data.readers.layout import SplitName
 from vision_stack.structures import Task
 
 _TASKS = ("detection", "instance", "panoptic", "semantic")  # the first that there are annotations for is examined
+_NAMED = re.compile(r"\bid (\d+) in '")
 _SHOWN = 6  # images of a finding
 _PLAIN_NOTES = (".iscrowd", ".id", ".file_name")  # fields of notes that ask for nothing
 _FIELDS_OF_IMAGES = ("images", "pixels", "label map", "file_name")
@@ -142,13 +145,27 @@ def _of_reading(split: Split, name: str) -> Iterator[Diagnosis]:
         yield Diagnosis(kind, name, problem)
     for note in split.notes:
         plain = note.field.endswith(_PLAIN_NOTES) or note.field.startswith(_FIELDS_OF_CLASSES)
-        yield Diagnosis("reading" if plain else "odd_annotation", name, note)
+        yield Diagnosis("reading" if plain else "odd_annotation", name, note, tuple(_named(note, split)))
     table = table_of(split)
     if table is not None and 0 < (bare := split.num_without_mask) < np.count_nonzero(~table.crowd):
         message = f"{bare:,} of {np.count_nonzero(~table.crowd):,} objects have only a box"
         remedy = "add their masks for task=instance, or train on boxes with task=detection"
         problem = Problem(split.annotation_file, "annotations[].segmentation", message, remedy)
         yield Diagnosis("missing_mask", name, problem, weight=bare)
+
+
+def _named(note: Problem, split: Split) -> Iterator[Exhibit]:
+    """The annotations that a note names by their ids, as `consistency.Notes` writes them."""
+    table = table_of(split)
+    ids = [int(number) for number in _NAMED.findall(note.message)]
+    if table is None or not ids:
+        return
+    records = sorted(split.records, key=lambda record: (record.rows.start, record.rows.stop))
+    starts = [record.rows.start for record in records]
+    for row in np.flatnonzero(np.isin(table.ids, ids)).tolist():
+        place = bisect_right(starts, row) - 1
+        if place >= 0 and row in records[place].rows:
+            yield Exhibit(records[place], (row,))
 
 
 def _of_images(split: Split, name: str, view: View) -> Iterator[Diagnosis]:
