@@ -18,6 +18,7 @@ def test_folder_is_clean_and_its_copy_has_the_same_objects(name: str, tmp_path: 
     FORMATS[name](tmp_path / "data")
     found = examine(AutoDataConfig(root=str(tmp_path / "data")))
     assert [str(each.problem) for each in found.diagnoses if each.severity == "error"] == []
+    assert "odd_annotation" not in {each.kind for each in found.diagnoses}
     assert set(found.splits) - {"test"} == (
         {"train"} if name in WITHOUT_VAL else {"train", "val"}
     )  # nothing is held out

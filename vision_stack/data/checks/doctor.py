@@ -130,7 +130,8 @@ def _read(config: DataConfig, task: Task) -> tuple[dict[str, Any], list[Diagnosi
 def _whole(config: DataConfig, task: Task) -> Any:
     """The training images and those held out of them."""
     train, val = config.read("train", task), config.read("val", task)
-    return replace(train, records=[*train.records, *val.records])
+    notes = tuple(note for note in train.notes if note.field != "validation")  # which images are held out
+    return replace(train, records=[*train.records, *val.records], notes=notes)
 
 
 def _of_reading(split: Split, name: str) -> Iterator[Diagnosis]:
