@@ -329,8 +329,12 @@ def test_resume_best_checkpoint_has_no_optimizer_and_says_so(uninterrupted: Run,
 
 def test_composed_images_of_a_resumed_run_are_those_of_the_uninterrupted_one(tmp_path: Path) -> None:
     """Mosaic, copy-paste, rotation, repeated images, with the end of augmentation between the two parts."""
-    off = "data.train_transform.stop_fraction=0.4"
-    options = ("logger=csv", "augment=strong", off, "data.sampling.class_weights={ring: 2}")
+    options = (
+        "logger=csv",
+        "augment=strong",
+        "data.train_transform.stop_fraction=0.4",
+        "data.sampling.class_weights={ring: 2}",
+    )
     tiny_run.train(tmp_path / "a", *options)
     with pytest.raises(Crash):
         tiny_run.train(tmp_path / "b", *options, callbacks=(CrashAt(6),))

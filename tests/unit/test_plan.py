@@ -8,9 +8,11 @@ import torch
 
 from vision_stack.data.augment.compose import compose
 from vision_stack.data.augment.geometry import FILL, GeometricTransform
+from vision_stack.data.augment.placing import place
 from vision_stack.data.augment.plan import Mirror, Placement, Plan, iou_crop, limited, mosaic, pasted, random_crop
 from vision_stack.data.augment.targets import Objects, make_target
 from vision_stack.data.augment.transforms import TrainTransformConfig
+from vision_stack.ops.masks import fill
 
 STILL = Mirror(0.0, 0.0, 0.0, 0.0, 0.0)
 BASE = TrainTransformConfig(short_edges=(100,), long_edge=200, flip=0.0)
@@ -33,12 +35,12 @@ class Scene:
     def object_boxes(self):
         return np.array(self.rectangles, float).reshape(-1, 4)
 
-    def objects(self, transform, chosen=None):
+    def objects(self, transform, chosen=None, stride=1):
         chosen = range(self.num_objects) if chosen is None else chosen
         boxes = [self.rectangles[n] for n in chosen]
-        polygons = [[x0, y0, x1, y0, x1, y1, x0, y1] for x0, y0, x1, y1 in boxes]
-        masks = [transform.segmentation([polygon]) if self.masks else None for polygon in polygons]
-        return Objects([(self.labels or range(99))[n] for n in chosen], masks, transform.boxes(boxes))
+        polygons = [[np.array([x0, y0, x1, y0, x1, y1, x0, y1], float)] for x0, y0, x1, y1 in boxes]
+        found = place(transform, polygons if self.masks else [()] * len(boxes), boxes, stride)
+        return Objects([(self.labels or range(99))[n] for n in chosen], found.masks, found.boxes, pixels=found.pixels)
 
     def pixels(self, ground, colour):
         image = torch.full((3, self.height, self.width), ground, dtype=torch.uint8)
@@ -53,7 +55,7 @@ def whole(index, scene, how="over", **more):
 
 
 def areas(objects):
-    return [np.count_nonzero(mask) for mask in objects.masks]
+    return [np.count_nonzero(mask.cells) for mask in objects.masks]
 
 
 # Plans
@@ -126,7 +128,9 @@ def test_zoom_out_makes_the_image_smaller_on_a_canvas_of_its_size():
         (placement,) = plan.placements
         height, width = placement.transform.size
         assert 150 / 3 - 1 <= width <= 150
-        (mask,) = objects.masks
+        mask = np.zeros((1, 100, 150), bool)
+        fill(objects.masks, mask)
+        (mask,) = mask
         assert np.count_nonzero(mask) == height * width
         assert (image[:, mask] == 255).all()
         assert (image[:, ~mask] == torch.tensor(FILL, dtype=torch.uint8)[:, None]).all()
@@ -170,7 +174,7 @@ def test_pasted_object_hides_what_is_below_and_what_is_hidden_whole_leaves():
     image, objects = compose(plan, [below, above], pixels.__getitem__)
     assert list(objects.labels) == [0, 0, 1]
     assert areas(objects) == [10 * 20, 20 * 20, 20 * 20]
-    target = make_target(objects, (60, 80))
+    target, _ = make_target(objects, (60, 80))
     assert target["boxes"].tolist() == [[0, 0, 10, 20], [10, 0, 30, 20], [25, 25, 45, 45]]
     assert image[0, 10, 20] == 250  # pasted
     assert image[0, 10, 3] == 100
@@ -203,7 +207,7 @@ def test_mixture_has_the_objects_of_both_and_the_share_of_each():
     image, objects = compose(plan, [one, two], [one.pixels(100, 100), two.pixels(200, 200)].__getitem__)
     assert image[0, 30, 20] == 150
     assert image[0, 5, 5] == 100
-    target = make_target(objects, (40, 40), masks=False)
+    target, _ = make_target(objects, (40, 40), stride=None)
     assert target["boxes"].tolist() == [[0, 0, 10, 10], [15, 25, 25, 35]]
 
 
@@ -214,7 +218,7 @@ def test_objects_of_a_mosaic_stay_within_its_parts_and_those_cut_to_nothing_leav
     image, objects = compose(Plan((20, 40), (left, right)), [scene], lambda _: scene.pixels(0, 255))
     assert list(objects.labels) == [0, 0, 1]
     assert areas(objects) == [400, 400, 16]
-    boxes = make_target(objects, (20, 40))["boxes"].tolist()
+    boxes = make_target(objects, (20, 40)).target["boxes"].tolist()
     assert boxes == [[0, 0, 20, 20], [20, 0, 40, 20], [20, 0, 24, 4]]
     assert (image == 255).all()
 
