@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -26,7 +26,7 @@ class SamplingConfig(Config):
     """
 
     repeat_threshold: Fraction = 0.0  # 0: off; LVIS has 0.001
-    class_weights: dict[str, Weight] = field(default_factory=dict)  # by class name; others have 1
+    class_weights: dict[str, Weight] | None = None  # by class name; others have 1
     max_objects: Count | None = None  # of an image in training, drawn anew each epoch; the others count as background
 
     @property
@@ -48,14 +48,15 @@ def repeat_factors(
         ConfigError: `class_weights` has a name that no class has.
     """
     names = [category.name for category in categories]
-    for name in config.class_weights:
+    weights = config.class_weights or {}
+    for name in weights:
         if name not in names:
             raise ConfigError(f"data.sampling.class_weights: there is no class {name!r}; {suggest(name, names)}")
     present = [np.unique(each) for each in labels]
     images_with = np.bincount(np.concatenate([*present, np.zeros(0, np.int64)]), minlength=len(names))
     share = images_with / max(len(labels), 1)
     factors = np.maximum(1.0, np.sqrt(config.repeat_threshold / np.where(share > 0, share, 1.0)))
-    factors *= [config.class_weights.get(name, 1.0) for name in names]
+    factors *= [weights.get(name, 1.0) for name in names]
     return np.array([factors[each].max() if len(each) else 1.0 for each in present]).clip(max=MOST_REPEATS)
 
 

@@ -36,7 +36,7 @@ def check_fits_task(transform: TrainTransformConfig, sampling: SamplingConfig, t
         ("max_objects", sampling.max_objects),
     ):
         if on:
-            off = {"class_weights": "{}", "max_objects": "null"}.get(name, "0")
+            off = "0" if name == "repeat_threshold" else "null"
             raise ConfigError(
                 f"data.sampling.{name}: with task=semantic only the label maps say what is in an image; give {off}"
             )
