@@ -95,11 +95,19 @@ def test_train_item_depends_on_seed_epoch_and_index_alone(root):
     assert not equal(collate([other_seed[2, 1]]), first)
 
 
-def test_cached_images_give_the_same_batches(root):
-    plain, cached = (
-        train_batches(build_datamodule(config(root, cache=cache)), epochs=3) for cache in ("none", "decoded")
-    )
+@pytest.mark.parametrize(
+    "options",
+    [{"cache": "ram"}, {"cache": "disk"}, {"cache": "disk", "cache_gb": 1e-5}, {"cache": "ram", "num_workers": 2}],
+    ids=str,
+)
+def test_cached_images_give_the_same_batches(root, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISION_STACK_CACHE", str(tmp_path))
+    plain, cached = (train_batches(build_datamodule(config(root, **each)), epochs=3) for each in ({}, options))
     assert all(equal(a, b) for a, b in zip(plain, cached, strict=True))
+
+
+def test_old_name_of_the_cache_in_memory_still_counts(root):
+    assert config(root, cache="decoded").cache == "ram"
 
 
 def test_workers_give_the_same_batches_as_the_training_process(root):
@@ -281,3 +289,22 @@ def test_shapes_are_generated_into_the_chosen_cache_and_read(tmp_path, monkeypat
     assert len(data.categories) == 4
     assert next(iter(data.val_dataloader())).images.shape == (2, 3, 32, 32)
     assert list((tmp_path / "chosen").rglob("instances_val.json"))
+
+
+def test_reduced_decoding_changes_small_images_by_roundings_only(tmp_path):
+    for split in ("train", "val"):
+        write_split(tmp_path, split)
+    y, x = np.mgrid[0:40, 0:60]
+    smooth = np.stack([3 * x, 5 * y, x + y], axis=-1).astype(np.uint8)
+    document = json.loads((tmp_path / "train.json").read_text())
+    document["images"][0] |= {"file_name": "0.jpg", "width": 60, "height": 40}
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    Image.fromarray(smooth).save(tmp_path / "train" / "0.jpg", quality=95)
+    small = TrainTransformConfig(short_edges=(10,), long_edge=15, flip=0.0)
+    plain, reduced = (
+        build_datamodule(config(tmp_path, reduced_decoding=each, train_transform=small)).train_dataset()[0]
+        for each in (False, True)
+    )
+    assert plain.image.shape == reduced.image.shape == (3, 10, 15)
+    difference = (plain.image.float() - reduced.image.float()).abs().mean()
+    assert 0 < difference < 2

@@ -245,3 +245,23 @@ def test_png_that_lacks_some_of_its_blocks_is_found_by_decoding(tmp_path: Path) 
     for read in (read_image, lambda path: read_sizes(path, decode=True)):
         with pytest.raises(DataError, match="truncated"):
             read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_reduced_jpeg_is_close_to_the_resized_one_upright_and_still_checked(tmp_path, orientation):
+    y, x = np.mgrid[0:64, 0:96]
+    pixels = np.stack([2 * x, 3 * y, 128 + 60 * np.sin((x + y) / 9)], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(file, quality=95, exif=exif)
+    whole, half = read_image(file), read_image(file, reduction=2)
+    assert half.shape == (whole.shape[0] // 2, whole.shape[1] // 2, 3)
+    means = whole.reshape(half.shape[0], 2, half.shape[1], 2, 3).mean(axis=(1, 3))
+    assert np.abs(half - means).mean() < 1.5
+    file.write_bytes(file.read_bytes()[:-200] + b"\xff\xd9")
+    with pytest.raises(DataError, match="truncated"):
+        read_image(file, reduction=2)
+    file = tmp_path / "a.png"
+    Image.fromarray(pixels).save(file)
+    assert np.array_equal(read_image(file, reduction=2), pixels)

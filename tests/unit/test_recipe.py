@@ -29,6 +29,7 @@ PEDESTRIANS = Facts(
     object_size=0.36,
     max_objects=8,
     device="cpu",
+    cores=4,
     pretrained=True,
     backbone="resnet50.tv_in1k",
     backbone_reason="a test",
@@ -106,6 +107,8 @@ def test_a_large_gpu_gets_the_head_as_published() -> None:
         ({"num_val": 5000}, {"val_check_interval": 250}),
         ({"num_val": 1}, {"val_check_interval": 84}),
         ({"fine_tunes": True}, {"max_steps": 500, "lr": 9.4e-5, "hidden_dim": 256, "backbone_lr_multiplier": 0.1}),
+        ({"cores": 1}, {"num_workers": 0}),
+        ({"cores": 64}, {"num_workers": 2}),
         ({"device": "mps"}, {"batch_size": 2, "precision": "32-true", "hidden_dim": 256}),
     ],
     ids=str,
@@ -189,7 +192,7 @@ def test_an_option_that_a_part_does_not_have_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.num_workers=auto", "optim.weight_decay=auto", "head.num_heads=auto", "seed=auto", "top_k=auto"],
+    ["data.eval_batch_size=auto", "optim.weight_decay=auto", "head.num_heads=auto", "seed=auto", "top_k=auto"],
 )
 def test_auto_where_nothing_follows_is_one_line_that_names_the_option(override: str) -> None:
     name = override.partition("=")[0]
@@ -258,3 +261,19 @@ def test_backbones_to_choose_from_are_named_ones_with_published_weights() -> Non
 def test_quantile_is_one_of_the_values() -> None:
     assert [quantile([3, 1, 2, 4], share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 1, 2, 3, 4]
     assert quantile([7], 0.75) == 7
+
+
+@pytest.mark.parametrize(
+    ("facts", "workers", "reason"),
+    [
+        ({"cores": 16}, 8, "16 cores"),
+        ({"cores": 4}, 3, "4 cores"),
+        ({"cores": 1}, 1, "1 core"),
+        ({"cores": 16, "world_size": 4}, 3, "4 cores for each device"),
+        ({"cores": 16, "shared_memory": 0.3}, 1, "16 cores, 0.3 GB of shared memory"),
+        ({"cores": 16, "shared_memory": 0.0625}, 1, "16 cores, 0.1 GB of shared memory"),
+        ({"cores": 16, "shared_memory": 64.0}, 8, "16 cores"),
+    ],
+)
+def test_workers_by_cores_and_shared_memory(facts: dict[str, Any], workers: int, reason: str) -> None:
+    assert settled(options(), replace(PHOTOS, **facts))[1]["data.num_workers"] == Settled(workers, reason)

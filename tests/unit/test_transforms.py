@@ -236,3 +236,18 @@ def test_color_jitter_depends_on_its_generator_alone():
 def test_contradicting_options_name_the_field(options, field):
     with pytest.raises(ConfigError, match=f"^{field}: "):
         TrainTransformConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "rotation", "expected"),
+    [
+        ((0, 0, 64, 48), (12, 16), 0.0, 2),
+        ((0, 0, 64, 48), (13, 16), 0.0, 1),
+        ((0, 0, 64, 48), (3, 4), 0.0, 8),
+        ((0, 0, 60, 48), (3, 4), 0.0, 1),  # a crop
+        ((0, 0, 64, 48), (3, 4), 5.0, 1),
+    ],
+)
+def test_source_may_be_reduced_to_twice_the_output(box, size, rotation, expected):
+    assert GeometricTransform(box, size, rotation=rotation).reduction(48, 64) == expected
+    assert GeometricTransform((0, 0, 63, 48), (3, 4)).reduction(48, 63) == 1

@@ -19,6 +19,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: AP, PQ or mIoU",
     "predict": "predict on images: pictures and predictions.json",
     "doctor": "examine a data set: broken records, duplicates, leaks, small objects; a page of HTML",
+    "profile": "measure whether training waits for data or for the model",
     "show": "write a picture of training images before and after augmentation",
     "backbones": "list the backbones",
     "models": "list published models that weights= takes",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from vision_stack.config import Config, ConfigError, Count, Range, register, registered
+from vision_stack.config import Config, ConfigError, Count, NonNegative, Range, register, registered
 from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTransformConfig
 from vision_stack.data.checks.issues import Problem, data_error
 from vision_stack.data.checks.segments import LabelMapSplit
@@ -56,7 +56,10 @@ class DataConfig(Config):
     train_transform: TrainTransformConfig = field(default_factory=TrainTransformConfig)
     eval_transform: EvalTransformConfig = field(default_factory=EvalTransformConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    cache: Literal["none", "decoded"] = "none"  # decoded: images stay in memory, for small data sets
+    # Of decoded images: in memory, or in a file that later runs find, too. "decoded" is the old name of ram.
+    cache: Literal["none", "ram", "disk", "decoded"] = "none"
+    cache_gb: NonNegative = 8.0  # the most that is kept of a split, by each process that trains
+    reduced_decoding: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 where that is still twice the input's size
     mask_stride: Literal[1, 4] = 1  # pixels of a cell of the masks that are trained on; 4: by the area they cover
     on_error: Literal["raise", "skip"] = "raise"  # what to do about broken records
     filter_empty: bool = True  # leave out training images without objects
@@ -64,6 +67,8 @@ class DataConfig(Config):
     max_val_images: Count | None = None
 
     def check(self) -> None:
+        if self.cache == "decoded":
+            object.__setattr__(self, "cache", "ram")
         if self.size_divisor % self.mask_stride:
             raise ConfigError(
                 f"size_divisor: {self.size_divisor} is not a multiple of mask_stride, {self.mask_stride}; give 32"
@@ -278,7 +283,7 @@ class ShapesDataConfig(DataConfig):
     eval_transform: EvalTransformConfig = field(
         default_factory=lambda: EvalTransformConfig(short_edge=128, long_edge=128)
     )
-    cache: Literal["none", "decoded"] = "decoded"
+    cache: Literal["none", "ram", "disk", "decoded"] = "ram"
     image_size: Annotated[int, Range(32, 4096)] = 128  # height and width in pixels
     num_train: Count = 2000
     num_val: Count = 200

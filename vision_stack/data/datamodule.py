@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from vision_stack.data.augment.requirements import check_fits_task
 from vision_stack.data.checks.issues import Problem, data_error, show
 from vision_stack.data.checks.split_overlap import shared_images
-from vision_stack.data.configs import DataConfig, Split
+from vision_stack.data.configs import DataConfig, Split, cache_folder
 from vision_stack.data.dataset import SegmentationDataset
+from vision_stack.data.image_cache import open_cache
 from vision_stack.data.image_records import ImageFile
 from vision_stack.data.loader import BatchLoader, make_loader
 from vision_stack.data.sampler import EpochSampler
@@ -213,7 +214,7 @@ class DataModule(pl.LightningDataModule):
             merged=frozenset(n for n, category in enumerate(self.categories) if is_merged(category)),
             max_objects=self.config.sampling.max_objects,
             planned_epochs=planned_epochs,
-            cache=self.config.cache,
+            **self._reading(self.train_records),
         )
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
@@ -251,9 +252,17 @@ class DataModule(pl.LightningDataModule):
             config.eval_transform,
             seed=self.seed,
             mask_stride=config.mask_stride if self.masks else None,
-            cache=config.cache,
+            **self._reading(records),
         )
         return self._loader(dataset, sampler)
+
+    def _reading(self, records: Sequence[ImageFile]) -> dict[str, Any]:
+        """Options of a data set."""
+        config = self.config
+        return {
+            "cache": open_cache(config.cache, records, config.cache_gb, cache_folder() / "images"),
+            "reduced_decoding": config.reduced_decoding,
+        }
 
     def _rank(self) -> tuple[int, int]:
         """This process, and how many there are."""

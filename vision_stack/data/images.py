@@ -61,18 +61,22 @@ class ImageSizes(NamedTuple):
     upright: tuple[int, int]
 
 
-def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True) -> NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True, reduction: int = 1) -> NDArray[np.uint8]:
     """The image in a file as RGB [H, W, 3] uint8.
 
     Args:
         path: a regular file in one of the usual formats.
         apply_exif: turn the image upright as its EXIF orientation says; False for pixels as stored (a TIFF is always
             upright: its decoder sees to that).
+        reduction: 2, 4 or 8 decodes a JPEG at that fraction of its height and width, rounded up; other formats, and
+            JPEGs that cannot be reduced, stay as large as they are.
 
     Raises:
         DataError: missing, empty, truncated, undecodable, or of more than `MAX_PIXELS` pixels.
     """
     with open_image(path) as image:
+        if reduction > 1:
+            image.draft(None, (-(-image.width // reduction), -(-image.height // reduction)))
         return rgb_array(image, apply_exif=apply_exif)
 
 

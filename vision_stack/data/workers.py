@@ -56,6 +56,15 @@ def _drop_freed_memory() -> None:
         trim(0)
 
 
+def available_cores() -> int:
+    """That this process may use: by its affinity, and by its container's share of time where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
+
+
 def free_shared_memory() -> int | None:
     """Bytes of shared memory that are free; None where it is not limited."""
     try:

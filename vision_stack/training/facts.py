@@ -14,6 +14,7 @@ from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.timm_backbone import published_weights
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import DataModule
+from vision_stack.data.workers import available_cores, free_shared_memory
 from vision_stack.training.recipe import AUTO, Facts, quantile
 from vision_stack.training.start import without_pretrained
 from vision_stack.training.tasks import TASKS
@@ -91,6 +92,7 @@ def gather(
     edges = [record.object_edges() for record in looked_at]
     relative = np.concatenate([e / min(r.height, r.width) for e, r in zip(edges, looked_at, strict=True)])
     gpu = torch.cuda.get_device_properties(device.device) if kind == "cuda" else None
+    shared = free_shared_memory()
     return Facts(
         finds=TASKS[data.task].finds,
         num_train=len(records),
@@ -105,6 +107,8 @@ def gather(
         device_memory=round(gpu.total_memory / 2**30, 1) if gpu else None,
         has_bf16=kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         world_size=device.world_size,
+        cores=available_cores(),
+        shared_memory=None if shared is None else shared / 2**30,
         backbone=backbone,
         backbone_reason=reason,
         pretrained=pretrained,

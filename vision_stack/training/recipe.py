@@ -19,6 +19,8 @@ EPOCHS = 30
 STEPS = {"cpu": (1000, 3000), "other": (1000, 20_000)}  # fewest and most
 VALIDATIONS = 12  # in a run
 SMALL_OBJECT = 24  # pixels: six cells of the mask features, of stride 4
+MOST_WORKERS = 8
+TYPICAL_OBJECTS = 8  # of an image, in what a batch takes of shared memory
 GIB_PER_MEGAPIXEL = 4.0  # of one image in training with the full head in bf16, a cautious estimate
 
 
@@ -39,6 +41,8 @@ class Facts:
     device_memory: float | None = None  # GiB of one GPU
     has_bf16: bool = False
     world_size: int = 1
+    cores: int = 2  # that this machine's processes may use, over all of its devices
+    shared_memory: float | None = None  # GiB that are free; None: not limited
     backbone: str = ""  # model_name to take where that is auto
     backbone_reason: str = ""
     pretrained: bool = False  # the backbone's initial weights were found
@@ -203,6 +207,25 @@ def _batch_size(recipe: Recipe, _: str) -> tuple[int, str]:
         fitting = 0.7 * facts.device_memory / (GIB_PER_MEGAPIXEL * factor * pixels / 2**20)
         batch, reason = 2 ** int(math.log2(min(max(fitting, 1), 16))), f"GPU with {facts.device_memory:.0f} GB"
     return (few, f"{facts.num_train} training images") if few < batch else (batch, reason)
+
+
+@rule("data.num_workers")
+def _num_workers(recipe: Recipe, _: str) -> tuple[int, str]:
+    facts = recipe.facts
+    mine = max(1, facts.cores // facts.world_size)
+    cores = f"{mine} core{'s' * (mine > 1)}" + (" for each device" if facts.world_size > 1 else "")
+    if facts.device == "cpu":  # which trains on the same cores
+        return min(2, mine // 2), cores
+    wanted = min(MOST_WORKERS, max(1, mine - 1))
+    if facts.shared_memory is None:
+        return wanted, cores
+    edges = [recipe["data.eval_transform.short_edge"], recipe["data.eval_transform.long_edge"]]
+    image = math.prod(edges) * (4 + TYPICAL_OBJECTS / (recipe["data.mask_stride"] or 1) ** 2)  # bytes, masks included
+    batches = facts.shared_memory / facts.world_size * 2**30 / (image * recipe["data.batch_size"])
+    fitting = max(1, int((batches - 1) / 2))  # two of each worker and one in use
+    if fitting < wanted:
+        return fitting, f"{cores}, {facts.shared_memory:.1f} GB of shared memory"
+    return wanted, cores
 
 
 @rule("data.eval_transform.short_edge")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vision_stack.data.augment.geometry import FILL
+from vision_stack.data.augment.geometry import FILL, GeometricTransform
 from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.plan import Placement, Plan, Record
 from vision_stack.data.augment.targets import Objects
@@ -23,21 +23,21 @@ Found = tuple[int, NDArray[np.bool_] | None, NDArray[np.float64]]  # an object: 
 def compose(
     plan: Plan,
     records: Sequence[Record],
-    read: Callable[[int], Tensor],
+    moved: Callable[[int, GeometricTransform], Tensor],
     merged: Collection[int] = (),
     stride: MaskStride = 1,
 ) -> tuple[Tensor, Objects]:
     """The canvas, uint8 [3, *plan.size], and its objects.
 
     Args:
-        read: index of a record -> its pixels, uint8 [3, H, W].
+        moved: index of a record, transform -> its pixels there, uint8 [3, *transform.size].
         merged: labels of which an image has one segment, as of stuff; those of several placements become one.
         stride: that masks may have; where images are composed, they are of pixels. None: masks are not needed.
     """
     if plan.is_plain:
         (only,) = plan.placements
         objects = records[only.source].objects(only.transform, only.chosen, stride)
-        return only.transform.image(read(only.source)), objects
+        return moved(only.source, only.transform), objects
     pastes = any(placement.how == "objects" for placement in plan.placements)
     stride = None if stride is None and not pastes else 1
     canvas = torch.tensor(FILL, dtype=torch.uint8)[:, None, None].repeat(1, *plan.size)
@@ -46,7 +46,7 @@ def compose(
     for placement in plan.placements:
         if placement.how == "objects" and not placement.chosen:
             continue
-        image = placement.transform.image(read(placement.source))
+        image = moved(placement.source, placement.transform)
         objects = records[placement.source].objects(placement.transform, placement.chosen, stride)
         here = _on_canvas(objects, placement, plan.size)
         if placement.how == "objects":

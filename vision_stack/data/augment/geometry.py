@@ -45,6 +45,20 @@ class GeometricTransform:
     def is_axis_aligned(self) -> bool:
         return self.rotation == 0.0 and self.shear == 0.0
 
+    def reduction(self, height: int, width: int) -> int:
+        """By how much (1, 2, 4 or 8) the source may be smaller, for an output that is half of that or less.
+
+        Only of whole images whose edges divide without a remainder, so that nothing shifts.
+        """
+        if not self.is_axis_aligned or self.box != (0, 0, width, height):
+            return 1
+        fitting = (
+            n
+            for n in (8, 4, 2)
+            if height % n == width % n == 0 and 2 * self.size[0] <= height // n and 2 * self.size[1] <= width // n
+        )
+        return next(fitting, 1)
+
     def matrix(self) -> NDArray[np.float64]:
         """[2, 3] that takes (x, y, 1) of the source to (x, y) of the output."""
         x0, y0, x1, y1 = self.box
