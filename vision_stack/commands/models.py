@@ -102,8 +102,8 @@ MODELS = (
     Model("facebook/maskformer-swin-base-ade", "semantic", 52.7, 102, "640", _NON_COMMERCIAL),
 )
 _NOTES = (
-    "Scores as published: box AP, mask AP and PQ on COCO val2017, mIoU on ADE20K. DEIMv2's are its authors', whose "
-    "code differs from that of transformers.",
+    "Scores as published: box AP, mask AP and PQ on COCO val2017, mIoU on ADE20K.",
+    "DEIMv2's are its authors', whose code differs from that of transformers.",
     "Fine-tune on your own images: vision-stack train weights=NAME task=TASK data=DIR",
     "As it is: vision-stack predict checkpoint=NAME source=photo.jpg",
 )
