@@ -86,6 +86,13 @@ def test_lr_factor_cosine_and_poly_end_at_their_minimum() -> None:
         assert factor(120) == factor(500) == pytest.approx(0.1)
 
 
+def test_lr_factor_hold_fraction_is_constant_before_the_cosine_which_ends_where_it_did() -> None:
+    factor = lr_factor(OptimConfig(schedule="cosine", warmup_steps=20, min_lr_factor=0.5, hold_fraction=0.5), 120)
+    assert factor(20) == factor(70) == 1.0
+    assert factor(95) == pytest.approx(0.75)
+    assert factor(120) == pytest.approx(0.5)
+
+
 def test_lr_factor_milestones_are_fractions_or_steps() -> None:
     by_fraction = lr_factor(OptimConfig(schedule="step", milestones=(0.5, 0.75)), 100)
     by_step = lr_factor(OptimConfig(schedule="step", milestones=(50, 75)), None)
