@@ -54,6 +54,11 @@ def whole(index, scene, how="over", **more):
     return Placement(index, GeometricTransform((0, 0, size[1], size[0]), size), how=how, **more)
 
 
+def pictures(*images):
+    """The pixels of each scene under a transform, as `compose` asks for them."""
+    return lambda index, transform: transform.image(images[index])
+
+
 def areas(objects):
     return [np.count_nonzero(mask.cells) for mask in objects.masks]
 
@@ -82,7 +87,7 @@ def test_mosaic_covers_the_canvas_without_gap_or_overlap():
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (3, 1)])
 def test_mosaic_on_the_smallest_canvas_still_covers_it(size):
     plan = Plan(size, tuple(mosaic([Scene(9, 9, [])], 0, size, STILL, np.random.default_rng(0), keep=True)))
-    image, _ = compose(plan, [Scene(9, 9, [])], lambda _: torch.zeros(9, 9, 3, dtype=torch.uint8).permute(2, 0, 1))
+    image, _ = compose(plan, [Scene(9, 9, [])], pictures(torch.zeros(9, 9, 3, dtype=torch.uint8).permute(2, 0, 1)))
     assert not image.any()
 
 
@@ -123,7 +128,7 @@ def test_zoom_out_makes_the_image_smaller_on_a_canvas_of_its_size():
     scene = Scene(100, 150, [[0, 0, 150, 100]])
     for seed in range(30):
         plan = config.plan([scene], 0, np.random.default_rng(seed))
-        image, objects = compose(plan, [scene], lambda _: scene.pixels(0, 255))
+        image, objects = compose(plan, [scene], pictures(scene.pixels(0, 255)))
         assert plan.size == (100, 150)
         (placement,) = plan.placements
         height, width = placement.transform.size
@@ -171,7 +176,7 @@ def test_pasted_object_hides_what_is_below_and_what_is_hidden_whole_leaves():
     above = Scene(60, 80, [[10, 0, 30, 20], [25, 25, 45, 45], [60, 0, 80, 60]])
     plan = Plan((60, 80), (whole(0, below), whole(1, above, "objects", chosen=(0, 1))))
     pixels = [below.pixels(50, 100), above.pixels(150, 250)]
-    image, objects = compose(plan, [below, above], pixels.__getitem__)
+    image, objects = compose(plan, [below, above], pictures(*pixels))
     assert list(objects.labels) == [0, 0, 1]
     assert areas(objects) == [10 * 20, 20 * 20, 20 * 20]
     target, _ = make_target(objects, (60, 80))
@@ -185,7 +190,7 @@ def test_pasted_object_hides_what_is_below_and_what_is_hidden_whole_leaves():
 def test_border_of_a_pasted_object_is_blended():
     below, above = Scene(40, 40, []), Scene(40, 40, [[10, 10, 30, 30]])
     plan = Plan((40, 40), (whole(0, below), whole(1, above, "objects", chosen=(0,))))
-    image, _ = compose(plan, [below, above], [below.pixels(0, 0), above.pixels(200, 200)].__getitem__)
+    image, _ = compose(plan, [below, above], pictures(below.pixels(0, 0), above.pixels(200, 200)))
     row = image[0, 20].int()
     assert row[:8].tolist() == [0] * 8
     assert row[12:28].tolist() == [200] * 16
@@ -204,7 +209,7 @@ def test_pasted_objects_are_half_of_anothers_on_average():
 def test_mixture_has_the_objects_of_both_and_the_share_of_each():
     one, two = Scene(40, 40, [[0, 0, 10, 10]]), Scene(20, 30, [[5, 5, 15, 15]], masks=False)
     plan = Plan((40, 40), (whole(0, one), whole(1, two, "mix", share=0.5, corner=(10, 20))))
-    image, objects = compose(plan, [one, two], [one.pixels(100, 100), two.pixels(200, 200)].__getitem__)
+    image, objects = compose(plan, [one, two], pictures(one.pixels(100, 100), two.pixels(200, 200)))
     assert image[0, 30, 20] == 150
     assert image[0, 5, 5] == 100
     target, _ = make_target(objects, (40, 40), stride=None)
@@ -215,7 +220,7 @@ def test_objects_of_a_mosaic_stay_within_its_parts_and_those_cut_to_nothing_leav
     scene = Scene(40, 40, [[0, 0, 40, 40], [0, 0, 4, 4]])
     left = Placement(0, GeometricTransform((10, 10, 30, 30), (20, 20)))
     right = Placement(0, GeometricTransform((0, 0, 20, 20), (20, 20)), corner=(20, 0))
-    image, objects = compose(Plan((20, 40), (left, right)), [scene], lambda _: scene.pixels(0, 255))
+    image, objects = compose(Plan((20, 40), (left, right)), [scene], pictures(scene.pixels(0, 255)))
     assert list(objects.labels) == [0, 0, 1]
     assert areas(objects) == [400, 400, 16]
     boxes = make_target(objects, (20, 40)).target["boxes"].tolist()
@@ -227,9 +232,9 @@ def test_masks_of_merged_labels_become_one():
     scene = Scene(20, 20, [[0, 0, 10, 20], [10, 0, 20, 20]], labels=[3, 5])
     second = Placement(0, GeometricTransform((0, 0, 20, 20), (20, 20)), corner=(20, 0))
     plan = Plan((20, 40), (whole(0, scene), second))
-    _, objects = compose(plan, [scene], lambda _: scene.pixels(0, 1), merged={5})
+    _, objects = compose(plan, [scene], pictures(scene.pixels(0, 1)), merged={5})
     assert list(objects.labels) == [3, 5, 3]
     assert areas(objects) == [200, 400, 200]
     pasted_too = Plan((20, 20), (whole(0, scene), whole(0, scene, "objects", chosen=(1,))))
-    _, objects = compose(pasted_too, [scene], lambda _: scene.pixels(0, 1), merged={5})
+    _, objects = compose(pasted_too, [scene], pictures(scene.pixels(0, 1)), merged={5})
     assert list(objects.labels) == [3, 5]  # stuff is not pasted
