@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from vision_stack.data.checks.objects import ImageFrame, ObjectColumns, checked_
 
 
 def read_annotations(
-    listed: list[Any],
+    listed: Iterable[Any],
     frames: Mapping[int, ImageFrame],
     label_of: Mapping[int, int],
     known_ids: set[int],
@@ -31,7 +31,7 @@ def read_annotations(
     """Check the json's `annotations` and keep the good ones.
 
     Args:
-        listed: the json's list; emptied entry by entry, so that its memory is free for what replaces it.
+        listed: the json's list; emptied entry by entry if it is one, so that its memory is free for what replaces it.
         frames: by image id.
         label_of: category id -> label.
         known_ids: the category ids that the file lists; those of them without a label have been reported already.
@@ -47,7 +47,8 @@ def read_annotations(
     unknown: Counter[Any] = Counter()
     first_unknown: dict[Any, int] = {}
     for index, raw in enumerate(listed):
-        listed[index] = None
+        if isinstance(listed, list):
+            listed[index] = None
         of = ""
         try:
             if not isinstance(raw, dict):

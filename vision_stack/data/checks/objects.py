@@ -180,7 +180,7 @@ def checked_table(to: ObjectColumns, frames: Sequence[ImageFrame]) -> tuple[Anno
     polygon_count = np.diff(polygon_stop, prepend=0)
     owner = np.repeat(np.arange(rows), polygon_count)
     point_stop = np.array(to.point_stop, dtype=np.int64)
-    points = np.array(to.points, dtype=np.float64)
+    points = np.frombuffer(to.points, dtype=np.float64) if to.points else np.zeros(0)  # COCO's take hundreds of MB
     shapes = measure(points, np.array(to.point_count, dtype=np.int64), point_stop, height[owner], width[owner])
 
     def where(row: int, field: str) -> Place:

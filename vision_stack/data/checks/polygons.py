@@ -20,7 +20,7 @@ _FAULTS = (
 )
 _FEW, _ODD, _NOT_FINITE, _HUGE, _FLAT, _OUTSIDE = range(1, len(_FAULTS))
 DEGENERATE = (_FEW, _FLAT, _OUTSIDE)  # covers no pixel: harmless among polygons that do
-_AT_ONCE = 100_000  # polygons measured together; bounds the memory for intermediate arrays
+_AT_ONCE = 10_000  # polygons measured together; bounds the memory for intermediate arrays
 _FLAT_AREA = 1e-6  # pixels
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -179,7 +179,7 @@ def read_coco(
             where there must be masks; its categories are ambiguous; or, with "raise", any record is broken.
     """
     file = str(annotation_file)
-    data = load_coco_json(file)
+    data = load_coco_json(file, streamed=True)
     if not os.path.isdir(image_dir):
         raise data_error(image_dir, "image folder", "there is no such folder", "name the folder that holds the images")
     findings = Findings(file)
@@ -241,6 +241,6 @@ def make_records(images: Sequence[ListedImage], table: AnnotationTable, image_ro
     ]
 
 
-def _category_ids(annotations: list[Any]) -> list[int]:
+def _category_ids(annotations: Iterable[Any]) -> list[int]:
     ids = (whole_number(raw.get("category_id")) for raw in annotations if isinstance(raw, dict))
     return [category_id for category_id in ids if category_id is not None]

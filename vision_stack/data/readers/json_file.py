@@ -9,19 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from vision_stack.data.checks.issues import DataError, Problem, data_error, listing, show
+from vision_stack.data.readers.json_stream import LARGE, Annotations, stream_json
 
 
-def load_coco_json(file: str, kind: str = "instance") -> dict[str, Any]:
+def load_coco_json(file: str, kind: str = "instance", *, streamed: bool = False) -> dict[str, Any]:
     """A mapping with lists of images, annotations and categories, none of them empty.
 
     Args:
+        streamed: annotations of a large file may be `Annotations` instead of a list.
         kind: of json that is wanted, for the remedy: "instance" or "panoptic".
 
     Raises:
         DataError: missing, unreadable, no json, or of another structure.
     """
     remedy = f"give a COCO {kind} json"
-    data = parse_json(file, remedy)
+    data = _streamed(file) if streamed else None
+    data = parse_json(file, remedy) if data is None else data
     if not isinstance(data, dict):
         hint = " (COCO results, not annotations?)" if isinstance(data, list) else ""
         message = f"expected a mapping with images, annotations and categories, got {show(data)}{hint}"
@@ -29,11 +32,19 @@ def load_coco_json(file: str, kind: str = "instance") -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if key not in data:
             raise data_error(file, key, "missing", remedy)
-        if not isinstance(data[key], list):
+        if not isinstance(data[key], list | Annotations):
             raise data_error(file, key, f"expected a list, got {show(data[key])}", remedy)
         if not data[key]:
             raise data_error(file, key, f"there are no {key}", "check that the export is complete")
     return data
+
+
+def _streamed(file: str) -> dict[str, Any] | None:
+    """A large file, unless something is wrong with it."""
+    try:
+        return stream_json(file) if os.path.isfile(file) and os.path.getsize(file) >= LARGE else None
+    except (OSError, ValueError):
+        return None
 
 
 def refusal(file: str, problems: Sequence[Problem]) -> str:
