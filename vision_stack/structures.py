@@ -129,7 +129,7 @@ class Batch(NamedTuple):
 class Instances:
     """The objects found in one image, best first, in the image's own pixels."""
 
-    boxes: Tensor  # [N, 4] float32, tight around the masks where there are masks
+    boxes: Tensor  # [N, 4] float32, as predicted; tight around the masks of heads that find masks alone
     labels: Tensor  # [N] int64, index into the model's `categories`
     scores: Tensor  # [N] float32 in [0, 1]
     masks: Tensor | list[RLE] | None = None  # [N, height, width] bool, or N RLEs (all else is then on the CPU), or none

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 
@@ -105,6 +106,27 @@ def filled(ground_truth, detections, **kwargs):
     for image_id, instances in detections.items():
         evaluator.update(image_id, instances)
     return evaluator
+
+
+def test_boxes_are_those_predicted_and_not_those_around_the_masks() -> None:
+    mask = ellipse(100, 120, 40, 60)
+    rle = encode(mask)
+    truth = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 7,
+        "segmentation": {"size": list(SIZE), "counts": rle["counts"].decode()},
+    }
+    data = {"images": [{"id": 1, "height": SIZE[0], "width": SIZE[1]}], "annotations": [truth]}
+    evaluator = CocoEvaluator({**data, "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES]}, CATEGORIES)
+    half = mask & (np.arange(SIZE[1]) < 120)
+    found = instances_of([half], [0], [0.9])
+    whole = instances_of([mask], [0], [0.9])
+    evaluator.update(1, dataclasses.replace(found, boxes=whole.boxes))
+    metrics = evaluator.compute()
+    assert metrics["bbox"]["AP"] > 0.999
+    assert metrics["segm"]["AP"] < 0.2
+    assert "bbox" not in evaluator.results()[0]
 
 
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])

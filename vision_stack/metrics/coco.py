@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,8 +71,9 @@ class CocoEvaluator(Evaluator):
     Args:
         ground_truth: the content of a COCO json: images, annotations, categories. It is not changed.
         categories: of the model, by label.
-        iou_types: of "segm", "bbox" and "boundary"; the first one's AP is the score. Boxes of results with masks are
-            those around them; boundary AP (Cheng et al. 2021) counts the lesser of mask and boundary IoU.
+        iou_types: of "segm", "bbox" and "boundary"; the first one's AP is the score. Boxes are those predicted, which
+            heads that find masks alone draw around them; boundary AP (Cheng et al. 2021) counts the lesser of mask and
+            boundary IoU. Sizes of detections with masks are the masks' areas for all kinds.
         max_detections: the most of an image that count, best first.
 
     Of a federated ground truth (LVIS, Gupta et al. 2019) detections count where their class was looked for: images that
@@ -109,12 +110,22 @@ class CocoEvaluator(Evaluator):
         """
         if image_id not in self._ground_truth.imgs:
             raise ValueError(f"image id {image_id} is not in the ground truth; evaluate on the data it belongs to")
-        records = coco_results(image_id, instances, self.categories)
+        records = coco_results(image_id, instances, self.categories, boxes=True)
         self._kept[image_id] = sorted(records, key=lambda record: -record["score"])[: self.max_detections]
 
     def results(self) -> list[dict[str, Any]]:
-        """All detections as `pycocotools.coco.COCO.loadRes` takes them: images by id, of an image the best first."""
-        return [record for image_id in sorted(self._kept) for record in self._kept[image_id]]
+        """All detections as `pycocotools.coco.COCO.loadRes` takes them: images by id, of an image the best first.
+
+        Those with masks are without boxes, see `coco_results`.
+        """
+        return [
+            {name: value for name, value in record.items() if name != "bbox" or "segmentation" not in record}
+            for record in self._records()
+        ]
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for image_id in sorted(self._kept):
+            yield from self._kept[image_id]
 
     def compute(self, *, only_updated: bool = False) -> dict[str, Any]:
         """Evaluate: {"segm": {"AP", "AP50", ...}, "bbox": {...}, "per_class": {name: {"segm": AP, "bbox": AP}}}.
@@ -130,7 +141,7 @@ class CocoEvaluator(Evaluator):
         looked_for = self._looked_for(truth)
         found = _by_class(
             _measured(record, number)
-            for number, record in enumerate(self.results(), start=1)
+            for number, record in enumerate(self._records(), start=1)
             if looked_for is None or (record["image_id"], record["category_id"]) in looked_for
         )
         listed = {c["id"]: str(c["name"]) for c in self._ground_truth.dataset["categories"]}
@@ -295,10 +306,7 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _measured(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """A result as pycocotools' `loadRes` completes it."""
+    """A result as pycocotools' `loadRes` completes it, but for the box, which stays that of the prediction."""
     rle = record.get("segmentation")
-    if rle is None:
-        measures: dict[str, Any] = {"area": record["bbox"][2] * record["bbox"][3]}
-    else:
-        measures = {"area": float(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
-    return {**record, **measures, "id": number, "iscrowd": 0}
+    area = record["bbox"][2] * record["bbox"][3] if rle is None else float(coco_mask.area(rle))
+    return {**record, "area": area, "id": number, "iscrowd": 0}
