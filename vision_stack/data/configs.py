@@ -13,7 +13,7 @@ from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTrans
 from vision_stack.data.checks.issues import Problem, data_error
 from vision_stack.data.checks.segments import LabelMapSplit
 from vision_stack.data.holding_out import hold_out, listed_images
-from vision_stack.data.readers.auto import recognise
+from vision_stack.data.readers.auto import recognise, tasks_of
 from vision_stack.data.readers.coco import CocoSplit, read_coco
 from vision_stack.data.readers.coco_layouts import named_json
 from vision_stack.data.readers.coco_panoptic import read_coco_panoptic
@@ -161,6 +161,12 @@ class AutoDataConfig(CocoDataConfig):
         if self.train_annotations or self.val_annotations:
             return named_json(self._existing_root(), self._given_paths())
         return recognise(self._existing_root(), task, self.format)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Those that there are annotations for, if there is no doubt about the format."""
+        if self.train_annotations or self.val_annotations:
+            return self.recognised("instance").tasks
+        return tasks_of(self._existing_root(), self.format)
 
     def holds_out(self, found: Recognised) -> float | None:
         """The share of the training images that is the validation split."""

@@ -77,6 +77,7 @@ def train(
     quiet_lightning()
     keep_freed_memory()
     config = fitting(config, overrides)
+    config, task_notes = _task_of_data(config, overrides)
     early = without_autos(config)  # what was typed is checked before anything is read
     options = decode_options(early, TrainOptions)
     seed = options.seed
@@ -135,7 +136,7 @@ def train(
     module = SegmentationModule(model, optim, evaluator, finetune=finetune, seed=seed, run_config=run_config)
     module.save_hyperparameters(dict(config))  # for loggers
 
-    say(*describe_settled(settled))
+    say(*describe_settled(settled), *task_notes)
     say(*describe_model(model, weights), *describe_training(model, optim, finetune))
     say(*describe_data(model.categories, len(data.train_records), len(data.val_records), len(data.problems)))
     rank_zero_only(_say_notes)(data, min(spec.stride for spec in model.neck.out_specs))
@@ -168,6 +169,23 @@ def train(
     position = checkpoints_of(trainer).position
     if position.step:
         rank_zero_only(mark_finished)(run_dir, position.epoch, position.step)
+
+
+def _task_of_data(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options with a task that the data has annotations for, and what to say of that.
+
+    It is only chosen where nobody has: nothing but the default stands there, and a mask head can learn it as well.
+    """
+    result = dict(config)
+    typed = any(text.lstrip("+").startswith(("task=", "resume=", "weights=")) for text in overrides)
+    if typed or result["task"] != "instance" or result["data"].get("type") != "auto" or not result["data"].get("root"):
+        return result, []
+    tasks = from_dict(without_autos(config)["data"], kind="data").tasks()
+    chosen = next((task for task in ("semantic", "panoptic") if task in tasks), None)
+    if chosen is None or "instance" in tasks:
+        return result, []
+    result["task"] = chosen
+    return result, [f"task        {chosen}: what the data has; task=NAME chooses another"]
 
 
 def _go_on(

@@ -24,7 +24,7 @@ from vision_stack.data.readers.foreign import describe
 from vision_stack.data.readers.formats import FORMATS, Recognised
 from vision_stack.structures import Task
 
-__all__ = ["recognise"]
+__all__ = ["recognise", "tasks_of"]
 
 
 def recognise(root: str | Path, task: Task | None = None, name: str | None = None) -> Recognised:
@@ -37,16 +37,7 @@ def recognise(root: str | Path, task: Task | None = None, name: str | None = Non
     Raises:
         DataError: none, or several; one line with what is there and what to write.
     """
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise data_error(root, "data.root", "there is no such folder", "give the folder that holds images and labels")
-    files = list_files(path)
-    files.asked = name
-    if name is not None and name not in FORMATS:
-        raise data_error(root, "data.format", f"there is no format {name!r}", f"choose one of: {', '.join(FORMATS)}")
-    found = [each for key, look in FORMATS.items() if name in (None, key) and (each := look(files))]
-    if specific := [each for each in found if not each.generic]:
-        found = specific
+    files, found = _found(root, name)
     fitting = [each for each in found if task is None or task in each.tasks]
     if len(fitting) == 1:
         return fitting[0]
@@ -57,6 +48,27 @@ def recognise(root: str | Path, task: Task | None = None, name: str | None = Non
     seen = "; ".join(f"{each.what} ({each.how})" for each in fitting)
     choices = " or ".join(f"data.format={each.format}" for each in fitting)
     raise data_error(root, "data.root", f"may be read in {len(fitting)} ways: {seen}", f"choose one with {choices}")
+
+
+def tasks_of(root: str | Path, name: str | None = None) -> tuple[Task, ...]:
+    """The tasks that a folder has annotations for, in whatever format. DataError where there is no such folder."""
+    _, found = _found(root, name)
+    return tuple(dict.fromkeys(task for each in found for task in each.tasks))
+
+
+def _found(root: str | Path, name: str | None) -> tuple[Files, list[Recognised]]:
+    """The files of a folder, and what they may be."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise data_error(root, "data.root", "there is no such folder", "give the folder that holds images and labels")
+    files = list_files(path)
+    files.asked = name
+    if name is not None and name not in FORMATS:
+        raise data_error(root, "data.format", f"there is no format {name!r}", f"choose one of: {', '.join(FORMATS)}")
+    found = [each for key, look in FORMATS.items() if name in (None, key) and (each := look(files))]
+    if specific := [each for each in found if not each.generic]:
+        found = specific
+    return files, found
 
 
 def _unknown(files: Files, name: str | None) -> DataError:
