@@ -135,7 +135,7 @@ def test_test_split_is_read_for_evaluation_when_asked_for(tmp_path: Path) -> Non
     config = AutoDataConfig(root=str(tmp_path), split="test")
     assert [record.file_name for record in config.read("val", "instance").records] == ["e.jpg"]
     ff.yolo(tmp_path / "other")
-    with pytest.raises(DataError, match=r"there is no test split in .*; there is train, val; choose another"):
+    with pytest.raises(DataError, match=r"there is no test split; there is train, val \(YOLO polygons: .*data\.split="):
         AutoDataConfig(root=str(tmp_path / "other"), split="test").read("val", "instance")
 
 
@@ -161,3 +161,15 @@ def test_what_was_found_is_printed_line_by_line(tmp_path: Path) -> None:
     lines = build_datamodule(AutoDataConfig(root=str(tmp_path))).notes()
     shown = LABEL_FORMATS.read_text(encoding="utf-8").split("```")[1].strip()
     assert "\n".join(lines).replace(str(tmp_path), "DIR") == shown
+
+
+def test_annotations_of_images_that_are_not_there_leave_the_other_split(tmp_path: Path) -> None:
+    ff.lvis(tmp_path)
+    for file in tmp_path.glob("train2017/*.jpg"):
+        file.unlink()
+    config = AutoDataConfig(root=str(tmp_path))
+    assert len(config.read("val", "instance").records) == 1
+    with pytest.raises(
+        DataError, match=r"there is no train split; there is val .*lvis_v1_train\.json: none of its images"
+    ):
+        config.read("train", "instance")

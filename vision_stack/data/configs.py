@@ -208,8 +208,9 @@ class AutoDataConfig(CocoDataConfig):
         reading = Reading(task, self.on_error, categories, part == "train", classes, self.ignore_labels)
         fraction = None if part == "test" else self.holds_out(found)
         if (needed := "train" if fraction else part) not in found.splits:
-            message = f"there is no {needed} split in {self.root}; there is {', '.join(found.splits)}"
-            raise data_error(self.root, "data.split", message, "choose another, as in data.split=test")
+            there = ", ".join(found.splits)
+            message = f"there is no {needed} split; there is {there} ({found.what}: {found.how})"
+            raise data_error(self.root, "data.split", message, "give another folder, or data.split=NAME for evaluation")
         whole = found.read(needed, reading)
         return self._hold_out(whole, part, fraction) if fraction else whole
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vision_stack.data.annotations import AnnotationTable
-from vision_stack.data.checks.issues import data_error
+from vision_stack.data.checks.issues import DataError, data_error
 from vision_stack.data.readers.coco import CocoSplit, read_coco
 from vision_stack.data.readers.files import Files, some, suffix_of
 from vision_stack.data.readers.formats import INSTANCES, Part, Reading, Recognised, by_part, register_format
@@ -42,9 +42,18 @@ def recognise(files: Files) -> Recognised | None:
     jsons = [name for name in found if not _OTHER_KINDS.search(posixpath.basename(name))] or found
     if not jsons:
         return None
-    splits = {part: [_paths(files, name) for name in names] for part, names in by_part(jsons).items()}
-    splits |= {part: [paths] for part, paths in _usual(files.root).items()}
-    return _recognised(str(files.root), splits)
+    splits: dict[Part, Sequence[SplitPaths]] = {part: [paths] for part, paths in _usual(files.root).items()}
+    missing: list[DataError] = []
+    for part, names in by_part(jsons).items():
+        try:
+            if part not in splits:
+                splits[part] = [_paths(files, name) for name in names]
+        except DataError as error:  # annotations of images that were not downloaded
+            missing.append(error)
+    if not splits:
+        raise missing[0]
+    left_out = "".join(f"; {each.problem.file}: {each.problem.message}" for each in missing if each.problem)
+    return _recognised(str(files.root), splits, left_out)
 
 
 def named_json(root: str, given: Mapping[str, str | None]) -> Recognised:
@@ -58,14 +67,14 @@ def named_json(root: str, given: Mapping[str, str | None]) -> Recognised:
     return _recognised(root, {part: [paths] for part, paths in _usual(Path(root), required, given).items()})
 
 
-def _recognised(root: str, splits: Mapping[Part, Sequence[SplitPaths]]) -> Recognised:
+def _recognised(root: str, splits: Mapping[Part, Sequence[SplitPaths]], left_out: str = "") -> Recognised:
     first = next(iter(splits.values()))[0]
     lvis = '"neg_category_ids"' in _start(first.annotation_file)
     return Recognised(
         format="coco",
         what="LVIS json" if lvis else "COCO json",
         how=f"images, annotations and categories in "
-        f"{some([_relative(root, paths.annotation_file) for each in splits.values() for paths in each], 4)}",
+        f"{some([_relative(root, paths.annotation_file) for each in splits.values() for paths in each], 4)}{left_out}",
         tasks=INSTANCES,
         splits={part: some([_relative(root, paths.image_dir) for paths in each], 2) for part, each in splits.items()},
         read=partial(_read, splits),
