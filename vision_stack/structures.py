@@ -18,6 +18,9 @@ from torch import Tensor
 from vision_stack.config import Config, ConfigError, Fraction, registered
 
 Task = Literal["detection", "instance", "semantic", "panoptic"]
+WITH_OBJECTS: frozenset[Task] = frozenset(("detection", "instance", "panoptic"))  # annotations tell objects apart
+WITH_MASKS: frozenset[Task] = frozenset(("instance", "semantic", "panoptic"))  # annotations say which pixels
+LABEL_MAPS: frozenset[Task] = frozenset(("semantic", "panoptic"))  # a pixel has one label
 Threshold = float | tuple[float, ...]  # of scores: one for all classes, or one for each label
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as pycocotools has it
 

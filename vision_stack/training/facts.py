@@ -15,6 +15,7 @@ from vision_stack.backbones.timm_backbone import published_weights
 from vision_stack.config import from_dict
 from vision_stack.data.datamodule import DataModule
 from vision_stack.data.workers import available_cores, free_shared_memory
+from vision_stack.structures import WITH_OBJECTS
 from vision_stack.training.recipe import AUTO, Facts, quantile
 from vision_stack.training.start import without_pretrained
 from vision_stack.training.tasks import TASKS
@@ -102,7 +103,7 @@ def gather(
         aspect=round(float(quantile((longer / shorter).tolist(), 0.75)), 3),
         object_size=float(np.quantile(relative, 0.25)) if len(relative) else None,
         max_objects=max(object_counts(data)),
-        can_be_cut_out=data.task != "semantic" and not data.train_split.num_without_mask,
+        can_be_cut_out=data.task in WITH_OBJECTS and not data.train_split.num_without_mask,
         device=kind,
         device_memory=round(gpu.total_memory / 2**30, 1) if gpu else None,
         has_bf16=kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),

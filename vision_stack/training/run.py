@@ -30,6 +30,7 @@ from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
 from vision_stack.ops.run_files import mark_finished, mark_unfinished
+from vision_stack.structures import Task
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
 from vision_stack.training.auto import describe_settled, fitting, settled_values, without_autos
@@ -53,6 +54,8 @@ from vision_stack.training.tasks import TASKS, build_evaluator
 from vision_stack.training.trainer_options import check_loggers, profiles, write_profile
 from vision_stack.visualization.curves import plot_curves
 
+DATA_TASKS: tuple[Task, ...] = ("semantic", "panoptic")  # that are chosen where the data has no other
+DEFAULT_TASK: Task = "instance"  # of configs/train.yaml
 COARSEST = 8  # stride: heads on coarser maps refine them, or have learnt to do without
 VAL_LIST = "val_images.json"  # of a run that holds images out
 
@@ -178,11 +181,16 @@ def _task_of_data(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[
     """
     result = dict(config)
     typed = any(text.lstrip("+").startswith(("task=", "resume=", "weights=")) for text in overrides)
-    if typed or result["task"] != "instance" or result["data"].get("type") != "auto" or not result["data"].get("root"):
+    if (
+        typed
+        or result["task"] != DEFAULT_TASK
+        or result["data"].get("type") != "auto"
+        or not result["data"].get("root")
+    ):
         return result, []
     tasks = from_dict(without_autos(config)["data"], kind="data").tasks()
-    chosen = next((task for task in ("semantic", "panoptic") if task in tasks), None)
-    if chosen is None or "instance" in tasks:
+    chosen = next((task for task in DATA_TASKS if task in tasks), None)
+    if chosen is None or DEFAULT_TASK in tasks:
         return result, []
     result["task"] = chosen
     return result, [f"task        {chosen}: what the data has; task=NAME chooses another"]

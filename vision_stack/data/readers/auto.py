@@ -22,7 +22,7 @@ from vision_stack.data.readers import (  # noqa: F401  they register themselves
 from vision_stack.data.readers.files import Files, list_files
 from vision_stack.data.readers.foreign import describe
 from vision_stack.data.readers.formats import FORMATS, Recognised
-from vision_stack.structures import Task
+from vision_stack.structures import WITH_MASKS, Task
 
 __all__ = ["recognise", "tasks_of"]
 
@@ -87,6 +87,6 @@ def _unknown(files: Files, name: str | None) -> DataError:
 def _other_task(files: Files, found: Sequence[Recognised], task: Task | None) -> DataError:
     first = found[0]
     seen = "; ".join(f"{each.what} ({each.how})" for each in found)
-    head = " head=faster_rcnn" if first.tasks[0] == "detection" else ""
+    head = "" if first.tasks[0] in WITH_MASKS else " head=faster_rcnn"
     remedy = f"give data={shlex.quote(str(files.root))} task={first.tasks[0]}{head}"
     return data_error(files.root, "data.root", f"has nothing for task={task}: found {seen}", remedy)

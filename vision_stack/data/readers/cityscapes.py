@@ -23,6 +23,7 @@ from vision_stack.data.readers.formats import Part, Reading, Recognised, folder_
 from vision_stack.data.readers.id_masks import mask_of, read_ids
 from vision_stack.data.readers.raw import RawImage, RawObject, RawSplit, read_raw
 from vision_stack.data.readers.semantic import Maps, read_maps
+from vision_stack.structures import WITH_OBJECTS
 
 # cityscapesScripts, helpers/labels.py: id and name of the labels with a train id
 CLASSES = {
@@ -57,8 +58,8 @@ def recognise(files: Files) -> Recognised | None:
 
 def _read(files: Files, parts: dict[Part, list[str]], part: Part, reading: Reading) -> LabelMapSplit | CocoSplit:
     names = parts[part]
-    maps = {name: _map_of(name, _IDS if reading.task == "semantic" else _INSTANCES) for name in names}
-    if reading.task != "semantic":
+    maps = {name: _map_of(name, _INSTANCES if reading.task in WITH_OBJECTS else _IDS) for name in names}
+    if reading.task in WITH_OBJECTS:
         return _read_instances(files, maps, reading)
 
     def map_path(name: str) -> str:

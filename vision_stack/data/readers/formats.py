@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from vision_stack.data.readers.files import Files
-from vision_stack.structures import Category, Task
+from vision_stack.structures import WITH_MASKS, Category, Task
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
     @property
     def masks(self) -> bool:
-        return self.task != "detection"
+        return self.task in WITH_MASKS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

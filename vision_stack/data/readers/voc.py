@@ -25,6 +25,7 @@ from vision_stack.data.readers.id_masks import mask_of, read_ids
 from vision_stack.data.readers.raw import RawImage, RawObject, RawSplit, ids_by_name, named_classes, read_raw
 from vision_stack.data.readers.semantic import Maps, read_maps
 from vision_stack.data.readers.xml_file import parse_xml
+from vision_stack.structures import WITH_OBJECTS
 
 _OUTLINE = 255
 _CLASSES = (
@@ -122,7 +123,7 @@ def _stem(name: str) -> str:
 
 
 def _read(data: _Data, part: Part, reading: Reading) -> CocoSplit | LabelMapSplit:
-    if reading.task == "semantic":
+    if reading.task not in WITH_OBJECTS:
         return _read_class_maps(data, part, reading)
     files, names = data.files, data.parts[part]
     raw = RawSplit(files=files, source="", classes=named_classes(data.names), images=[], objects=lambda: objects)
