@@ -394,6 +394,7 @@ def test_config_that_is_not_built_is_one_line(
         ("rt_detr", "neck", {"dropout": 0.5}, r"neck\.dropout: transformers' rt_detr has that of the head, 0\.0"),
         ("rt_detr", "neck", {"type": "fpn"}, "no model with neck=fpn and head=rt_detr; it has hybrid_encoder with"),
         ("deformable_detr", "neck", {"dropout": 0.5}, r"neck\.dropout: .* has head\.dropout, 0\.1, there, too"),
+        ("d_fine", "head", {"activation": "silu"}, r"head\.activation: transformers' D-FINE has 'relu', not 'silu'"),
     ],
 )
 def test_model_that_transformers_has_not_is_one_line(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.ops.box_edges import LARGEST_MOVE, NUM_BINS
-from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
+from vision_stack.weights.config_fields import Fields, check_fixed, check_same, to_fields, to_options
 from vision_stack.weights.deformable_detr import DECODER_LAYERS, PREDICTOR, one_of_each_predictor
 from vision_stack.weights.encoder import state_of
 from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, neck_options
@@ -89,6 +89,7 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     Raises:
         ConfigError: parts that transformers' D-FINE does not have.
     """
+    check_same(plain["head"], {"activation": "relu"}, "head", "D-FINE")
     raw, exported = export_all_but_the_head(model, plain, "d_fine")
     head: Any = model.get_submodule("head")
     points, reg_scale = list(head.layers[0].cross_attn.num_points), plain["head"]["reg_scale"]
