@@ -98,10 +98,12 @@ def _read_directory(directory: Path, raw: Mapping[str, Any], source: str | Path)
         neck, head = architecture.parts(raw)
         names = class_names(raw)
         backbone = to_dict(decode_backbone(architecture.backbone(raw)))
+        from_dict(neck, kind="neck")
+        decoded = from_dict(head, kind="head")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     task = guess_task(str(source), raw["model_type"])
-    if not from_dict(head, kind="head").serves(task):
+    if not decoded.serves(task):
         task = "detection"
     num_things = THINGS.get((task, len(names)), len(names))
     config = {

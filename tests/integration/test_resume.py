@@ -251,10 +251,10 @@ def test_error_of_the_data_leaves_the_last_step_and_says_how_to_resume(
     reads = itertools.count()
     read = SegmentationDataset._read
 
-    def fails_in_the_third_batch(self: SegmentationDataset, index: int) -> Any:
+    def fails_in_the_third_batch(self: SegmentationDataset, *arguments: int) -> Any:
         if next(reads) == 5:
             raise DataError("a.jpg: pixels: gone; put it back")
-        return read(self, index)
+        return read(self, *arguments)
 
     monkeypatch.setattr(SegmentationDataset, "_read", fails_in_the_third_batch)
     with pytest.raises(DataError, match=r"^a\.jpg: pixels: gone; put it back; then resume .*/last\.ckpt$"):

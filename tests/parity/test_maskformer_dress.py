@@ -40,7 +40,7 @@ def pair(use_auxiliary_loss):
     config = MaskFormerConfig(backbone_config=backbone.to_dict(), decoder_config=decoder, id2label=names, **common)
     ours = MaskFormerForInstanceSegmentation(config).eval()
     model = ours.vision_model
-    to_ours = partial(from_transformers, "maskformer", theirs.state_dict())
+    to_ours = partial(from_transformers, {"model_type": "maskformer"}, theirs.state_dict())
     state, _ = convert(PublishedModel("", {}, theirs.state_dict(), to_ours), model.backbone, model.state_dict())
     model.load_state_dict(state, strict=True)
     return theirs, ours
