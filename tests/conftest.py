@@ -1,6 +1,7 @@
 """Shared by all tests: one thread each (they run in parallel), no network, a cache of their own."""
 
 import os
+import signal
 
 import pytest
 
@@ -16,3 +17,8 @@ torch.set_num_threads(1)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Generated data goes into a folder of this test session."""
     os.environ["VISION_STACK_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "vision_stack_cache")
+
+
+# Shells ignore SIGINT for what runs in their background, and children inherit that: tests of Ctrl-C would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
