@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from vision_stack.commands.arguments import quote_paths, recipe_for_weights
-from vision_stack.commands.composing import Composition, compose_options
 from vision_stack.commands.errors import OneLineErrors
-from vision_stack.commands.plugins import import_plugins, offer_plugins
-from vision_stack.commands.words import understand
+from vision_stack.commands.like_train import compose_like_train, take_own
 
 HELP = """\
 Measure what training would wait for, data or model, without training.
@@ -29,22 +25,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     errors = OneLineErrors()
     with errors:
-        images, words = "64", []
-        for word in argv:
-            name, equals, value = word.lstrip("-").partition("=")
-            if equals and name == "images":
-                images = value
-            elif Path(word).expanduser().exists() and not equals:
-                words.append(f"data={word}")
-            else:
-                words.append(word)
+        own = {"images": "64"}
+        words, images = take_own(argv, own), own["images"]
         if not images.isdecimal() or not int(images):
             raise ValueError(f"images={images}: expected a number of images, at least 1")
-        options = understand("train", words).options
-        offer_plugins(options)
-        overrides = recipe_for_weights(options)
-        config, _ = compose_options(Composition("train", ["run_dir=outputs", *quote_paths(overrides)]))
-        import_plugins(config["plugins"])
+        config, overrides = compose_like_train(words)
         from vision_stack.training.data_profile import profile
 
         print("\n".join(profile(config, int(images), overrides)))

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vision_stack.commands.arguments import quote_paths, recipe_for_weights
-from vision_stack.commands.composing import Composition, compose_options
 from vision_stack.commands.errors import OneLineErrors
-from vision_stack.commands.plugins import import_plugins, offer_plugins
-from vision_stack.commands.words import understand
+from vision_stack.commands.like_train import compose_like_train, take_own
 
 HELP = """\
 Show what a model will be fed: training images before and after augmentation, in one picture.
@@ -34,22 +31,10 @@ def main(argv: Sequence[str]) -> int:
     errors = OneLineErrors()
     with errors:
         own = {"out": "augmentation.jpg", "rows": "4"}
-        words = []
-        for word in argv:
-            name, equals, value = word.lstrip("-").partition("=")
-            if equals and name in own:
-                own[name] = value
-            elif Path(word).expanduser().exists() and not equals:
-                words.append(f"data={word}")
-            else:
-                words.append(word)
+        words = take_own(argv, own)
         if not own["rows"].isdecimal() or not 1 <= int(own["rows"]) <= MOST_ROWS:
             raise ValueError(f"rows={own['rows']}: expected a number of images, 1 to {MOST_ROWS}")
-        options = understand("train", words).options
-        offer_plugins(options)
-        overrides = recipe_for_weights(options)
-        config, _ = compose_options(Composition("train", ["run_dir=outputs", *quote_paths(overrides)]))
-        import_plugins(config["plugins"])
+        config, overrides = compose_like_train(words)
         from vision_stack.training.preview import show
 
         print("\n".join(show(config, Path(own["out"]).expanduser(), int(own["rows"]), overrides)))
