@@ -84,15 +84,14 @@ _RF_DETR = Architecture(
     has_masks=True,
     backbones=(rf_detr.BACKBONE,),
 )
-_LW_DETR = Architecture(
-    necks=("scale_projector",),
+_LW_DETR = _RF_DETR._replace(
     heads=("rf_detr",),
     parts=lw_detr.parts_of,
-    backbone=encoder.backbone_part,
     prefix=lw_detr.ENCODER,
     convert=lw_detr.convert_decoder,
     export=lw_detr.export,
     processor="DeformableDetrImageProcessor",
+    has_masks=False,
     backbones=(lw_detr.BACKBONE,),
 )
 _RT_DETR = Architecture(

@@ -61,16 +61,23 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     neck = neck_options(raw)
     levels = len(raw.get("feat_strides", (8, 16, 32)))
     check_fixed(raw, {"num_feature_levels": levels})
-    points = raw.get("decoder_n_points", 4)
     head = {
         "type": "d_fine",
         **to_options(raw, FIELDS),
-        "num_points": points if isinstance(points, list) else [points] * levels,
-        "reg_scale": raw.get("reg_scale", 4.0),
+        **points_and_scale(raw, levels),
         "loss": {"class_loss": "varifocal", **to_options(raw, _LOSS)},
         "masks": False,
     }
     return neck, head
+
+
+def points_and_scale(raw: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """Options of the head for points on so many maps, one number or one for each, and for the scale of edges."""
+    points = raw.get("decoder_n_points", 4)
+    return {
+        "num_points": points if isinstance(points, list) else [points] * levels,
+        "reg_scale": raw.get("reg_scale", 4.0),
+    }
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
 from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
-from vision_stack.weights.d_fine import CONSTANTS, EDGES, FIXED_EDGES, GATES, with_constants
+from vision_stack.weights.d_fine import CONSTANTS, EDGES, FIXED_EDGES, GATES, points_and_scale, with_constants
 from vision_stack.weights.deformable_detr import DECODER_LAYERS, PREDICTOR, one_of_each_predictor
 from vision_stack.weights.encoder import export_backbone, state_of
 from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, export_hybrid_encoder, neck_fields, neck_options
@@ -71,13 +71,11 @@ def parts_of(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     lite = neck["type"] == "lite_encoder"
     levels = _LITE_LEVELS if lite else len(raw.get("feat_strides", (8, 16, 32)))
     check_fixed(raw, {"num_feature_levels": levels})
-    points = raw.get("decoder_n_points", 4)
     head = {
         "type": "deimv2",
         **to_options(raw, _FIELDS),
         **_AS_THEIRS,
-        "num_points": points if isinstance(points, list) else [points] * levels,
-        "reg_scale": raw.get("reg_scale", 4.0),
+        **points_and_scale(raw, levels),
         "loss": {"class_loss": "mal", **to_options(raw, _LOSS)},
         "masks": False,
     }
