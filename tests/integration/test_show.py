@@ -77,3 +77,18 @@ def test_mistake_is_one_line(
     assert show(tmp_path, monkeypatch, *SMALL, *words) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert printed[-1].startswith(f"error: {expected}")
+
+
+def test_folder_of_label_maps_is_shown_with_the_task_that_training_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / "data" / folder / part).mkdir(parents=True)
+        for name, seed in (("a", 0), ("b", 1)):
+            pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "images" / part / f"{name}.jpg")
+            Image.fromarray(pixels[..., 0] // 128).save(tmp_path / "data" / "labels" / part / f"{name}.png")
+    (tmp_path / "data" / "classes.txt").write_text("0 sky\n1 ground\n")
+    assert show(tmp_path, monkeypatch, str(tmp_path / "data"), "rows=1") == 0
+    assert "semantic: what the data has; task=NAME chooses another" in capsys.readouterr().out

@@ -7,10 +7,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vision_stack.config import RENAMED, registered, to_dict
+from vision_stack.config import RENAMED, from_dict, registered, to_dict
+from vision_stack.structures import Task
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.recipe import AUTO, RULES, Facts, Recipe, Settled, lookup
 
+DATA_TASKS: tuple[Task, ...] = ("semantic", "panoptic")  # that are chosen where the data has no other
+DEFAULT_TASK: Task = "instance"  # of configs/train.yaml
 PLACEHOLDERS = {  # of options without a dataclass, or without a default that fits whatever else is typed
     "backbone.model_name": "resnet50",
     "data.train_transform.crop_size": 512,
@@ -37,6 +40,28 @@ def fitting(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         if cls := registered(kind).get(str(result[kind].get("type"))):
             _drop_unknown(result[kind], cls, kind, typed)
     return result
+
+
+def task_of_data(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options with a task that the data has annotations for, and what to say of that.
+
+    It is only chosen where nobody has: nothing but the default stands there, and a mask head can learn it as well.
+    """
+    result = dict(config)
+    typed = any(text.lstrip("+").startswith(("task=", "resume=", "weights=")) for text in overrides)
+    if (
+        typed
+        or result["task"] != DEFAULT_TASK
+        or result["data"].get("type") != "auto"
+        or not result["data"].get("root")
+    ):
+        return result, []
+    tasks = from_dict(without_autos(config)["data"], kind="data").tasks()
+    chosen = next((task for task in DATA_TASKS if task in tasks), None)
+    if chosen is None or DEFAULT_TASK in tasks:
+        return result, []
+    result["task"] = chosen
+    return result, [f"task        {chosen}: what the data has; task=NAME chooses another"]
 
 
 def _drop_unknown(part: dict[str, Any], cls: type[Any], path: str, typed: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from vision_stack.data.datamodule import DataModule, build_datamodule
 from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.model import VisionModel
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.auto import describe_settled, fitting, without_autos
+from vision_stack.training.auto import describe_settled, fitting, task_of_data, without_autos
 from vision_stack.training.facts import find_device
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
@@ -156,7 +156,7 @@ def profile(config: Mapping[str, Any], images: int, overrides: Sequence[str]) ->
     """
     quiet_lightning()
     keep_freed_memory()
-    config = fitting(config, overrides)
+    config, notes = task_of_data(fitting(config, overrides), overrides)
     early = without_autos(config)
     options = decode_options(early, TrainOptions)
     data = build_datamodule(from_dict(early["data"], kind="data"), options.seed, task=options.task)
@@ -178,7 +178,7 @@ def profile(config: Mapping[str, Any], images: int, overrides: Sequence[str]) ->
     probe = Probe(model, data, optim, finetune, device, precision if precision in PRECISIONS else "32-true")
     seconds = step_seconds(probe, data.config.batch_size)
     lines = describe_settled({path: value for path, value in settled.items() if path.startswith("data.")})
-    return [*lines, *describe(times, rate, seconds, data, str(device))]
+    return [*lines, *notes, *describe(times, rate, seconds, data, str(device))]
 
 
 def describe(times: DataTimes, rate: float, seconds: float, data: DataModule, device: str) -> list[str]:

@@ -22,7 +22,7 @@ from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.ops.files import write_file
 from vision_stack.ops.image import resized_size
 from vision_stack.structures import Category, ImageInfo, Instances, Sample, Target
-from vision_stack.training.auto import describe_settled, fitting, settle, without_autos
+from vision_stack.training.auto import describe_settled, fitting, settle, task_of_data, without_autos
 from vision_stack.training.facts import find_device, gather
 from vision_stack.training.pictures import jpeg
 from vision_stack.training.start import without_pretrained
@@ -48,7 +48,7 @@ def show(config: Mapping[str, Any], file: Path, rows: int, overrides: Sequence[s
     """
     if file.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise ConfigError(f"out: {file} is not the name of a picture; end it in .jpg or .png")
-    config = fitting(config, overrides)
+    config, notes = task_of_data(fitting(config, overrides), overrides)
     early = without_autos(config)
     data = build_datamodule(from_dict(early["data"], kind="data"), early["seed"], task=early["task"])
     head = from_dict(without_pretrained(early["head"]), kind="head")
@@ -66,7 +66,7 @@ def show(config: Mapping[str, Any], file: Path, rows: int, overrides: Sequence[s
         content = jpeg(picture)
     write_file(file, content, durable=False)
     lines = describe_settled({path: value for path, value in settled.items() if path.startswith("data.")})
-    return [*lines, f"wrote {file}: {rows} of {len(data.train_records):,} training images, before and after"]
+    return [*lines, *notes, f"wrote {file}: {rows} of {len(data.train_records):,} training images, before and after"]
 
 
 def draw_augmentation(run_dir: Path, data: DataModule, rows: int = 4) -> Path:

@@ -30,10 +30,9 @@ from vision_stack.data.workers import LoaderError
 from vision_stack.metrics import Evaluator
 from vision_stack.model import VisionModel
 from vision_stack.ops.run_files import mark_finished, mark_unfinished
-from vision_stack.structures import Task
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.auto import describe_settled, fitting, settled_values, without_autos
+from vision_stack.training.auto import describe_settled, fitting, settled_values, task_of_data, without_autos
 from vision_stack.training.averaging import prepare_averaging
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.estimate import measure
@@ -54,8 +53,6 @@ from vision_stack.training.tasks import TASKS, build_evaluator
 from vision_stack.training.trainer_options import check_loggers, profiles, write_profile
 from vision_stack.visualization.curves import plot_curves
 
-DATA_TASKS: tuple[Task, ...] = ("semantic", "panoptic")  # that are chosen where the data has no other
-DEFAULT_TASK: Task = "instance"  # of configs/train.yaml
 COARSEST = 8  # stride: heads on coarser maps refine them, or have learnt to do without
 VAL_LIST = "val_images.json"  # of a run that holds images out
 
@@ -80,7 +77,7 @@ def train(
     quiet_lightning()
     keep_freed_memory()
     config = fitting(config, overrides)
-    config, task_notes = _task_of_data(config, overrides)
+    config, task_notes = task_of_data(config, overrides)
     early = without_autos(config)  # what was typed is checked before anything is read
     options = decode_options(early, TrainOptions)
     seed = options.seed
@@ -172,28 +169,6 @@ def train(
     position = checkpoints_of(trainer).position
     if position.step:
         rank_zero_only(mark_finished)(run_dir, position.epoch, position.step)
-
-
-def _task_of_data(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options with a task that the data has annotations for, and what to say of that.
-
-    It is only chosen where nobody has: nothing but the default stands there, and a mask head can learn it as well.
-    """
-    result = dict(config)
-    typed = any(text.lstrip("+").startswith(("task=", "resume=", "weights=")) for text in overrides)
-    if (
-        typed
-        or result["task"] != DEFAULT_TASK
-        or result["data"].get("type") != "auto"
-        or not result["data"].get("root")
-    ):
-        return result, []
-    tasks = from_dict(without_autos(config)["data"], kind="data").tasks()
-    chosen = next((task for task in DATA_TASKS if task in tasks), None)
-    if chosen is None or DEFAULT_TASK in tasks:
-        return result, []
-    result["task"] = chosen
-    return result, [f"task        {chosen}: what the data has; task=NAME chooses another"]
 
 
 def _go_on(
