@@ -15,8 +15,9 @@ from vision_stack.training.auto import without_autos
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "augment").glob("*.yaml"))
-STRENGTHS = {"warp", "iou_crop", "zoom_out", "mosaic", "mixup", "copy_paste", "flip", "vertical_flip"}
-SWITCHES = STRENGTHS | {"color_jitter", "photometric", "keep_objects", "stop_fraction"}
+STRENGTHS = {"warp", "iou_crop", "zoom_out", "mosaic", "mixup", "copy_blend", "copy_paste", "flip", "vertical_flip"}
+SWITCHES = STRENGTHS | {"color_jitter", "photometric", "keep_objects"}
+SWITCHES |= {"start_fraction", "mosaic_until", "stop_fraction"}
 
 
 def transform(*typed: str) -> Any:

@@ -1,7 +1,6 @@
 """Composed training images of real data sets: the same wherever and whenever they are made, and true to their masks."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from vision_stack.config import ConfigError
-from vision_stack.data.augment.transforms import TrainTransformConfig, first_toned_down
+from vision_stack.data.augment.transforms import TrainTransformConfig
 from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule, planned_epochs
 from vision_stack.data.dataset import collate
@@ -188,12 +187,54 @@ def test_last_part_of_the_run_has_only_scale_and_flips(root):
     ("fraction", "epochs", "first"), [(0.2, 10, 8), (0.1, 10, 9), (0.3, 10, 7), (0.5, 3, 2), (1.0, 4, 0), (0.2, 1, 1)]
 )
 def test_augmentation_stops_with_the_epoch(fraction, epochs, first):
-    assert first_toned_down(fraction, epochs) == first
+    stages = dict(TrainTransformConfig(mosaic=0.5, stop_fraction=fraction).stages(epochs))
+    assert stages.pop(first).mosaic == 0.0
+    assert all(transform.mosaic == 0.5 for epoch, transform in stages.items() if epoch < first)
 
 
-def test_augmentation_without_stop_or_length_never_stops():
-    assert first_toned_down(0.0, 10) == math.inf
-    assert first_toned_down(0.5, None) == math.inf
+def test_augmentation_without_stages_or_length_never_changes():
+    always = TrainTransformConfig(mosaic=0.5)
+    assert always.stages(10) == [(0, always)]
+    staged = TrainTransformConfig(mosaic=0.5, start_fraction=0.1, mosaic_until=0.5, stop_fraction=0.5)
+    assert staged.stages(None) == [(0, staged)]
+
+
+def test_mosaic_and_mixup_come_after_the_start_and_end_before_the_rest():
+    """DEIM's stages: epochs 4 to 29 of 58 with mosaic and mixup, to 50 with all else."""
+    transform = TrainTransformConfig(
+        mosaic=0.5, mixup=0.5, zoom_out=0.5, start_fraction=0.069, mosaic_until=0.5, stop_fraction=0.138
+    )
+    stages = transform.stages(58)
+    assert [epoch for epoch, _ in stages] == [0, 4, 29, 50]
+    assert [(each.mosaic, each.mixup, each.zoom_out) for _, each in stages] == [
+        (0.0, 0.0, 0.0),
+        (0.5, 0.5, 0.5),
+        (0.0, 0.0, 0.5),
+        (0.0, 0.0, 0.0),
+    ]
+
+
+def test_blended_objects_come_with_their_boxes_and_mixtures_leave_the_image_visible(root):
+    options = {"short_edges": (64,), "long_edge": 64, "flip": 0.0}
+    plain = module(root, "detection", False, transform=TrainTransformConfig(**options)).train_dataset()
+    blended = module(
+        root, "detection", False, transform=TrainTransformConfig(**options, copy_blend=1.0)
+    ).train_dataset()
+    added = 0
+    for index in range(8):
+        before, after = plain[0, index], blended[0, index]
+        own, count = before.target["boxes"], len(before.target["boxes"])
+        assert torch.equal(after.target["boxes"][:count], own), "of objects that are only blended over nothing changes"
+        new = after.target["boxes"][count:]
+        assert len(new) <= 3
+        added += len(new)
+        changed = (before.image != after.image).any(0)
+        outside = torch.ones(64, 64, dtype=torch.bool)
+        for x0, y0, x1, y1 in new.tolist():
+            w, h = 0.25 * (x1 - x0) + 2, 0.25 * (y1 - y0) + 2  # the margin, and rounding to pixels
+            outside[max(0, int(y0 - h)) : int(y1 + h) + 1, max(0, int(x0 - w)) : int(x1 + w) + 1] = False
+        assert not changed[outside].any()
+    assert added > 8
 
 
 @pytest.mark.parametrize(

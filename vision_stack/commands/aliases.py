@@ -151,6 +151,7 @@ _OTHER_NAMES = {
             "vertical_flip": ("flipud", "vflip"),
             "mosaic": ("mosaic",),
             "mixup": ("mixup",),
+            "copy_blend": ("copy_blend", "copyblend"),
             "copy_paste": ("copy_paste", "copypaste"),
             "color_jitter": ("color_jitter", "photometric_distort"),
             "stop_fraction": ("stop_fraction",),

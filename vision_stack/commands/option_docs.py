@@ -54,7 +54,8 @@ def choices(group: str) -> list[str]:
     """Names of its yaml files; those of experiments are in folders, too."""
     folder = config_dir() / group
     files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+    names = (file.relative_to(folder).with_suffix("").as_posix() for file in files)
+    return sorted(name for name in names if not name.startswith("_"))  # those are built on
 
 
 def introduction(group: str, choice: str) -> str:

@@ -16,7 +16,7 @@ from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.plan import Plan, limited
 from vision_stack.data.augment.targets import make_target, wrap_target
-from vision_stack.data.augment.transforms import TransformConfig, first_toned_down
+from vision_stack.data.augment.transforms import TransformConfig
 from vision_stack.data.checks.issues import data_error
 from vision_stack.data.image_cache import ImageCache
 from vision_stack.data.image_records import ImageFile
@@ -41,7 +41,7 @@ class SegmentationDataset(Dataset[Sample]):
         mask_stride: pixels of a cell of the targets' masks; None: they have none.
         merged: labels of which an image has one segment: all classes of label maps of classes, stuff of panoptic ones.
         max_objects: of an image, drawn among those that can be seen in it.
-        planned_epochs: of the whole run, for the transform's `stop_fraction`; None: unknown.
+        planned_epochs: of the whole run, for the transform's `stages`; None: unknown.
         cache: of decoded images; None: they are read each time.
         reduced_decoding: decode JPEGs at 1/2, 1/4 or 1/8 where that is still twice the sample's size; of COCO's
             photographs pixels differ by 0.7 of 255 in the mean then.
@@ -65,8 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
     ) -> None:
         self.records = records
         self.transform = transform
-        self._last_transform = transform.toned_down()
-        self._last_from = first_toned_down(transform.stop_fraction, planned_epochs)  # epoch
+        self._stages: Sequence[tuple[int, TransformConfig]] = transform.stages(planned_epochs)
         self.merged = merged
         self.max_objects = max_objects
         self.seed = seed
@@ -81,7 +80,7 @@ class SegmentationDataset(Dataset[Sample]):
         epoch, index = (0, key) if isinstance(key, int) else key
         record = self.records[index]
         rng = sample_rng(self.seed, epoch, index)
-        transform = self._last_transform if epoch >= self._last_from else self.transform
+        transform = next(transform for first, transform in reversed(self._stages) if epoch >= first)
         plan: Plan = transform.plan(self.records, index, rng)
         if self.max_objects is not None:
             plan = limited(plan, self.records, self.max_objects, rng)

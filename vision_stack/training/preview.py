@@ -77,11 +77,13 @@ def draw_augmentation(run_dir: Path, data: DataModule, rows: int = 4) -> Path:
 
 
 def length_warnings(trainer: pl.Trainer, data: DataModule) -> list[str]:
-    """Where `stop_fraction` can do nothing, since only a time limits the run."""
-    if not data.config.train_transform.stop_fraction or planned_epochs(trainer, 1) is not None:
+    """Where `stop_fraction` and its like can do nothing, since only a time limits the run."""
+    transform = data.config.train_transform
+    if not transform.has_stages or planned_epochs(trainer, 1) is not None:
         return []
+    name = next((name for name in ("stop_fraction", "start_fraction") if getattr(transform, name)), "mosaic_until")
     return [
-        "data.train_transform.stop_fraction: the length of the run is unknown, so augmentation stays on to its end; "
+        f"data.train_transform.{name}: the length of the run is unknown, so augmentation is on from start to end; "
         "give epochs or steps"
     ]
 

@@ -24,6 +24,8 @@ CROP_SCALE, CROP_ASPECT = (0.3, 1.0), (0.5, 2.0)  # edges, as parts of the image
 MIDDLE = (0.3, 0.7)  # of the canvas, where the four images of a mosaic meet
 MOSAIC_ZOOM = (1.0, 2.0)  # times the size at which an image just covers its part of a mosaic
 MIX_SHARE = (0.45, 0.55)  # of the second image in a mixture
+BLENDED_OBJECTS, BLENDED_AREA = 3, 100  # the most of an image, and the fewest pixels of each
+BLENDED_MARGIN = (0.1, 0.25)  # around them, as parts of their sides
 
 
 class Record(Protocol):
@@ -219,6 +221,34 @@ def mixed_in(records: Sequence[Record], size: tuple[int, int], mirror: Mirror, r
     """Another image to blend with the canvas, all of it (Zhang et al. 2018, with the objects of both)."""
     placement = _elsewhere(records, size, (1.0, 1.0), mirror, rng)
     return placement._replace(how="mix", share=float(rng.uniform(*MIX_SHARE)))
+
+
+def blended_in(
+    records: Sequence[Record], size: tuple[int, int], mirror: Mirror, rng: np.random.Generator
+) -> list[Placement]:
+    """Up to three objects of another image with what is around them, anywhere (DEIMv2's CopyBlend, Huang et al. 2025).
+
+    Differs from DEIMv2's code: all are of one image, not of all of the batch.
+    """
+    index = int(rng.integers(len(records)))
+    record = records[index]
+    boxes = record.object_boxes()
+    if boxes is None:
+        return []
+    fit = min(size[0] / record.height, size[1] / record.width)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    large = np.flatnonzero(fit**2 * sides.prod(1) >= BLENDED_AREA)
+    placements = []
+    for position in rng.choice(large, min(BLENDED_OBJECTS, len(large)), replace=False).tolist():
+        margin = rng.uniform(*BLENDED_MARGIN) * sides[position]
+        x0, y0 = np.floor(np.maximum(boxes[position, :2] - margin, 0)).astype(int).tolist()
+        x1, y1 = np.ceil(np.minimum(boxes[position, 2:] + margin, (record.width, record.height))).astype(int).tolist()
+        inner = tuple(map(min, scaled_size(y1 - y0, x1 - x0, fit), size))
+        crop = mirror.apply(GeometricTransform((x0, y0, x1, y1), (inner[0], inner[1])), rng)
+        corner = tuple(int(rng.integers(edge - part + 1)) for edge, part in zip(size[::-1], inner[::-1], strict=True))
+        share = float(rng.uniform(*MIX_SHARE))
+        placements.append(Placement(index, crop, (corner[0], corner[1]), "mix", share, (position,)))
+    return placements
 
 
 def pasted(

@@ -15,8 +15,9 @@ def check_fits_task(transform: TrainTransformConfig, sampling: SamplingConfig, t
         without_mask: how many objects have only a box.
     """
     where = "data.train_transform"
-    if transform.mixup and task in LABEL_MAPS:
-        raise ConfigError(f"{where}.mixup: a pixel has one label with task={task}, not two; give augment.mixup=0")
+    for name in ("mixup", "copy_blend"):
+        if getattr(transform, name) and task in LABEL_MAPS:
+            raise ConfigError(f"{where}.{name}: a pixel has one label with task={task}, not two; give augment.{name}=0")
     if transform.copy_paste and task not in WITH_OBJECTS:
         raise ConfigError(
             f"{where}.copy_paste: task={task} has no single objects to paste; give augment.copy_paste=0, or mosaic"

@@ -5,7 +5,6 @@ Every draw comes from a generator that the data set seeds with (seed, epoch, ind
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,6 +21,7 @@ from vision_stack.data.augment.plan import (
     Placement,
     Plan,
     Record,
+    blended_in,
     iou_crop,
     mixed_in,
     mosaic,
@@ -42,7 +42,6 @@ class EvalTransformConfig(Config):
     long_edge: Count = 1333
     crop_size: ClassVar[None] = None
     min_pixels: ClassVar[int] = 1
-    stop_fraction: ClassVar[float] = 0.0
 
     def geometry(self, height: int, width: int, rng: np.random.Generator) -> GeometricTransform:
         return GeometricTransform((0, 0, width, height), resized_size(height, width, self.short_edge, self.long_edge))
@@ -54,8 +53,8 @@ class EvalTransformConfig(Config):
     def photometric_changes(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         return image
 
-    def toned_down(self) -> EvalTransformConfig:
-        return self
+    def stages(self, planned_epochs: float | None) -> list[tuple[int, EvalTransformConfig]]:
+        return [(0, self)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +88,13 @@ class TrainTransformConfig(Config):
     max_zoom_out: Annotated[float, Range(1, 16)] = 4.0  # the most by which it is smaller
     mosaic: Fraction = 0.0  # probability of four images in one
     mixup: Fraction = 0.0  # probability of blending with another image, objects of both; not with label maps
+    copy_blend: Fraction = 0.0  # probability of blending in objects of another image, without mixup; their boxes do
     copy_paste: Fraction = 0.0  # probability of pasting objects of another image; they need masks
     color_jitter: bool = False  # brightness, contrast, saturation, hue as in SSD
     photometric: tuple[dict[str, Any], ...] = ()  # more changes of colour: {name: GaussianBlur, kernel_size: 5}
-    stop_fraction: Fraction = 0.0  # of the run, at its end, with only resizing, crops of crop_size and flips
+    start_fraction: Fraction = 0.0  # of the run, at its start, with only resizing, crops of crop_size and flips
+    mosaic_until: Fraction = 1.0  # part of the run after which there is no mosaic and no mixup
+    stop_fraction: Fraction = 0.0  # of the run, at its end, as at its start
     min_pixels: Count = 1  # objects with fewer pixels after the transform leave the target
 
     def check(self) -> None:
@@ -109,7 +111,7 @@ class TrainTransformConfig(Config):
     @property
     def most_images(self) -> int:
         """That one may be composed of."""
-        return (4 if self.mosaic else 1) + bool(self.mixup) + bool(self.copy_paste)
+        return (4 if self.mosaic else 1) + bool(self.mixup or self.copy_blend) + bool(self.copy_paste)
 
     @property
     def mirror(self) -> Mirror:
@@ -152,7 +154,7 @@ class TrainTransformConfig(Config):
         transform = self.geometry(record.height, record.width, rng, window=window, boxes=boxes)
         placements = [Placement(index, transform)]
         size = transform.size
-        if self.mode == "large_scale_jitter" and (self.mosaic or self.mixup or self.copy_paste):
+        if self.mode == "large_scale_jitter" and self.most_images > 1:
             assert self.crop_size is not None
             canvas = (self.crop_size, self.crop_size)
         else:
@@ -165,6 +167,9 @@ class TrainTransformConfig(Config):
         if self.mixup and rng.random() < self.mixup:
             size = canvas
             placements.append(mixed_in(records, size, self.mirror, rng))
+        elif self.copy_blend and rng.random() < self.copy_blend:
+            size = canvas
+            placements += blended_in(records, size, self.mirror, rng)
         if self.copy_paste and rng.random() < self.copy_paste:
             size = canvas
             placements.append(pasted(records, size, self.scale_range, self.mirror, rng))
@@ -175,17 +180,25 @@ class TrainTransformConfig(Config):
         image = color_jitter(image, rng) if self.color_jitter else image
         return apply_changes(image, self.photometric, rng)
 
-    def toned_down(self) -> TrainTransformConfig:
-        """What is left of it in the last `stop_fraction` of a run."""
-        off = dict.fromkeys(("warp", "iou_crop", "zoom_out", "mosaic", "mixup", "copy_paste"), 0.0)
-        return replace(self, color_jitter=False, photometric=(), **off)  # type: ignore[arg-type]
+    @property
+    def has_stages(self) -> bool:
+        """Whether there are parts of a run with less augmentation than the rest."""
+        return bool(self.start_fraction or self.stop_fraction) or self.mosaic_until < 1
+
+    def stages(self, planned_epochs: float | None) -> list[tuple[int, TrainTransformConfig]]:
+        """What is drawn from an epoch on: (first epoch, transform), in order. Of a run of unknown length always all."""
+        if planned_epochs is None or not self.has_stages:
+            return [(0, self)]
+        off = dict.fromkeys(("warp", "iou_crop", "zoom_out", "mosaic", "mixup", "copy_blend", "copy_paste"), 0.0)
+        plain = replace(self, color_jitter=False, photometric=(), **off)  # type: ignore[arg-type]
+        single = replace(self, mosaic=0.0, mixup=0.0)
+        parts = (self.start_fraction, self.mosaic_until, 1 - self.stop_fraction)
+        start, no_mosaic, stop = (round(part * planned_epochs) for part in parts)
+
+        def at(epoch: int) -> TrainTransformConfig:
+            return plain if epoch < start or epoch >= stop else self if epoch < no_mosaic else single
+
+        return [(epoch, at(epoch)) for epoch in sorted({0, start, no_mosaic, stop})]
 
 
 TransformConfig = TrainTransformConfig | EvalTransformConfig
-
-
-def first_toned_down(stop_fraction: float, planned_epochs: float | None) -> float:
-    """The first epoch of the last `stop_fraction` of a run; infinity where there is none, or its length is unknown."""
-    if not stop_fraction or planned_epochs is None:
-        return math.inf
-    return math.ceil((1 - stop_fraction) * planned_epochs - 1e-9)
