@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 from transformers.loss.loss_deformable_detr import (
     DeformableDetrForObjectDetectionLoss,
     DeformableDetrHungarianMatcher,
@@ -228,3 +229,24 @@ def test_swapped_axes_of_an_image_are_noticed() -> None:
     faulty.pred_boxes[2] = faulty.pred_boxes[2][:, [1, 0, 3, 2]]
     with pytest.raises(AssertionError, match="loss_"):
         assert_equal(losses_of(faulty, "focal"), deformable_detr(outputs, targets_of()[1]))
+
+
+def test_late_assignments_are_those_of_deimv2s_cost() -> None:
+    """Probability times IoU^4, as DEIMv2's matcher has it from some epoch on; transformers' does not."""
+    outputs, (_, theirs) = outputs_of(), targets_of()
+    config = BoxCriterionConfig(quality_cost_from=0.75)
+    logits, boxes = stacked(outputs)
+    objects = BoxObjects(
+        torch.cat([t["class_labels"] for t in theirs]), torch.cat([t["boxes"] for t in theirs]), COUNTS
+    )
+    early, late = (match_boxes([LayerStack(logits, boxes)], objects, config.costs_at(p))[0] for p in (0.74, 0.75))
+    expected = set()
+    for layer in range(LAYERS):
+        for image, (target, first) in enumerate(zip(theirs, (0, COUNTS[0], sum(COUNTS[:2])), strict=True)):
+            iou = box_iou(*(box_convert(x, "cxcywh", "xyxy") for x in (boxes[layer, image], target["boxes"])))
+            quality = logits[layer, image].sigmoid()[:, target["class_labels"]] * iou**4
+            pairs = zip(*linear_sum_assignment(-quality.numpy()), strict=True)
+            expected |= {(layer, image, int(q), first + int(n)) for q, n in pairs}
+    found = [set(zip(*(x.tolist() for x in matches[:4]), strict=True)) for matches in (early, late)]
+    assert found[1] == expected
+    assert found[0] != expected

@@ -224,3 +224,20 @@ def test_masks_that_transformers_does_not_have_are_not_written_for_it(tmp_path: 
         expected, found = (each(image).masks for each in (model, again))
     assert expected is not None
     assert torch.equal(found.embed @ found.features.flatten(3), expected.embed @ expected.features.flatten(3))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("name", ["deformable_detr", "d_fine"])
+def test_matching_changes_when_the_training_has_come_so_far(name: str, masks: bool) -> None:
+    found = features((64, 96))
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 4.0, 90.0, 60.0], [30.0, 20.0, 70.0, 64.0]])
+    target: Target = {"labels": torch.tensor([0, 2, 1]), "boxes": boxes, "masks": torch.zeros(3, 64, 96) > 0}
+
+    def loss(step: int, total: int | None, **options: float) -> float:
+        head = build(name, masks=masks, loss=options).train()
+        head.set_progress(step, total)
+        torch.manual_seed(2)
+        return float(torch.stack(list(head.compute_loss(head(found, [target]), [target]).values())).sum())
+
+    assert loss(9, 10) == loss(0, 10) == loss(9, 10, quality_cost_from=0.95) == loss(9, None, quality_cost_from=0.5)
+    assert loss(9, 10, quality_cost_from=0.9) != loss(8, 10, quality_cost_from=0.9)

@@ -166,6 +166,9 @@ class DETRHead(Head[BoxOutputs]):
         masks `vision_stack.losses.box_mask_criterion`."""
         return self.criterion(outputs, targets)
 
+    def set_progress(self, step: int, total: int | None) -> None:
+        self.criterion.set_progress(step / total if total else 0.0)
+
     def class_rows(self) -> dict[str, Tensor]:
         """A row per class; what comes after them belongs to none."""
         rows = torch.arange(self.num_classes)[:, None]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from vision_stack.config import Config, ConfigError, Count, NonNegative
+from vision_stack.config import Config, ConfigError, Count, Fraction, NonNegative
 from vision_stack.losses.box_matcher import BoxCosts, BoxObjects, LayerStack, box_objects, labels_for, match_boxes
 from vision_stack.losses.class_losses import CLASS_LOSSES, ClassLossName
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
@@ -38,6 +38,7 @@ class BoxCriterionConfig(Config):
     class_cost: NonNegative = 2.0  # in the matching, whatever the loss that of the focal loss
     bbox_cost: NonNegative = 5.0
     giou_cost: NonNegative = 2.0
+    quality_cost_from: Fraction = 1.0  # part of the training from which boxes are matched by p * IoU^4 alone (DEIMv2)
     # Of heads with masks; the defaults are RF-DETR-Seg's (see `vision_stack.losses.box_mask_criterion`).
     mask_weight: NonNegative = 5.0  # of cross-entropy at points
     dice_weight: NonNegative = 5.0
@@ -53,6 +54,10 @@ class BoxCriterionConfig(Config):
     def costs(self) -> BoxCosts:
         return BoxCosts(self.class_cost, self.bbox_cost, self.giou_cost)
 
+    def costs_at(self, progress: float) -> BoxCosts:
+        """Those at a part of the training."""
+        return BoxCosts(0.0, 0.0, 0.0, quality=1.0) if progress >= self.quality_cost_from else self.costs
+
     def build(self) -> BoxCriterion:
         return BoxCriterion(self)
 
@@ -67,6 +72,11 @@ class BoxCriterion(nn.Module):
     def __init__(self, config: BoxCriterionConfig) -> None:
         super().__init__()
         self.config = config
+        self.progress = 0.0
+
+    def set_progress(self, progress: float) -> None:
+        """Hear what part of the training is done, from 0 on."""
+        self.progress = progress
 
     def forward(self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int = 1) -> dict[str, Tensor]:
         """Weighted losses of all layers, float32 (of float64 outputs float64) whatever autocast says; their sum is the
@@ -118,7 +128,7 @@ class BoxCriterion(nn.Module):
         if outputs.encoder_logits is not None and outputs.encoder_boxes is not None:
             searched["_encoder"] = (outputs.encoder_logits[None], outputs.encoder_boxes[None])
         stacks = [LayerStack(*(_grouped(x, num_groups) for x in pair)) for pair in searched.values()]
-        matches = match_boxes(stacks, objects, self.config.costs, more_costs)
+        matches = match_boxes(stacks, objects, self.config.costs_at(self.progress), more_costs)
         warn_about_dropped(matches[0].dropped, num_queries=stacks[0].logits.shape[2])
         named = zip(searched, stacks, matches, strict=True)
         parts = [Part(suffix, stack, num_groups, found) for suffix, stack, found in named]

@@ -41,6 +41,10 @@ class BoxMaskCriterion(nn.Module):
         self.boxes = boxes
         self.config = boxes.config
 
+    def set_progress(self, progress: float) -> None:
+        """See `BoxCriterion.set_progress`."""
+        self.boxes.set_progress(progress)
+
     def forward(self, outputs: BoxOutputs, targets: Sequence[Target], num_groups: int = 1) -> dict[str, Tensor]:
         """As `BoxCriterion.forward`; targets have masks [N, H, W], and there are `loss_mask` and `loss_dice`, too."""
         factors = outputs.masks

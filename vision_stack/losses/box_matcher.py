@@ -15,6 +15,8 @@ from vision_stack.ops.boxes import iou_and_giou
 from vision_stack.ops.tiles import slices, tile_elements
 from vision_stack.structures import Target
 
+QUALITY_EXPONENT = 4  # of the IoU
+
 
 class BoxObjects(NamedTuple):
     """The targets of a batch as plain tensors, one image after the other."""
@@ -37,6 +39,7 @@ class BoxCosts(NamedTuple):
     class_: float
     l1: float
     giou: float
+    quality: float = 0.0
 
 
 @torch.no_grad()
@@ -46,7 +49,8 @@ def match_boxes(
     """Assign every object of every image one query per layer, at the least total cost; a Matches for each stack.
 
     The cost is the focal loss that the object's class would have beyond that of no object (Deformable DETR), L1 of
-    normalised boxes and -GIoU. With more objects than queries the cheapest are kept.
+    normalised boxes, -GIoU, and minus the quality: the probability of the class times IoU^4 (DEIMv2). With more objects
+    than queries the cheapest are kept.
 
     Args:
         more: costs to add, for each of the first stacks those of each image with objects, flat [layers, queries,
@@ -96,12 +100,15 @@ def _costs(stack: LayerStack, objects: BoxObjects, weights: BoxCosts) -> list[Te
             continue
         theirs = padded_rows(objects.counts, images, logits.device)  # [b, N]
         of_class = logits[images].gather(2, labels[theirs][:, None].expand(-1, rows, -1))  # [b, R, N]
-        l1 = torch.zeros_like(of_class)
-        # Coordinate by coordinate: several times as fast as `torch.cdist`, and no [b, R, N, 4] is made.
-        for one, other in zip(boxes[images].unbind(-1), objects.boxes[theirs].unbind(-1), strict=True):
-            l1 += (one[:, :, None] - other[:, None]).abs()
-        _, giou = iou_and_giou(corners[images][:, :, None], object_corners[theirs][:, None])
-        class_ = focal_positive(of_class) - focal_negative(of_class)
-        cost = weights.class_ * class_ + weights.l1 * l1 - weights.giou * giou
+        iou, giou = iou_and_giou(corners[images][:, :, None], object_corners[theirs][:, None])
+        cost = -weights.giou * giou
+        if weights.class_ or weights.l1:
+            l1 = torch.zeros_like(of_class)
+            # Coordinate by coordinate: several times as fast as `torch.cdist`, and no [b, R, N, 4] is made.
+            for one, other in zip(boxes[images].unbind(-1), objects.boxes[theirs].unbind(-1), strict=True):
+                l1 += (one[:, :, None] - other[:, None]).abs()
+            cost += weights.class_ * (focal_positive(of_class) - focal_negative(of_class)) + weights.l1 * l1
+        if weights.quality:
+            cost -= weights.quality * of_class.sigmoid() * iou**QUALITY_EXPONENT
         costs += [each[:, :count].flatten() for each, count in zip(cost, counts, strict=True)]
     return costs
