@@ -31,6 +31,7 @@ from vision_stack.metrics.table import format_table
 from vision_stack.structures import Category, Instances
 
 IouType = Literal["segm", "bbox", "boundary"]
+FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: of up to 10, up to 100, more training images (LVIS)
 _TITLES: dict[IouType, str] = {"segm": "mask", "boundary": "boundary", "bbox": "box"}
 
 
@@ -78,7 +79,7 @@ class CocoEvaluator(Evaluator):
 
     Of a federated ground truth (LVIS, Gupta et al. 2019) detections count where their class was looked for: images that
     have it or list it in `neg_category_ids`. In those of `not_exhaustive_category_ids`, detections that match nothing
-    are neither right nor wrong.
+    are neither right nor wrong. Where categories have a `frequency`, there are "APr", "APc" and "APf", too.
 
     Boxes and areas missing in the ground truth are taken from the masks. Annotation ids are replaced by 1, 2, ...,
     because pycocotools counts a detection that matches the annotation with id 0 as a false one.
@@ -154,13 +155,23 @@ class CocoEvaluator(Evaluator):
                 for category_id in sorted(listed)
                 if category_id in truth  # of a class without objects nothing can be measured
             }
-            metrics[iou_type] = _summary(list(scores.values()), self._max_dets)
+            metrics[iou_type] = _summary(list(scores.values()), self._max_dets) | self._by_frequency(scores)
             if iou_type == self.iou_types[0]:
                 self._matches = {names[category_id]: score.matches for category_id, score in scores.items()}
             for category_id, name in names.items():
                 score = scores.get(category_id)
                 per_class[name][iou_type] = None if score is None else _mean(score.precision[:, 0])
         return {**metrics, "per_class": per_class}
+
+    def _by_frequency(self, scores: Mapping[int, _ClassScores]) -> dict[str, float | None]:
+        """Mean AP of LVIS' rare, common and frequent classes, if the ground truth says which these are."""
+        groups: dict[str, list[NDArray[np.float64]]] = {frequency: [] for frequency in FREQUENCIES}
+        for category in self._ground_truth.dataset["categories"]:
+            if category.get("frequency") in groups and category["id"] in scores:
+                groups[category["frequency"]].append(scores[category["id"]].precision[:, 0])
+        if not any(groups.values()):
+            return {}
+        return {f"AP{frequency}": _mean(np.array(group)) for frequency, group in groups.items()}
 
     def _looked_for(self, truth: Mapping[int, Sequence[Mapping[str, Any]]]) -> set[tuple[int, int]] | None:
         """Pairs of image and class that were annotated, if the ground truth says so (LVIS): others do not count."""

@@ -13,6 +13,7 @@ from vision_stack.ops.text import shorten
 
 _TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "outlines"}
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_BY_FREQUENCY = ("APr", "APc", "APf")  # of LVIS
 MAX_ROWS = 200  # of classes
 
 
@@ -71,6 +72,9 @@ def _summary_table(metrics: Mapping[str, Any], kinds: list[str]) -> Table:
     for precision, recall in zip(_SUMMARY, recalls, strict=True):
         cells = [precision, *(_percent(metrics[kind][precision]) for kind in kinds)]
         table.add_row(*cells, recall, *(_percent(metrics[kind][recall]) for kind in kinds))
+    for name in _BY_FREQUENCY:
+        if name in metrics[kinds[0]]:
+            table.add_row(name, *(_percent(metrics[kind][name]) for kind in kinds))
     return table
 
 

@@ -208,4 +208,5 @@ def joined(parts: Sequence[CocoSplit]) -> CocoSplit:
         tuple(problem for part in parts for problem in part.problems),
         tuple(note for part in parts for note in part.notes),
         federated or None,
+        {number: each for part in parts for number, each in part.frequencies.items()},
     )
