@@ -1,8 +1,8 @@
 """A validation split out of the training images, where a data set has none.
 
-Images that belong together stay together: files of the same content, images that look the same (a hash of their
-brightness steps), and those whose names have the same part by a pattern (a video, a patient). Every class gets its
-share, the rarest first. Which groups are held out depends on the seed and on the images, not on their order.
+Images that belong together stay together: files of the same content, images that look the same (`likeness`), and those
+whose names have the same part by a pattern (a video, a patient). Every class gets its share, the rarest first. Which
+groups are held out depends on the seed and on the images, not on their order.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vision_stack.config import ConfigError
 from vision_stack.data.checks.issues import DataError, data_error, show
-from vision_stack.data.image_records import ImageFile, with_progress
-from vision_stack.data.images import open_image
+from vision_stack.data.checks.likeness import looks_of, similar_pairs
+from vision_stack.data.checks.split_overlap import same_files
+from vision_stack.data.image_records import ImageFile
 from vision_stack.data.readers.json_file import parse_json
 from vision_stack.ops.files import write_file
 
-_THREADS = 8
-_SIDE = 16  # of the hash: 16 x 16 steps of brightness
-_NEAR = 10  # bits of 256 in which images that look the same may differ
-_BANDS = 16  # of 16 bits; those that differ in 10 bits have one in common
-_LEVEL = 12  # standard deviation of brightness, below which an image has nothing to compare
 _MOST = 0.5  # share of the images that may look like one another; more is a scene that never changes
 
 
@@ -145,18 +139,18 @@ def _classes(record: Any) -> frozenset[int]:
 
 def _groups(records: Sequence[ImageFile], pattern: str | None) -> tuple[list[int], str]:
     """The group of each image, and what to say of them."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        looks = pool.map(_look, (record.path for record in records))
-        found = list(with_progress(looks, len(records), "looking for images that are the same"))
+    equal, alike = _alike(tuple((record.path, _changed(record.path)) for record in records))
     same = _Sets(len(records))
-    same.join_equal([content for content, _ in found])
+    for group in equal:
+        same.join(*group)
     duplicates = len(records) - same.count()
     near = _Sets(len(records), same)
-    _join_near(near, [look for _, look in found])
+    for pair in alike:
+        near.join(*pair)
     text = f"; {duplicates:,} copies stay with their originals" if duplicates else ""
     if near.largest() <= max(2, _MOST * len(records)):
-        alike = same.count() - near.count()
-        text += f"; {alike:,} near-duplicates stay together" if alike else ""
+        joined = same.count() - near.count()
+        text += f"; {joined:,} near-duplicates stay together" if joined else ""
         same = near
     elif near.largest() > same.largest():
         text += f"; {near.largest():,} images look alike and are not kept together: give data.group_by=PATTERN"
@@ -178,48 +172,20 @@ def _key(pattern: str, name: str) -> str | None:
     return match and (match[1] if match.groups() else match[0])
 
 
-def _look(path: str) -> tuple[bytes | None, NDArray[np.uint8] | None]:
-    """Hash of the file's content, and 256 bits of what the image looks like; None where that cannot be said."""
+@functools.lru_cache(maxsize=2)  # both splits ask
+def _alike(files: tuple[tuple[str, tuple[int, int]], ...]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Indices of images with the same content, in groups, and pairs of those that look the same."""
+    paths = [path for path, _ in files]
+    return same_files(paths), [(one, other) for one, other, _ in similar_pairs(looks_of(paths))]
+
+
+def _changed(path: str) -> tuple[int, int]:
+    """What tells one state of a file from another; zeros where that is reported when it is read."""
     try:
         status = os.stat(path)
-    except OSError:  # reported when it is read
-        return None, None
-    return _look_once(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1_000_000)  # both splits ask
-def _look_once(path: str, size: int, changed: int) -> tuple[bytes | None, NDArray[np.uint8] | None]:
-    try:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha1").digest()
-        with open_image(path) as image:
-            image.draft("L", (4 * _SIDE, 4 * _SIDE))
-            small = image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
-    except (OSError, DataError):  # reported when it is read
-        return None, None
-    grey = np.asarray(small, np.int16)
-    if grey.std() < _LEVEL:
-        return content, None
-    return content, np.packbits(grey[:, 1:] > grey[:, :-1])
-
-
-def _join_near(sets: _Sets, looks: Sequence[NDArray[np.uint8] | None]) -> None:
-    rows = [row for row, look in enumerate(looks) if look is not None]
-    if not rows:
-        return
-    bits = np.stack([look for look in looks if look is not None])  # [n, 32] bytes
-    width = bits.shape[1] // _BANDS
-    for band in range(_BANDS):
-        buckets: dict[bytes, list[int]] = defaultdict(list)
-        for number, part in enumerate(np.ascontiguousarray(bits[:, band * width : (band + 1) * width])):
-            buckets[part.tobytes()].append(number)
-        for bucket in buckets.values():
-            while len(bucket) > 1:
-                first = bucket.pop()
-                others = np.array(bucket)
-                differing = np.bitwise_count(bits[others] ^ bits[first]).sum(axis=1)
-                for other in others[differing <= _NEAR].tolist():
-                    sets.join(rows[first], rows[other])
+    except OSError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns
 
 
 class _Sets:
@@ -234,9 +200,10 @@ class _Sets:
             row = self._parent[row]
         return row
 
-    def join(self, one: int, other: int) -> None:
-        one, other = self.find(one), self.find(other)
-        self._parent[max(one, other)] = min(one, other)
+    def join(self, *rows: int) -> None:
+        roots = [self.find(row) for row in rows]
+        for root in roots:
+            self._parent[root] = min(roots)
 
     def join_equal(self, keys: Iterable[object]) -> None:
         """Those with equal keys; None equals nothing."""

@@ -22,7 +22,7 @@ def shared_images(train: Sequence[ImageFile], val: Sequence[ImageFile]) -> list[
     pairs: list[tuple[ImageFile, ImageFile]] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for step in (_size, _ends, _content):
-            keys_train, keys_val = (_keys(step, records, pool) for records in (train, val))
+            keys_train, keys_val = (_keys(step, [each.path for each in records], pool) for records in (train, val))
             found = {key: record for key, record in zip(keys_train, train, strict=True) if key is not None}
             common = found.keys() & set(keys_val)
             train = [record for key, record in zip(keys_train, train, strict=True) if key in common]
@@ -31,13 +31,13 @@ def shared_images(train: Sequence[ImageFile], val: Sequence[ImageFile]) -> list[
     return pairs
 
 
-def same_files(records: Sequence[ImageFile]) -> list[list[int]]:
-    """Indices of records whose files have the same content, in groups of two or more; read as in `shared_images`."""
-    groups = [list(range(len(records)))]
+def same_files(paths: Sequence[str]) -> list[list[int]]:
+    """Indices of files with the same content, in groups of two or more; read as in `shared_images`."""
+    groups = [list(range(len(paths)))]
     with ThreadPoolExecutor(_THREADS) as pool:
         for step in (_size, _ends, _content):
             left = [index for group in groups for index in group]
-            keys = dict(zip(left, _keys(step, [records[index] for index in left], pool), strict=True))
+            keys = dict(zip(left, _keys(step, [paths[index] for index in left], pool), strict=True))
             split: dict[tuple[int, object], list[int]] = defaultdict(list)
             for number, group in enumerate(groups):
                 for index in group:
@@ -47,9 +47,8 @@ def same_files(records: Sequence[ImageFile]) -> list[list[int]]:
     return groups
 
 
-def _keys(key: Callable[[str], object], records: Sequence[ImageFile], pool: ThreadPoolExecutor) -> list[object]:
-    found = pool.map(key, (record.path for record in records))
-    return list(with_progress(found, len(records), "looking for images that are there twice"))
+def _keys(key: Callable[[str], object], paths: Sequence[str], pool: ThreadPoolExecutor) -> list[object]:
+    return list(with_progress(pool.map(key, paths), len(paths), "looking for images that are there twice"))
 
 
 def _size(path: str) -> object:
