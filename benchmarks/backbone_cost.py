@@ -5,9 +5,9 @@
     python benchmarks/backbone_cost.py --device cuda --precision bf16-mixed
     python benchmarks/backbone_cost.py --head d_fine --sizes 384          # whole detectors: d_fine or rf_detr
 
-Parameters and GFLOPs (of one image's forward pass) are those of the backbone, of the whole detector with `--head`. Time
-is the median of steps (forward, backward, AdamW) of random images with five objects each. Memory is the peak of a step:
-of tensors on a GPU, of the process on a CPU, where each backbone has a process of its own.
+Parameters, GFLOPs and the time of one image's forward pass are those of the backbone, of the whole detector with
+`--head`. A step is forward, backward and AdamW of random images with five objects each; times are medians. Memory is
+the peak of a step: of tensors on a GPU, of the process on a CPU, where each backbone has a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from attention_flops import ATTENTION
@@ -58,7 +59,8 @@ def main() -> None:
         measure(options.only[0], options.sizes[0], options)
         return
     print(f"torch {torch.__version__}, {options.device}, {options.precision}, batch {options.batch}")
-    print(f"{'backbone':20s}{'size':>6s}{'M param.':>10s}{'GFLOP':>8s}{'ms':>8s}{'peak MB':>9s}", flush=True)
+    columns = f"{'M param.':>10s}{'GFLOP':>8s}{'image ms':>10s}{'step ms':>9s}{'peak MB':>9s}"
+    print(f"{'backbone':20s}{'size':>6s}{columns}", flush=True)
     for name in options.only:
         for size in options.sizes:
             same = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
@@ -80,28 +82,49 @@ def measure(name: str, size: int, options: argparse.Namespace) -> None:
     counted.requires_grad_(False)  # the counter would look for gradients
     with counter, torch.no_grad():
         counted(torch.zeros(1, 3, size, size))
+    dtype = AUTOCAST.get(options.precision)
+
+    def cast() -> AbstractContextManager[object]:
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    model.to(device)
+    image = torch.zeros(1, 3, size, size, device=device)
+
+    @torch.inference_mode()
+    def infer() -> None:
+        with cast():
+            counted(image)
+
+    inference = median_ms(infer, 2 * options.rounds, device)
     counted.requires_grad_(True)
-    model.to(device).train()
+    model.train()
     optimizer = build_optimizer(model, OptimConfig())
     batch = make_batch(Shape(size, size, (OBJECTS,) * options.batch), len(model.categories), device)
-    dtype = AUTOCAST.get(options.precision)
-    seconds, peak = [], 0
-    reset_peak_memory()
-    for _ in range(options.rounds + 1):
-        start = time.perf_counter()
-        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+
+    def step() -> None:
+        with cast():
             loss = torch.stack(list(training_losses(model, batch).values())).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    reset_peak_memory()
+    training = median_ms(step, options.rounds, device)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
+    row = f"{name:20s}{size:6d}{parameters:10.1f}{counter.get_total_flops() / 1e9:8.1f}"
+    print(row + f"{inference:10.0f}{training:9.0f}{peak / 1e6:9.0f}", flush=True)
+
+
+def median_ms(run: Callable[[], None], rounds: int, device: torch.device) -> float:
+    """Milliseconds of a run, after one that does not count."""
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = peak_memory()
         seconds.append(time.perf_counter() - start)
-    row = f"{name:20s}{size:6d}{parameters:10.1f}{counter.get_total_flops() / 1e9:8.1f}"
-    print(row + f"{1e3 * statistics.median(seconds[1:]):8.0f}{peak / 1e6:9.0f}", flush=True)
+    return 1e3 * statistics.median(seconds[1:])
 
 
 def build(name: str, *, compact: bool) -> VisionModel:

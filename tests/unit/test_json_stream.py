@@ -10,7 +10,10 @@ from vision_stack.data.readers.json_stream import NotStreamed, stream_json
 
 DOCUMENT = {
     "info": {"text": 'a "quoted" [bracket], {brace}'},
-    "annotations": [{"id": n, "segmentation": [[1.5 * n, -2e3, 0.25]], "name": "é\\u0001"} for n in range(9)] + [12345],
+    "annotations": [
+        {"id": n, "category_id": n % 4, "segmentation": [[1.5 * n, -2e3, 0.25]], "name": "é\\u0001"} for n in range(9)
+    ]
+    + [12345],
     "images": [{"id": 1}, {"id": 2}],
     "categories": [{"id": 3, "name": "x"}],
     "number": 1234567,
@@ -26,6 +29,7 @@ def test_pieces_of_any_length_give_the_whole(tmp_path, monkeypatch, chunk, inden
     found = stream_json(str(file))
     annotations = found.pop("annotations")
     assert len(annotations) == 10
+    assert annotations.category_ids == [n % 4 for n in range(9)]
     assert [list(annotations) for _ in range(2)] == [DOCUMENT["annotations"]] * 2
     assert found == {key: value for key, value in DOCUMENT.items() if key != "annotations"}
 

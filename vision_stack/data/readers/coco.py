@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from vision_stack.data.checks.issues import DataError, Findings, Problem, data_e
 from vision_stack.data.checks.objects import ImageFrame
 from vision_stack.data.image_records import ImageFile, ListedImage, check_files, read_listed
 from vision_stack.data.readers.json_file import load_coco_json, refusal
+from vision_stack.data.readers.json_stream import Annotations
 from vision_stack.structures import Category
 
 __all__ = ["Annotation", "CocoSplit", "ImageRecord", "read_coco"]
@@ -102,6 +103,7 @@ class CocoSplit:
     problems: tuple[Problem, ...]  # records that were skipped, if `on_error` is "skip"
     notes: tuple[Problem, ...]  # what was fixed, and what looks odd
     federated: Mapping[int, Federated] | None = None  # by image id, where not every class was looked for in every image
+    frequencies: Mapping[int, str] = field(default_factory=dict)  # LVIS' groups r, c and f, by category id
     lists_objects: ClassVar[bool] = True  # as opposed to label maps, which would have to be read
 
     @property
@@ -146,8 +148,12 @@ class CocoSplit:
         return {
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+            "categories": [self._category(category) for category in self.categories],
         }
+
+    def _category(self, category: Category) -> dict[str, Any]:
+        frequency = self.frequencies.get(category.id)
+        return {"id": category.id, "name": category.name} | ({"frequency": frequency} if frequency else {})
 
     def report(self, shown: int = 20) -> str:
         """What was skipped and noted, a line each, for printing; empty if nothing was."""
@@ -189,7 +195,13 @@ def read_coco(
     if not classes:
         raise data_error(file, "categories", "there is no category", "list the classes")
 
-    federated = _federated(data["images"], {number: classes[label].id for number, label in label_of.items()})
+    id_of = {number: classes[label].id for number, label in label_of.items()}
+    federated = _federated(data["images"], id_of)
+    frequencies = {
+        id_of[each["id"]]: str(each["frequency"])
+        for each in data["categories"]
+        if each.get("frequency") and each["id"] in id_of
+    }
     images, bad_ids = read_listed(data["images"], str(image_dir), findings, size_needed=not check_images)
     if check_images:
         checked = list(check_files(images, str(image_dir), findings, decode=on_error == "skip"))
@@ -206,7 +218,9 @@ def read_coco(
         first = f"; the first problem is {findings.problems[0]}" if findings.problems else ""
         raise data_error(file, f"{what}s", f"no good {what} is left", f"fix the file{first}")
     problems, notes = tuple(findings.problems), tuple(findings.notes)
-    return CocoSplit(file, make_records(images, table, image_rows), classes, table, problems, notes, federated)
+    return CocoSplit(
+        file, make_records(images, table, image_rows), classes, table, problems, notes, federated, frequencies
+    )
 
 
 def _federated(listed: list[Any], id_of: Mapping[int, int]) -> dict[int, Federated] | None:
@@ -242,5 +256,8 @@ def make_records(images: Sequence[ListedImage], table: AnnotationTable, image_ro
 
 
 def _category_ids(annotations: Iterable[Any]) -> list[int]:
-    ids = (whole_number(raw.get("category_id")) for raw in annotations if isinstance(raw, dict))
-    return [category_id for category_id in ids if category_id is not None]
+    if isinstance(annotations, Annotations):
+        written = annotations.category_ids
+    else:
+        written = [raw.get("category_id") for raw in annotations if isinstance(raw, dict)]
+    return [number for each in written if (number := whole_number(each)) is not None]

@@ -26,6 +26,7 @@ class Annotations:
     def __init__(self, file: str) -> None:
         self.file = file
         self.start = 0  # characters before its first item
+        self.category_ids: list[Any] = []  # of all that are mappings, as they are written; None where there is none
         self.count = 0
 
     def __len__(self) -> int:
@@ -57,7 +58,10 @@ def stream_json(file: str) -> dict[str, Any]:
                 text.expect("[")
                 annotations = Annotations(file)
                 annotations.start = text.position
-                annotations.count = sum(1 for _ in text.items())
+                for item in text.items():
+                    annotations.count += 1
+                    if isinstance(item, dict):
+                        annotations.category_ids.append(item.get("category_id"))
                 result[key] = annotations
             else:
                 result[key] = text.value()
