@@ -13,11 +13,12 @@ from vision_stack.outputs import MaskOutputs
 from vision_stack.structures import Category
 from vision_stack.training.auto import fitting
 
-SIZES = {0: Dim("batch"), 2: 32 * Dim("rows", min=2, max=40), 3: 32 * Dim("columns", min=2, max=40)}
 
-
-def saved_and_loaded(model):
-    program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(SIZES,), strict=False)
+def saved_and_loaded(model, multiple=32):
+    """Exported for images whose edges are multiples of so many pixels."""
+    sizes = {n: multiple * Dim(name, min=2, max=40) for n, name in ((2, "rows"), (3, "columns"))}
+    images = torch.randn(2, 3, 2 * multiple, 3 * multiple)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch"), **sizes},), strict=False)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -44,10 +45,11 @@ def test_exported_model_saved_and_loaded_takes_any_batch_and_size(head, neck):
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")
-def test_exported_eomt_takes_any_batch_and_size():
+@pytest.mark.parametrize("backbone", ["vit", "dinov3_vit"])
+def test_exported_eomt_takes_any_batch_and_size(backbone):
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     plain = {
-        "backbone": {"type": "vit", **shape},
+        "backbone": {"type": backbone, **shape},
         "neck": {"type": "none"},
         "head": {"type": "eomt", "num_queries": 5, "num_blocks": 1},
         "categories": [{"id": 1, "name": "a"}],
@@ -63,19 +65,28 @@ def test_exported_eomt_takes_any_batch_and_size():
 
 
 TINY_DETR = {"num_heads": 2, "ffn_dim": 16}
-DETRS = {  # with their necks; tracing takes long
-    "deformable_detr": {"type": "deformable_encoder", "channels": 16, "num_encoder_layers": 1, **TINY_DETR},
-    "rt_detr": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **TINY_DETR},
-    "d_fine": {"type": "hybrid_encoder", "channels": 16, "num_blocks": 1, **TINY_DETR},
+TINY_VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+RESNET = {"type": "timm", "model_name": "test_resnet", "out_strides": [8, 16]}
+WINDOWED = {"type": "rf_detr_dinov2", **TINY_VIT, "num_windows": 2, "out_indices": [2, 4]}
+DETRS = {  # backbone, neck; tracing takes long
+    "deformable_detr": (RESNET, {"type": "deformable_encoder", "num_encoder_layers": 1, **TINY_DETR}),
+    "rt_detr": (RESNET, {"type": "hybrid_encoder", "num_blocks": 1, **TINY_DETR}),
+    "d_fine": (RESNET, {"type": "hybrid_encoder", "num_blocks": 1, **TINY_DETR}),
+    "deimv2": (
+        {"type": "dinov3_vit", **TINY_VIT, "intermediate_size": 32, "out_indices": [1, 2, 3]},
+        {"type": "spatial_tuning", "num_blocks": 1, **TINY_DETR},
+    ),
+    "rf_detr": (WINDOWED, {"type": "scale_projector"}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")
 @pytest.mark.parametrize("head", DETRS)
 def test_exported_detector_with_queries_takes_any_batch_and_size(head):
+    backbone, neck = DETRS[head]
     plain = {
-        "backbone": {"type": "timm", "model_name": "test_resnet", "out_strides": [8, 16]},
-        "neck": DETRS[head],
+        "backbone": backbone,
+        "neck": {**neck, "channels": 16},
         "head": {"type": head, "num_queries": 5, "hidden_dim": 16, "num_decoder_layers": 1, **TINY_DETR},
         "categories": [{"id": 1, "name": "a"}],
         "task": "detection",
@@ -85,8 +96,9 @@ def test_exported_detector_with_queries_takes_any_batch_and_size(head):
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    loaded = saved_and_loaded(model)
-    for shape in ((3, 3, 96, 160), (1, 3, 128, 64)):
-        images = torch.randn(shape)
+    multiple = 28 if backbone is WINDOWED else 32
+    loaded = saved_and_loaded(model, multiple)
+    for batch, rows, columns in ((3, 3, 5), (1, 4, 2)):
+        images = torch.randn(batch, 3, rows * multiple, columns * multiple)
         with torch.no_grad():
             torch.testing.assert_close(loaded(images), model(images), rtol=1e-4, atol=1e-4)

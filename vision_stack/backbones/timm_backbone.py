@@ -30,6 +30,7 @@ from vision_stack.backbones.base import (
 from vision_stack.backbones.hub import PublishedWeights
 from vision_stack.backbones.meta import on_meta
 from vision_stack.backbones.pretrained import Pretrained, load_initial_weights
+from vision_stack.backbones.rotary import take_any_grid
 from vision_stack.backbones.swin_windows import pad_before_shift
 from vision_stack.backbones.tail import check_tail, reserve_queries, run_to_tail
 from vision_stack.backbones.timm_sizes import IMG_SIZE_UNUSED, ImageSizes, family, image_sizes, keep_rims, pad_to
@@ -113,6 +114,7 @@ class TimmBackbone(Backbone):
         else:
             net = _create(config.model_name, {**options, "features_only": True, "out_indices": indices})
             self.net = keep_rims(pad_before_shift(net), facts.family)
+        take_any_grid(self.net)
         self.is_nhwc = Format(getattr(self.net, "output_fmt", "NCHW")) == Format.NHWC  # as declared, never guessed
         if config.freeze_norm:
             self.freeze_batch_norm_2d()

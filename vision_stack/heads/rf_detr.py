@@ -163,7 +163,8 @@ class Selection(nn.Module):
         x = self.output_norm(self.output(tokens))
         logits = self.class_embed(x)
         scores = logits.amax(2).masked_fill(~usable, -torch.inf)
-        best = scores.topk(min(count, x.shape[1])).indices
+        symbolic = isinstance(x.shape[1], torch.SymInt)  # exported; a minimum of symbols would fix the batch
+        best = scores.topk(count if symbolic else min(count, x.shape[1])).indices
         chosen = take(x, best)
         return take(logits, best), moved(take(boxes, best), precise(self.bbox_embed(chosen))), chosen
 

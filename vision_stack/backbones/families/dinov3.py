@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vision_stack.backbones.families.base import Epsilon, Width
 from vision_stack.backbones.families.vit import PlainBackbone, PlainConfig, exact_ratio
+from vision_stack.backbones.rotary import take_any_grid
 from vision_stack.config import ConfigError, Range, register
 from vision_stack.structures import FeatureSpec
 from vision_stack.weights.vit import convert_dinov3
@@ -80,6 +81,7 @@ class DINOv3ViTConfig(PlainConfig):
             rope_rotate_half=True,
             use_fc_norm=False,
         )
+        take_any_grid(net)
         if self.key_bias:
             attentions: Any = [block.attn for block in net.blocks]
             for attention in attentions:
