@@ -14,7 +14,7 @@ from vision_stack.data.augment.transforms import EvalTransformConfig, TrainTrans
 from vision_stack.data.checks.issues import DataError
 from vision_stack.data.configs import CocoDataConfig, ShapesDataConfig, cache_folder
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.dataset import collate
+from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.structures import Category
 
 SIZES = [(40, 60), (60, 40), (50, 50), (40, 60), (30, 30), (64, 20)]
@@ -180,6 +180,14 @@ def fit(data, workers_dir, **options):
     return module.seen
 
 
+def targets_of_validation(data):
+    """Of the images that the model is validated on, in batches, which come without."""
+    dataset = SegmentationDataset(data.val_records, data.config.eval_transform)
+    size = data.config.eval_batch_size
+    batches = [range(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
+    return [collate([dataset[n] for n in batch], data.config.size_divisor).targets for batch in batches]
+
+
 @pytest.mark.parametrize("limit", [1.0, 0.5])
 def test_lightning_iterates_the_train_loader_once_an_epoch(root, tmp_path, limit):
     seen = fit(build_datamodule(config(root), seed=4), tmp_path, max_epochs=3, limit_train_batches=limit)
@@ -200,13 +208,15 @@ def test_eval_batch_holds_objects_in_pixels_of_the_resized_image(root):
     assert batch.padding_mask.sum() == 2 * (64 * 64 - 40 * 60)
     pixels = np.asarray(Image.open(root / "val" / "0.png"))
     assert torch.equal(batch.images[0, :, :40, :60], torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-    target = batch.targets[0]
+    assert [len(target["labels"]) for target in batch.targets] == [0, 0], "nobody reads them"
+    targets = targets_of_validation(data)
+    target = targets[0][0]
     assert target["labels"].tolist() == [0, 1]  # ids 4 and 9; the crowd is not a target
     assert target["boxes"].tolist() == [[2, 3, 18, 23], [5, 0, 14, 40]]
     assert target["masks"].shape == (2, 64, 64)
     assert target["masks"].sum((1, 2)).tolist() == [16 * 20, 9 * 40]
-    assert batches[1].targets[1]["masks"].shape == (0, 64, 64)  # without objects
-    assert batches[2].targets[0]["labels"].tolist() == []  # only a crowd
+    assert targets[1][1]["masks"].shape == (0, 64, 64)  # without objects
+    assert targets[2][0]["labels"].tolist() == []  # only a crowd
 
 
 def test_fixed_size_pads_every_batch_to_the_crop(root):
@@ -245,7 +255,7 @@ def test_given_categories_decide_the_labels_without_the_training_split(root, tmp
         categories=[Category(id=1, name="dog"), Category(id=2, name="cat")],
     )
     assert [category.name for category in data.categories] == ["dog", "cat"]
-    assert next(iter(data.val_dataloader())).targets[0]["labels"].tolist() == [1, 0]
+    assert targets_of_validation(data)[0][0]["labels"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

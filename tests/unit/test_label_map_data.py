@@ -23,7 +23,7 @@ from vision_stack.data.augment.transforms import EvalTransformConfig
 from vision_stack.data.checks.label_files import read_class_map
 from vision_stack.data.configs import ShapesDataConfig
 from vision_stack.data.datamodule import build_datamodule
-from vision_stack.data.dataset import collate
+from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.data.images import read_image
 from vision_stack.data.readers.semantic import read_class_table
 from vision_stack.ops.label_maps import class_png, ids_to_rgb, rgb_to_ids, segment_png
@@ -37,6 +37,12 @@ def test_segment_ids_survive_their_colors():
     assert np.array_equal(rgb_to_ids(ids_to_rgb(ids)), ids)
 
 
+def targets_of_validation(data):
+    """Of the images that the model is validated on, which come without."""
+    dataset = SegmentationDataset(data.val_records, data.config.eval_transform)
+    return collate([dataset[n] for n in range(len(dataset))], data.config.size_divisor).targets
+
+
 def test_panoptic_segments_become_masks_of_things_and_stuff_without_crowds(tmp_path):
     data = panoptic(write_panoptic(tmp_path))
     assert data.categories == (
@@ -44,7 +50,7 @@ def test_panoptic_segments_become_masks_of_things_and_stuff_without_crowds(tmp_p
         Category(id=9, name="dog"),
         Category(id=50, name="sky", is_thing=False),
     )
-    target = next(iter(data.val_dataloader())).targets[0]
+    target = targets_of_validation(data)[0]
     assert target["labels"].tolist() == [2, 0, 1]
     masks = target["masks"][:, : SIZE[0], : SIZE[1]]
     for mask, segment in zip(masks, (70_000, 300, 5), strict=True):
@@ -66,9 +72,8 @@ def test_panoptic_truth_has_the_crowd_and_numbers_in_order(tmp_path):
 def test_semantic_classes_become_one_mask_each_and_ignored_pixels_none(tmp_path):
     data = semantic(write_semantic(tmp_path))
     assert [category.name for category in data.categories] == ["road", "sky", "car"]
-    batch = next(iter(data.val_dataloader()))
-    target = batch.targets[0]
-    assert batch.infos[0].file_name == "town/0.jpg"
+    target = targets_of_validation(data)[0]
+    assert next(iter(data.val_dataloader())).infos[0].file_name == "town/0.jpg"
     assert target["labels"].tolist() == [0, 1]  # no mask for the car that is not there
     assert target["boxes"].tolist() == [[0, 12, 30, 20], [0, 0, 30, 10]]
     label_map = data.val_ground_truth()[1].label_map
@@ -242,12 +247,10 @@ def test_label_map_takes_the_nearest_source_pixel(box, size, flip):
 def test_shapes_have_all_three_annotations_of_the_same_scenes(tmp_path):
     size = EvalTransformConfig(short_edge=64, long_edge=64)
     config = ShapesDataConfig(root=str(tmp_path), image_size=64, num_train=8, num_val=4, eval_transform=size)
-    batches = {
-        task: next(iter(build_datamodule(config, task=task).val_dataloader()))
-        for task in ("instance", "panoptic", "semantic")
-    }
+    tasks = ("instance", "panoptic", "semantic")
+    targets = {task: targets_of_validation(build_datamodule(config, task=task)) for task in tasks}
     for n in range(4):
-        instance, segments, classes = (batches[task].targets[n] for task in ("instance", "panoptic", "semantic"))
+        instance, segments, classes = (targets[task][n] for task in tasks)
         count = len(instance["labels"])
         assert torch.equal(segments["labels"][:count], instance["labels"])
         assert torch.equal(segments["masks"][:count], instance["masks"])

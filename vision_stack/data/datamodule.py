@@ -236,6 +236,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.train_dataset(planned), sampler)
 
     def val_dataloader(self) -> BatchLoader:
+        """Images without targets: predictions are compared with `val_ground_truth`."""
         config, (rank, world_size) = self.config, self._rank()
         records = self.val_records
         sampler = EpochSampler(
@@ -251,7 +252,8 @@ class DataModule(pl.LightningDataModule):
             records,
             config.eval_transform,
             seed=self.seed,
-            mask_stride=config.mask_stride if self.masks else None,
+            mask_stride=None,
+            targets=False,
             **self._reading(records),
         )
         return self._loader(dataset, sampler)

@@ -15,7 +15,7 @@ from vision_stack.data.augment.compose import compose
 from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.plan import Plan, limited
-from vision_stack.data.augment.targets import make_target, wrap_target
+from vision_stack.data.augment.targets import Objects, make_target, wrap_target
 from vision_stack.data.augment.transforms import TransformConfig
 from vision_stack.data.checks.issues import data_error
 from vision_stack.data.image_cache import ImageCache
@@ -39,6 +39,7 @@ class SegmentationDataset(Dataset[Sample]):
         transform: what is drawn for each image.
         seed: of all draws, with epoch and index.
         mask_stride: pixels of a cell of the targets' masks; None: they have none.
+        targets: False where images alone are wanted, as in validation: no object is read.
         merged: labels of which an image has one segment: all classes of label maps of classes, stuff of panoptic ones.
         max_objects: of an image, drawn among those that can be seen in it.
         planned_epochs: of the whole run, for the transform's `stages`; None: unknown.
@@ -57,6 +58,7 @@ class SegmentationDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         mask_stride: MaskStride = 1,
+        targets: bool = True,
         merged: Collection[int] = (),
         max_objects: int | None = None,
         planned_epochs: float | None = None,
@@ -70,6 +72,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.max_objects = max_objects
         self.seed = seed
         self.mask_stride = mask_stride
+        self.targets = targets
         self.cache = cache
         self.reduced_decoding = reduced_decoding
 
@@ -84,7 +87,10 @@ class SegmentationDataset(Dataset[Sample]):
         plan: Plan = transform.plan(self.records, index, rng)
         if self.max_objects is not None:
             plan = limited(plan, self.records, self.max_objects, rng)
-        image, objects = compose(plan, self.records, self._moved, self.merged, self.mask_stride)
+        if self.targets:
+            image, objects = compose(plan, self.records, self._moved, self.merged, self.mask_stride)
+        else:
+            image, objects = self._moved(index, plan.placements[0].transform), Objects((), ())
         image = transform.photometric_changes(image, rng)
         target, masks = make_target(objects, plan.size, transform.min_pixels, stride=self.mask_stride)
         info = ImageInfo(record.image_id, record.file_name, (record.height, record.width), plan.size)
