@@ -56,6 +56,7 @@ def _parse() -> argparse.Namespace:
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Train all heads below `folder`, print the table."""
     print("| head | box AP | AP50 | mask AP | AP50 | steps | time |\n|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    train(folder / "first", 1, [])  # draws the scenes, which would count for the first head
     for head in options.heads:
         more = [f"head={head}", *HEADS[head], *options.options]
         fewer, longer = (train(folder / f"{head}_{steps}", steps, more)[1] for steps in SHORT)
