@@ -173,3 +173,32 @@ def test_annotations_of_images_that_are_not_there_leave_the_other_split(tmp_path
         DataError, match=r"there is no train split; there is val .*lvis_v1_train\.json: none of its images"
     ):
         config.read("train", "instance")
+
+
+def test_yolo_names_without_splits_are_those_of_the_classes(tmp_path: Path) -> None:
+    """As supervision writes them: a yaml that names classes alone."""
+    ff.yolo(tmp_path)
+    ff.text(tmp_path / "data.yaml", "nc: 2\nnames: [cat, dog]\n")
+    config = AutoDataConfig(root=str(tmp_path))
+    assert config.recognised("instance").how.startswith("data.yaml names 2 classes")
+    train, val = (config.read(name, "instance") for name in ("train", "val"))
+    assert [category.name for category in train.categories] == ["cat", "dog"]
+    assert not train.notes
+    assert train.records
+    assert val.records
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_yolo_labels_in_another_folder_are_found_by_their_names(table: bool, tmp_path: Path) -> None:
+    """Where no image has labels in its place: images/train/a.jpg, but labels/a.txt."""
+    ff.yolo(tmp_path)
+    there = {part: AutoDataConfig(root=str(tmp_path)).read(part, "instance") for part in ("train", "val")}
+    for file in sorted((tmp_path / "labels").rglob("*.txt")):
+        file.rename(tmp_path / "labels" / file.name)
+    if not table:
+        (tmp_path / "data.yaml").unlink()
+    for part, expected in there.items():
+        found = AutoDataConfig(root=str(tmp_path)).read(part, "instance")
+        counts = {record.file_name: record.num_objects for record in found.records}
+        wanted = {record.file_name: record.num_objects for record in expected.records if table or record.num_objects}
+        assert counts.items() >= wanted.items()

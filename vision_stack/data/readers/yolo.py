@@ -1,9 +1,10 @@
 """YOLO: a text file of labels beside each image's folder, `class x y w h` or `class x0 y0 x1 y1 ...` in fractions.
 
 `data.yaml` says where images are: its `path`, and below that `train`, `val` and `test`, each a folder, a text file of
-image names, or a list of those; without it, folders of these names below `images`. The labels of `images/train/a.jpg`
-are `labels/train/a.txt`, or `a.txt` beside it. An image without such a file has no objects. Of poses (`kpt_shape`)
-boxes are read; oriented boxes are polygons of four points. yaml is loaded safely, and no path leads out of the root.
+image names, or a list of those; without these, folders of such names below `images`. The labels of `images/train/a.jpg`
+are `labels/train/a.txt`, or `a.txt` beside it; where no image has any there, the only file of its name. An image
+without such a file has no objects. Of poses (`kpt_shape`) boxes are read; oriented boxes are polygons of four points.
+yaml is loaded safely, and no path leads out of the root.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,8 +42,9 @@ class _Layout(NamedTuple):
 @register_format("yolo")
 def recognise(files: Files) -> Recognised | None:
     """Text files whose lines are a class and fractions, or a yaml that names classes and images."""
-    yamls = [name for name, head in files.heads(".yaml", ".yml") if _is_table(head)]
     lines = [line for name, head in files.heads(".txt") for line in _lines(name, head)]
+    tables = [(name, head) for name, head in files.heads(".yaml", ".yml") if _has(head, "names")]
+    yamls = [name for name, head in tables if _has(head, "train")] or [name for name, _ in tables if lines]
     if not lines and not yamls:
         return None
     polygons = any(len(line.split()) > 5 for line in lines)
@@ -61,8 +64,8 @@ def recognise(files: Files) -> Recognised | None:
     )
 
 
-def _is_table(head: str) -> bool:
-    return all(re.search(rf"^{key}\s*:", head, re.MULTILINE) for key in ("names", "train"))
+def _has(head: str, key: str) -> bool:
+    return bool(re.search(rf"^{key}\s*:", head, re.MULTILINE))
 
 
 def _lines(name: str, head: str) -> list[str]:
@@ -75,7 +78,7 @@ def _layout(files: Files, yamls: list[str]) -> _Layout:
         table = next((name for name in files.of(".txt", ".names", ".labels") if name.endswith(_TABLES)), "")
         listed = files.read_text(table).splitlines() if table else []
         names = dict(enumerate(name.strip() for name in listed if name.strip()))
-        return _Layout(table, names, folder_parts([image for image in files.images if _label_file(files, image)]))
+        return _Layout(table, names, _labelled(files))
     table, data = yamls[0], _load(files, yamls[0])
     images: dict[Part, list[str]] = {}
     missing = []
@@ -89,7 +92,15 @@ def _layout(files: Files, yamls: list[str]) -> _Layout:
             if part == "train" or error.problem is None:
                 raise
             missing.append(f"; {part}: {error.problem.message}")
+    if not any(data.get(key) for keys in _KEYS.values() for key in keys):
+        images = _labelled(files)
     return _Layout(table, _names(files, table, data.get("names")), images, "kpt_shape" in data, "".join(missing))
+
+
+def _labelled(files: Files) -> dict[Part, list[str]]:
+    """The images that have labels, by the names of their folders."""
+    labels = _label_files(files, files.images)
+    return folder_parts([image for image, label in zip(files.images, labels, strict=True) if label])
 
 
 class _Loader(yaml.SafeLoader):
@@ -177,6 +188,21 @@ def _listed(files: Files, name: str) -> list[str]:
     return found
 
 
+def _label_files(files: Files, images: Sequence[str]) -> list[str | None]:
+    """The text file of each image; None of those without objects.
+
+    Where no image has one in its place, the only file of its name will do.
+    """
+    found = [_label_file(files, image) for image in images]
+    if any(found):
+        return found
+    texts: dict[str, list[str]] = defaultdict(list)
+    for name in files.of(".txt"):
+        texts[posixpath.basename(stem_of(name))].append(name)
+    named = [texts[posixpath.basename(stem_of(image))] for image in images]
+    return [one[0] if len(one) == 1 else None for one in named]
+
+
 def _label_file(files: Files, image: str) -> str | None:
     stem = stem_of(image)
     before, found, after = f"/{stem}".rpartition("/images/")
@@ -191,7 +217,7 @@ def _label_file(files: Files, image: str) -> str | None:
 def _read(files: Files, layout: _Layout, part: Part, reading: Reading) -> CocoSplit:
     images = layout.images[part]
     names = layout.names
-    labels = [_label_file(files, image) for image in images]
+    labels = _label_files(files, images)
     raw = RawSplit(
         files=files,
         source=layout.table,
