@@ -10,10 +10,16 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+try:
+    from orjson import loads  # several times as fast
+except ImportError:
+    from json import loads
+
 LARGE = 100 * 2**20  # bytes, from which on it is worth it
 CHUNK = 2**24  # characters
 _SPACE = " \t\n\r"
 _MARGIN = 64  # a number at the end of what was read may go on
+_TRIES = 8  # of braces that an item may end with
 
 
 class NotStreamed(ValueError):
@@ -128,11 +134,32 @@ class _Text:
             self._at += 1
             return
         while True:
-            yield self.value()
+            mapping = self._mapping()
+            yield self.value() if mapping is None else mapping
             if self.peek() == "]":
                 self._at += 1
                 return
             self.expect(",")
+
+    def _mapping(self) -> dict[str, Any] | None:
+        """The next value, if it is a mapping that ends with one of the next braces and is of common values.
+
+        A mapping that is complete goes on nowhere, so that the first brace up to which there is one ends it.
+        """
+        if self.peek() != "{":
+            return None
+        end = self._at
+        for _ in range(_TRIES):
+            end = self._text.find("}", end) + 1
+            if not end:
+                return None
+            try:
+                found: dict[str, Any] = loads(self._text[self._at : end])
+            except ValueError:
+                continue
+            self._at = end
+            return found
+        return None
 
     def _more(self) -> None:
         rest = self._text[self._at :]
