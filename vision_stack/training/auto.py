@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vision_stack.config import RENAMED, from_dict, registered, to_dict
-from vision_stack.structures import Task
+from vision_stack.data.configs import DataConfig
+from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.structures import HeadConfig, Task
 from vision_stack.training.optim import OptimConfig
 from vision_stack.training.recipe import AUTO, RULES, Facts, Recipe, Settled, lookup
 
@@ -62,6 +64,18 @@ def task_of_data(config: Mapping[str, Any], overrides: Sequence[str]) -> tuple[d
         return result, []
     result["task"] = chosen
     return result, [f"task        {chosen}: what the data has; task=NAME chooses another"]
+
+
+def data_for(head: HeadConfig, early: Mapping[str, Any]) -> DataModule:
+    """The data of plain options without `auto`, with what the head learns from.
+
+    Raises:
+        ConfigError: the head does not learn the task, or not from such masks.
+    """
+    config: DataConfig = from_dict(early["data"], kind="data")
+    head.check_task(early["task"])
+    head.check_mask_stride(config.mask_stride)
+    return build_datamodule(config, early["seed"], task=early["task"], masks=head.reads_masks)
 
 
 def _drop_unknown(part: dict[str, Any], cls: type[Any], path: str, typed: Iterable[str]) -> None:

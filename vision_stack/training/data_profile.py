@@ -14,11 +14,11 @@ from torch import Tensor
 from vision_stack.config import from_dict
 from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.targets import Objects
-from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.datamodule import DataModule
 from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.model import VisionModel
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.auto import describe_settled, fitting, task_of_data, without_autos
+from vision_stack.training.auto import data_for, describe_settled, fitting, task_of_data, without_autos
 from vision_stack.training.facts import find_device
 from vision_stack.training.finetune import FinetuneConfig
 from vision_stack.training.optim import OptimConfig
@@ -159,12 +159,9 @@ def profile(config: Mapping[str, Any], images: int, overrides: Sequence[str]) ->
     config, notes = task_of_data(fitting(config, overrides), overrides)
     early = without_autos(config)
     options = decode_options(early, TrainOptions)
-    data = build_datamodule(from_dict(early["data"], kind="data"), options.seed, task=options.task)
     start = read_start(options.weights, early, overrides) if options.weights else None
-    head: Any = (start.parts if start else decode_parts(early))["head"]
-    head.check_task(options.task)
-    data.masks = head.reads_masks
-    head.check_mask_stride(data.config.mask_stride)
+    parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
+    data = data_for(parts["head"], early)
     config, settled = settle_options(config, data, start, None, overrides)
     data.config = from_dict(config["data"], kind="data")
     times = time_data(data, images)

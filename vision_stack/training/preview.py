@@ -17,12 +17,12 @@ from vision_stack.config import ConfigError, from_dict
 from vision_stack.data.augment.geometry import GeometricTransform
 from vision_stack.data.augment.placing import MaskStride
 from vision_stack.data.augment.targets import make_target
-from vision_stack.data.datamodule import DataModule, build_datamodule, planned_epochs
+from vision_stack.data.datamodule import DataModule, planned_epochs
 from vision_stack.data.dataset import SegmentationDataset, collate
 from vision_stack.ops.files import write_file
 from vision_stack.ops.image import resized_size
 from vision_stack.structures import Category, ImageInfo, Instances, Sample, Target
-from vision_stack.training.auto import describe_settled, fitting, settle, task_of_data, without_autos
+from vision_stack.training.auto import data_for, describe_settled, fitting, settle, task_of_data, without_autos
 from vision_stack.training.facts import find_device, gather
 from vision_stack.training.pictures import jpeg
 from vision_stack.training.start import without_pretrained
@@ -50,10 +50,7 @@ def show(config: Mapping[str, Any], file: Path, rows: int, overrides: Sequence[s
         raise ConfigError(f"out: {file} is not the name of a picture; end it in .jpg or .png")
     config, notes = task_of_data(fitting(config, overrides), overrides)
     early = without_autos(config)
-    data = build_datamodule(from_dict(early["data"], kind="data"), early["seed"], task=early["task"])
-    head = from_dict(without_pretrained(early["head"]), kind="head")
-    head.check_task(early["task"])
-    data.masks = head.reads_masks
+    data = data_for(from_dict(without_pretrained(early["head"]), kind="head"), early)
     facts = gather(config, data, find_device(config["trainer"]), fine_tunes=False, resumes=True)
     options, settled = settle({name: config[name] for name in ("data", "trainer")}, early, facts)
     data.config = from_dict(options["data"], kind="data")

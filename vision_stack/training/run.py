@@ -23,7 +23,7 @@ from vision_stack.data.checks.issues import DataError
 from vision_stack.data.checks.small_objects import View
 from vision_stack.data.checkup import checkup
 from vision_stack.data.configs import DataConfig
-from vision_stack.data.datamodule import DataModule, build_datamodule
+from vision_stack.data.datamodule import DataModule
 from vision_stack.data.holding_out import write_list
 from vision_stack.data.images import read_image
 from vision_stack.data.workers import LoaderError
@@ -32,7 +32,7 @@ from vision_stack.model import VisionModel
 from vision_stack.ops.run_files import mark_finished, mark_unfinished
 from vision_stack.training import resume
 from vision_stack.training.allocator import keep_freed_memory
-from vision_stack.training.auto import describe_settled, fitting, settled_values, task_of_data, without_autos
+from vision_stack.training.auto import data_for, describe_settled, fitting, settled_values, task_of_data, without_autos
 from vision_stack.training.averaging import prepare_averaging
 from vision_stack.training.checkpoints import callbacks_of, checkpoints_of
 from vision_stack.training.estimate import measure
@@ -88,11 +88,8 @@ def train(
         say(f"task        {start.task}: {start.task_reason}")
         config, early = ({**plain, "task": start.task} for plain in (config, early))
         options = decode_options(early, TrainOptions)
-    data = build_datamodule(from_dict(early["data"], kind="data"), seed, task=options.task)
     parts: Mapping[str, Any] = start.parts if start else decode_parts(early)
-    parts["head"].check_task(options.task)
-    data.masks = parts["head"].reads_masks
-    parts["head"].check_mask_stride(data.config.mask_stride)
+    data = data_for(parts["head"], early)
     checkpoint = resume.read_last_checkpoint(options.resume) if options.resume else None
 
     config, settled = settle_options(config, data, start, checkpoint, overrides)

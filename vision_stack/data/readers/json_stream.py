@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 try:
-    from orjson import loads  # several times as fast
-except ImportError:
-    from json import loads
+    from orjson import loads
+except ImportError:  # the same, several times as slow
+    from json import loads  # type: ignore[assignment]
 
 LARGE = 100 * 2**20  # bytes, from which on it is worth it
 CHUNK = 2**24  # characters
