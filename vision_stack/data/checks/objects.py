@@ -172,16 +172,15 @@ def checked_table(to: ObjectColumns, frames: Sequence[ImageFrame]) -> tuple[Anno
     """
     findings = to.findings
     sizes = np.array([(frame.height, frame.width) for frame in frames], dtype=np.int64).reshape(-1, 2)
-    image_row = np.frombuffer(to.image_row, dtype=np.int64) if to.image_row else np.zeros(0, dtype=np.int64)
+    image_row = _view(to.image_row)
     rows = len(image_row)
     height, width = sizes[image_row].T if rows else np.zeros((2, 0), dtype=np.int64)
 
-    polygon_stop = np.array(to.polygon_stop, dtype=np.int64)
+    polygon_stop = _view(to.polygon_stop)
     polygon_count = np.diff(polygon_stop, prepend=0)
     owner = np.repeat(np.arange(rows), polygon_count)
-    point_stop = np.array(to.point_stop, dtype=np.int64)
-    points = np.frombuffer(to.points, dtype=np.float64) if to.points else np.zeros(0)  # COCO's take hundreds of MB
-    shapes = measure(points, np.array(to.point_count, dtype=np.int64), point_stop, height[owner], width[owner])
+    point_stop, points = _view(to.point_stop), _view(to.points)
+    shapes = measure(points, _view(to.point_count), point_stop, height[owner], width[owner])
 
     def where(row: int, field: str) -> Place:
         return findings.object(to.index[row], field)
@@ -199,16 +198,16 @@ def checked_table(to: ObjectColumns, frames: Sequence[ImageFrame]) -> tuple[Anno
     boxes, areas = _filled(to, masks)
     bare: NDArray[np.bool_] = np.isnan(masks.bounds[:, 0])  # only a box
     _judge_boxes(boxes, good, bare, height, width, where, of, findings)
-    ids = _unique_ids(np.array(to.ids, dtype=np.int64), where, findings)
-    crowd = np.array(to.crowd, dtype=bool)
+    ids = _unique_ids(_view(to.ids), where, findings)
+    crowd = _view(to.crowd).astype(bool)
     _compare(to, masks, good, crowd, bare, Notes(findings, name))
 
     order = np.flatnonzero(good)
     order = order[np.argsort(image_row[order], kind="stable")]
     kept_before = np.concatenate([[0], np.cumsum(kept)])
-    counts_stop = np.array(to.counts_stop, dtype=np.int64)
+    counts_stop = _view(to.counts_stop)
     table = AnnotationTable(
-        labels=np.array(to.label, dtype=np.int64)[order],
+        labels=_view(to.label)[order],
         boxes=boxes[order],
         areas=areas[order],
         crowd=crowd[order],
@@ -220,6 +219,11 @@ def checked_table(to: ObjectColumns, frames: Sequence[ImageFrame]) -> tuple[Anno
         counts=bytes(to.counts),
     )
     return table, image_row[order]
+
+
+def _view(column: array[Any]) -> NDArray[Any]:
+    """A column as it lies in memory: those of COCO take hundreds of MB."""
+    return np.frombuffer(column, dtype=column.typecode) if column else np.zeros(0, dtype=column.typecode)
 
 
 def _judge_polygons(
@@ -252,8 +256,7 @@ def _judge_polygons(
 def _masks(
     to: ObjectColumns, shapes: PolygonShapes, size: Any, owner: Any, kept: Any, points: Any, points_of: Any
 ) -> Masks:
-    bounds = np.array(to.bounds, dtype=np.float64).reshape(-1, 4)
-    area = np.array(to.pixels, dtype=np.float64)
+    bounds, area = _view(to.bounds).reshape(-1, 4), _view(to.pixels)
     of_polygons = np.full((len(bounds), 4), np.inf) * (1, 1, -1, -1)
     np.minimum.at(of_polygons[:, :2], owner[kept], shapes.bounds[kept, :2])
     np.maximum.at(of_polygons[:, 2:], owner[kept], shapes.bounds[kept, 2:])
@@ -265,10 +268,10 @@ def _masks(
 
 def _filled(to: ObjectColumns, masks: Masks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Boxes [A, 4] (x, y, width, height) and areas [A] of the file, or else of the masks, or else of the boxes."""
-    boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
+    boxes = _view(to.box).reshape(-1, 4).copy()
     missing = np.isnan(boxes).all(axis=1) & np.isfinite(masks.bounds).all(axis=1)
     boxes[missing] = np.concatenate([masks.bounds[:, :2], masks.bounds[:, 2:] - masks.bounds[:, :2]], axis=1)[missing]
-    areas = np.array(to.area, dtype=np.float64)
+    areas = _view(to.area)
     areas = np.where(areas > 0, areas, masks.area)
     return boxes, np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
 
@@ -282,13 +285,13 @@ def _compare(
     note: Notes,
 ) -> None:
     """Notes what does not fit together; clears `good` where masks or boxes are of no use and that is a problem."""
-    stated_boxes = np.array(to.box, dtype=np.float64).reshape(-1, 4)
+    stated_boxes = _view(to.box).reshape(-1, 4)
     good &= ~find_empty(masks, good, note)
     good &= ~find_fractions(masks.size, stated_boxes, good & bare, note)
     note_outside(masks.size, stated_boxes, good & bare, note)
     note_crowds(note.findings, crowd[good])
     note_boxes(masks, stated_boxes, good, note)
-    note_areas(masks, np.array(to.area, dtype=np.float64), stated_boxes, good, note)
+    note_areas(masks, _view(to.area), stated_boxes, good, note)
     note_holes(masks, good, note)
 
 

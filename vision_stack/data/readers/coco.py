@@ -189,7 +189,7 @@ def read_coco(
     if not os.path.isdir(image_dir):
         raise data_error(image_dir, "image folder", "there is no such folder", "name the folder that holds the images")
     findings = Findings(file)
-    used = Counter(_category_ids(data["annotations"]))
+    used = _category_ids(data["annotations"])
     classes, label_of = read_categories(data["categories"], used, findings, categories)
     listed_ids = {category["id"] for category in data["categories"]}
     if not classes:
@@ -202,7 +202,7 @@ def read_coco(
         for each in data["categories"]
         if each.get("frequency") and each["id"] in id_of
     }
-    images, bad_ids = read_listed(data["images"], str(image_dir), findings, size_needed=not check_images)
+    images, bad_ids = read_listed(data.pop("images"), str(image_dir), findings, size_needed=not check_images)
     if check_images:
         checked = list(check_files(images, str(image_dir), findings, decode=on_error == "skip"))
         bad_ids |= {image.image_id for image in images} - {image.image_id for image in checked}
@@ -255,9 +255,9 @@ def make_records(images: Sequence[ListedImage], table: AnnotationTable, image_ro
     ]
 
 
-def _category_ids(annotations: Iterable[Any]) -> list[int]:
+def _category_ids(annotations: Iterable[Any]) -> Counter[int]:
+    """How many annotations have which."""
     if isinstance(annotations, Annotations):
-        written = annotations.category_ids
-    else:
-        written = [raw.get("category_id") for raw in annotations if isinstance(raw, dict)]
-    return [number for each in written if (number := whole_number(each)) is not None]
+        return annotations.category_ids
+    written = (raw.get("category_id") for raw in annotations if isinstance(raw, dict))
+    return Counter(number for each in written if (number := whole_number(each)) is not None)

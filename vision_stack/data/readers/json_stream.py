@@ -7,8 +7,11 @@ over these parses them again from where they stand.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from vision_stack.data.checks.issues import whole_number
 
 try:
     from orjson import loads
@@ -16,7 +19,7 @@ except ImportError:  # the same, several times as slow
     from json import loads  # type: ignore[assignment]
 
 LARGE = 100 * 2**20  # bytes, from which on it is worth it
-CHUNK = 2**24  # characters
+CHUNK = 2**22  # characters
 _SPACE = " \t\n\r"
 _MARGIN = 64  # a number at the end of what was read may go on
 _TRIES = 8  # of braces that an item may end with
@@ -32,7 +35,7 @@ class Annotations:
     def __init__(self, file: str) -> None:
         self.file = file
         self.start = 0  # characters before its first item
-        self.category_ids: list[Any] = []  # of all that are mappings, as they are written; None where there is none
+        self.category_ids: Counter[int] = Counter()  # how many annotations have which
         self.count = 0
 
     def __len__(self) -> int:
@@ -66,8 +69,8 @@ def stream_json(file: str) -> dict[str, Any]:
                 annotations.start = text.position
                 for item in text.items():
                     annotations.count += 1
-                    if isinstance(item, dict):
-                        annotations.category_ids.append(item.get("category_id"))
+                    if isinstance(item, dict) and (number := whole_number(item.get("category_id"))) is not None:
+                        annotations.category_ids[number] += 1
                 result[key] = annotations
             else:
                 result[key] = text.value()
