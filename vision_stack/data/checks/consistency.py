@@ -129,17 +129,22 @@ def note_outside(size: Int, boxes: Float, bare: Bool, note: Notes) -> None:
 
 def note_boxes(masks: Masks, boxes: Float, good: Bool, note: Notes) -> None:
     """Boxes [A, 4] of the file (x, y, width, height), NaN where it has none, that do not surround their masks."""
-    height, width = masks.size.T
-    x, y, w, h = boxes.T
+    off: Bool = np.zeros(len(boxes), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        for side in range(4):  # one after the other: there may be a million boxes
+            edge = boxes[:, side] if side < 2 else boxes[:, side - 2] + boxes[:, side]
+            off |= np.abs(edge - masks.bounds[:, side]) > _SLACK
+    rows = np.flatnonzero(good & off & np.isfinite(boxes).all(axis=1))
+    height, width = masks.size[rows].T
+    x, y, w, h = boxes[rows].T
     limit = np.stack([width, height, width, height], axis=1)
-    bounds = np.clip(masks.bounds, 0, limit)
+    bounds = np.clip(masks.bounds[rows], 0, limit)
 
     def fit(*corners: Float) -> Float:
         return _iou(np.clip(np.stack(corners, axis=1), 0, limit), bounds)
 
     with np.errstate(invalid="ignore"):
-        off = np.abs(np.stack([x, y, x + w, y + h], axis=1) - masks.bounds).max(axis=1) > _SLACK
-        wrong = good & np.isfinite(boxes).all(axis=1) & off & (fit(x, y, x + w, y + h) < _MISFIT)
+        wrong = fit(x, y, x + w, y + h) < _MISFIT
         readings = {
             "x0, y0, x1, y1": fit(x, y, w, h),
             "the centre, width and height": fit(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
@@ -150,7 +155,7 @@ def note_boxes(masks: Masks, boxes: Float, good: Bool, note: Notes) -> None:
     hint = f"; {counts[name]:,} of them seem to be {name}" if counts[name] else ""
     message = f"{{count}} boxes do not surround their masks, as x, y, width, height{hint}"
     done = "training takes boxes from the masks, but box AP is measured with these"
-    note(np.flatnonzero(wrong), "bbox", message, done)
+    note(rows[wrong], "bbox", message, done)
 
 
 def note_areas(masks: Masks, areas: Float, boxes: Float, good: Bool, note: Notes) -> None:
