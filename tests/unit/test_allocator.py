@@ -3,8 +3,12 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from vision_stack.training import memory_guard
 
 SCRIPT = """
 import resource, sys, torch
@@ -47,3 +51,37 @@ def test_freed_memory_when_returned_is_mapped_anew():
     pages = TENSORS * 16 * PAGES_OF_MEBIBYTE
     assert page_faults("return_freed_memory", 16) > 0.97 * pages
     assert page_faults("default", 16) < 0.5 * pages  # glibc has raised its limit, and keeps most of it
+
+
+KEPT = """
+import torch
+from vision_stack.training import allocator
+from vision_stack.training.memory import resident_memory
+assert allocator.keep_freed_memory()
+tensors = [torch.ones((8 + n % 7) * 2**18) for n in range(20)]  # of 8 to 14 MiB
+del tensors[::2]
+tensors = tensors[-1:]
+kept = resident_memory()
+assert allocator.return_freed_memory()
+print(kept - resident_memory())
+"""
+
+
+@glibc
+def test_what_has_been_kept_is_handed_back_at_once_when_memory_is_returned():
+    done = subprocess.run([sys.executable, "-c", KEPT], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 150 * 2**20  # of 200 MiB
+
+
+@pytest.mark.parametrize(("resident", "device", "times"), [(7, "cpu", 1), (5, "cpu", 0), (7, "meta", 0)])
+def test_training_returns_memory_once_when_most_of_it_is_taken(monkeypatch, resident, device, times):
+    calls = []
+    monkeypatch.setattr(memory_guard, "available_memory", lambda: 10 * 2**30)
+    monkeypatch.setattr(memory_guard, "resident_memory", lambda: resident * 2**30)
+    monkeypatch.setattr(memory_guard, "return_freed_memory", lambda: calls.append(1))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), print=lambda *_: None)
+    guard = memory_guard.MemoryGuard()
+    guard.on_fit_start(trainer, None)
+    for batch in range(20):
+        guard.on_train_batch_start(trainer, None, None, batch)
+    assert len(calls) == times

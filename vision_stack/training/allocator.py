@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+_MAPPINGS = 2**16  # glibc's own limit of how many allocations are mapped
 
 
 def keep_freed_memory() -> bool:
@@ -31,7 +32,10 @@ def return_freed_memory() -> bool:
     Returns:
         Whether it has taken effect.
     """
-    return _set({_M_MMAP_THRESHOLD: 2**20})
+    done = _set({_M_MMAP_MAX: _MAPPINGS, _M_TRIM_THRESHOLD: 2**20, _M_MMAP_THRESHOLD: 2**20})
+    if done:
+        ctypes.CDLL(None).malloc_trim(0)  # what has been freed so far
+    return done
 
 
 def _set(options: Mapping[int, int]) -> bool:

@@ -25,13 +25,13 @@ def available_memory(root: Path = Path("/")) -> int | None:
     """
     limits = []
     with contextlib.suppress(OSError, KeyError):
-        limits.append(_table(root / "proc/meminfo")["MemAvailable:"] * 1024 + _resident())
+        limits.append(_table(root / "proc/meminfo")["MemAvailable:"] * 1024 + resident_memory())
     for limit, use, cached in _CGROUPS:
         folder = root / "sys/fs/cgroup"
         with contextlib.suppress(OSError, KeyError, ValueError):  # not there, or "max"
             most, used = (int((folder / name).read_text()) for name in (limit, use))
             files = _table((folder / limit).parent / "memory.stat")[cached]
-            limits.append(most - used + files + _resident())
+            limits.append(most - used + files + resident_memory())
     if resource is not None:
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         limits += [soft] if soft != resource.RLIM_INFINITY else []
@@ -53,7 +53,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _resident() -> int:
+def resident_memory() -> int:
+    """Bytes of this process in memory; OSError where the system does not say."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -40,6 +40,7 @@ from vision_stack.training.finetune import check_stages_known
 from vision_stack.training.interrupts import Stopped
 from vision_stack.training.lightning_module import SegmentationModule
 from vision_stack.training.loggers import METRICS_TABLE
+from vision_stack.training.memory_guard import MemoryGuard
 from vision_stack.training.options import TrainOptions, decode_options
 from vision_stack.training.pictures import draw_validation
 from vision_stack.training.preview import draw_augmentation, length_warnings
@@ -112,7 +113,8 @@ def train(
     weights = "those of the checkpoint" if checkpoint else _initial_weights(model, config, start)
     evaluator = build_evaluator(data, top_k=options.top_k)
     trainer_options = {name: value for name, value in config["trainer"].items() if name != "auto_batch"}
-    trainer = make_trainer([resume.RestoreTraining(checkpoint)] if checkpoint else [], trainer_options)
+    own: list[Any] = [MemoryGuard(), *([resume.RestoreTraining(checkpoint)] if checkpoint else [])]
+    trainer = make_trainer(own, trainer_options)
     prepare_averaging(trainer)
     check_loggers(trainer)
     write_profile(trainer)
