@@ -26,7 +26,7 @@ def options(name: str = "train", *overrides: str) -> dict[str, Any]:
 
 
 def yamls(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def decode(config: dict[str, Any], *overrides: str) -> None:

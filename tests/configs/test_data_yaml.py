@@ -12,8 +12,15 @@ from vision_stack.config import Config, from_dict, registered
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
 
 
+def load(name):
+    """As Hydra composes it: over what all share."""
+    own = OmegaConf.load(FOLDER / f"{name}.yaml")
+    assert own.pop("defaults") == ["_shared"]
+    return OmegaConf.merge(OmegaConf.load(FOLDER / "_shared.yaml"), own)
+
+
 def read(name):
-    return OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"), resolve=True)
+    return OmegaConf.to_container(load(name), resolve=True)
 
 
 def assert_lists_all_fields(plain, config):
@@ -34,7 +41,7 @@ def test_data_yaml_lists_every_option_and_the_defaults_of_python(name):
 
 
 def test_shapes_yaml_resizes_to_the_image_size():
-    node = OmegaConf.merge(OmegaConf.load(FOLDER / "shapes.yaml"), {"image_size": 96})
+    node = OmegaConf.merge(load("shapes"), {"image_size": 96})
     config = from_dict(OmegaConf.to_container(node, resolve=True), kind="data")
     assert config.train_transform.short_edges == (96,)
     assert config.train_transform.long_edge == config.eval_transform.short_edge == config.eval_transform.long_edge == 96

@@ -126,7 +126,7 @@ def _all_choices(group: str) -> str:
 
 
 def _choices(group: str) -> str:
-    names = sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+    names = choices(group)
     if len(names) <= 12:
         return " | ".join(names)
     return f"{len(names)} to choose from" + ("; `vision-stack backbones` lists them" if group == "backbone" else "")
