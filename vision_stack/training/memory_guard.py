@@ -30,5 +30,7 @@ class MemoryGuard(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.limit and batch_idx % EVERY == 0 and resident_memory() > self.limit:
             self.limit = None
-            return_freed_memory()
-            trainer.print("\nmemory is getting short: from here on what is freed is returned, which is a little slower")
+            if return_freed_memory():
+                trainer.print(
+                    "\nmemory is getting short: from here on freed memory is returned, which is a little slower"
+                )

@@ -168,8 +168,12 @@ def zoomed_out(index: int, transform: GeometricTransform, most: float, rng: np.r
     """The image up to `most` times smaller, anywhere on a canvas of its former size."""
     height, width = transform.size
     inner = scaled_size(height, width, 1 / rng.uniform(1.0, most))
-    corner = (int(rng.integers(width - inner[1] + 1)), int(rng.integers(height - inner[0] + 1)))
-    return Placement(index, replace(transform, size=inner), corner)
+    return Placement(index, replace(transform, size=inner), _anywhere((height, width), inner, rng))
+
+
+def _anywhere(size: tuple[int, int], inner: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """(x, y) of the upper left pixel of what is put on a canvas; sizes are (height, width)."""
+    return int(rng.integers(size[1] - inner[1] + 1)), int(rng.integers(size[0] - inner[0] + 1))
 
 
 def mosaic(
@@ -213,8 +217,7 @@ def _elsewhere(
     fit = min(size[0] / record.height, size[1] / record.width)
     resized = scaled_size(record.height, record.width, fit * rng.uniform(*scale))
     crop = mirror.apply(random_crop((0, 0, record.width, record.height), resized, size, rng), rng)
-    corner = tuple(int(rng.integers(edge - inner + 1)) for edge, inner in zip(size[::-1], crop.size[::-1], strict=True))
-    return Placement(index, crop, (corner[0], corner[1]))
+    return Placement(index, crop, _anywhere(size, crop.size, rng))
 
 
 def mixed_in(records: Sequence[Record], size: tuple[int, int], mirror: Mirror, rng: np.random.Generator) -> Placement:
@@ -243,11 +246,12 @@ def blended_in(
         margin = rng.uniform(*BLENDED_MARGIN) * sides[position]
         x0, y0 = np.floor(np.maximum(boxes[position, :2] - margin, 0)).astype(int).tolist()
         x1, y1 = np.ceil(np.minimum(boxes[position, 2:] + margin, (record.width, record.height))).astype(int).tolist()
-        inner = tuple(map(min, scaled_size(y1 - y0, x1 - x0, fit), size))
-        crop = mirror.apply(GeometricTransform((x0, y0, x1, y1), (inner[0], inner[1])), rng)
-        corner = tuple(int(rng.integers(edge - part + 1)) for edge, part in zip(size[::-1], inner[::-1], strict=True))
+        height, width = scaled_size(y1 - y0, x1 - x0, fit)
+        inner = (min(height, size[0]), min(width, size[1]))
+        crop = mirror.apply(GeometricTransform((x0, y0, x1, y1), inner), rng)
+        corner = _anywhere(size, inner, rng)
         share = float(rng.uniform(*MIX_SHARE))
-        placements.append(Placement(index, crop, (corner[0], corner[1]), "mix", share, (position,)))
+        placements.append(Placement(index, crop, corner, "mix", share, (position,)))
     return placements
 
 
