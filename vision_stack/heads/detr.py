@@ -182,18 +182,23 @@ class DETRHead(Head[BoxOutputs]):
     @torch.no_grad()
     def ranked(self, outputs: BoxOutputs, options: DecodeOptions) -> list[tuple[Candidates, Tensor]]:
         """The `detections` of each image, and the query of each."""
-        scores = precise(outputs.pred_logits).sigmoid()
-        best = scores.amax(2)  # a pair among the k best is of one of the k best queries, which are far fewer cells
-        limit = min(options.top_k, self.max_objects, int((best >= options.lowest_score).sum(1).max()))
-        chosen = best.topk(limit).indices
-        scores, cells = (
-            take(scores, chosen).flatten(1).topk(min(options.top_k, self.max_objects, limit * scores.shape[2]))
-        )
+        most = min(options.top_k, self.max_objects)
+
+        def wanted(scores: Tensor) -> int:
+            return min(most, int((scores >= options.lowest_score).sum(1).max()))
+
+        # A pair among the k best is of one of the k best queries, which are far fewer cells, and their classes are
+        # ordered as logits are.
+        logits = precise(outputs.pred_logits)
+        best = logits.amax(2)
+        chosen = best.topk(wanted(best.sigmoid())).indices
+        scores = take(logits, chosen).flatten(1).sigmoid()
+        scores, cells = scores.topk(wanted(scores))
         queries, labels = chosen.gather(1, cells // self.num_classes), cells % self.num_classes
         boxes = box_convert(precise(outputs.pred_boxes), "cxcywh", "xyxy").clamp(0, 1)
-        columns = zip(take(boxes, queries), labels, scores, queries, strict=True)
-        kept = scores >= options.lowest_score
-        found = [[x[good] for x in column] for column, good in zip(columns, kept, strict=True)]
+        columns = (take(boxes, queries), labels, scores, queries)
+        counts = (scores >= options.lowest_score).sum(1).tolist()  # the best come first
+        found = [[x[image, :count] for x in columns] for image, count in enumerate(counts)]
         return [(Candidates(*candidates), of_queries) for *candidates, of_queries in found]
 
     def _boxes(self, outputs: BoxOutputs, infos: Sequence[ImageInfo], options: DecodeOptions) -> Iterator[Instances]:
