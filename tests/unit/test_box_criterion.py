@@ -200,6 +200,15 @@ def test_giou_of_pairs_equals_torchvisions_and_boxes_without_area_have_none() ->
     assert [x.item() for x in iou_and_giou(point, point)] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("sides", [(-0.2, -0.2), (-0.2, 0.2), (0.2, -0.2)])
+def test_giou_of_boxes_that_are_turned_inside_out_is_none_or_less(sides: tuple[float, float]) -> None:
+    one = box_convert(torch.tensor([[0.5, 0.5, *sides]]), "cxcywh", "xyxy").requires_grad_()
+    iou, giou = iou_and_giou(one, box_convert(torch.tensor([[0.5, 0.5, 0.01, 0.01]]), "cxcywh", "xyxy"))
+    assert iou.item() == 0
+    assert -1 <= giou.item() <= 0
+    assert torch.autograd.grad(giou, one)[0].isfinite().all()
+
+
 def test_inverse_sigmoid_is_finite_and_undoes_sigmoid() -> None:
     x = torch.linspace(-8, 8, 50, dtype=torch.float64)
     torch.testing.assert_close(inverse_sigmoid(x.sigmoid()), x)

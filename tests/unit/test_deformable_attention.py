@@ -53,6 +53,19 @@ def test_deformable_attention_values_and_gradients_equal_grid_sample(shapes):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # float32, values of 1 to 100
 
 
+def test_places_are_exact_whatever_the_type_of_the_values():
+    """On a map of 160 cells, where neighbouring cells are alike to bfloat16."""
+    shapes = ((160, 160),)
+    ramp = torch.arange(160.0).expand(160, 160).reshape(1, -1, 1, 1)
+    locations = torch.rand(1, 50, 1, 1, 2, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    weights = torch.ones(1, 50, 1, 1)
+    expected = 160 * locations[0, :, 0, 0, :1] - 0.5
+    for function in (deformable_attention, sample_by_grid):
+        found = function(ramp.bfloat16(), shapes, locations, weights.bfloat16(), [1])
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found[0].float(), expected, rtol=2**-8, atol=0)  # only the result is rounded
+
+
 def test_deformable_attention_gradients_equal_finite_differences():
     inputs, points = make_case(SHAPES["three"], dtype=torch.float64, spread=0.2)
     assert torch.autograd.gradcheck(lambda v, x, w: deformable_attention(v, SHAPES["three"], x, w, points), inputs)

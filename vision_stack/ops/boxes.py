@@ -15,13 +15,18 @@ SMALLEST_AREA = 1e-9  # of a union or hull, so that boxes without area have no o
 
 
 def iou_and_giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU (Rezatofighi et al. 2019) of boxes xyxy that broadcast: [..., 4] -> [...] each."""
+    """IoU and generalised IoU (Rezatofighi et al. 2019) of boxes xyxy that broadcast: [..., 4] -> [...] each.
+
+    Boxes that are turned inside out have no area: with both sides negative, as D-FINE's moved edges can make them, the
+    area would be positive again, and the generalised IoU far above 1.
+    """
     x0, y0, x1, y1 = one.unbind(-1)
     u0, v0, u1, v1 = other.unbind(-1)
     width = torch.minimum(x1, u1) - torch.maximum(x0, u0)
     height = torch.minimum(y1, v1) - torch.maximum(y0, v0)
     common = width.clamp(min=0) * height.clamp(min=0)
-    union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - common
+    area = (x1 - x0).clamp(min=0) * (y1 - y0).clamp(min=0)
+    union = area + (u1 - u0).clamp(min=0) * (v1 - v0).clamp(min=0) - common
     hull = (torch.maximum(x1, u1) - torch.minimum(x0, u0)) * (torch.maximum(y1, v1) - torch.minimum(y0, v0))
     iou = common / union.clamp(min=SMALLEST_AREA)
     return iou, iou - (hull - union) / hull.clamp(min=SMALLEST_AREA)

@@ -53,18 +53,19 @@ def deformable_attention(
 def sample_by_grid(
     value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, num_points: Sequence[int]
 ) -> Tensor:
-    """`deformable_attention` by `grid_sample`, map by map."""
+    """`deformable_attention` by `grid_sample`, map by map, in the type of the locations: bfloat16 is up to a sixth of a
+    cell off on a map of 167 cells."""
     batch, _, heads, dim = value.shape
     queries = locations.shape[1]
     points = list(num_points)
-    grid = (2 * locations - 1).to(value.dtype).transpose(1, 2).flatten(0, 1).split(points, dim=2)  # [B * H, Q, P, 2]
-    scale = weights.to(value.dtype).transpose(1, 2).reshape(batch * heads, 1, queries, -1).split(points, dim=3)
-    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=2)
-    out = value.new_zeros(batch * heads, dim, queries)
-    for level, (height, width) in enumerate(shapes):
-        samples = F.grid_sample(maps[level].unflatten(2, (height, width)), grid[level], align_corners=False)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1).split(points, dim=2)  # [B * H, Q, P, 2]
+    scale = weights.to(locations.dtype).transpose(1, 2).reshape(batch * heads, 1, queries, -1).split(points, dim=3)
+    maps = value.to(locations.dtype).permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=2)
+    out = maps[0].new_zeros(batch * heads, dim, queries)
+    for level, shape in enumerate(shapes):
+        samples = F.grid_sample(maps[level].unflatten(2, shape), grid[level], align_corners=False)
         out = out + (samples * scale[level]).sum(3)
-    return out.view(batch, heads * dim, queries).transpose(1, 2)
+    return out.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype)
 
 
 def _rows(
