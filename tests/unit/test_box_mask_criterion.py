@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_stack.losses import BoxCriterionConfig, EdgeCriterionConfig
+from vision_stack.losses import BoxCriterionConfig, EdgeCriterionConfig, box_mask_criterion
 from vision_stack.losses.box_mask_criterion import BoxMaskCriterion
 from vision_stack.outputs import BoxOutputs, MaskFactors
 from vision_stack.structures import Target
@@ -82,6 +82,52 @@ def test_a_batch_without_objects_has_gradients_and_no_mask_loss() -> None:
     torch.stack(list(given.values())).sum().backward()
     assert found.masks.embed.grad is not None
     assert found.masks.features.grad is not None
+
+
+def test_zeros_for_the_gradients_are_finite_where_float16_sums_are_not() -> None:
+    found = outputs([0, 1])
+    assert found.masks is not None
+    found = found._replace(masks=found.masks._replace(features=found.masks.features.detach().half().fill_(6e4)))
+    assert losses(found, [targets(1)[1]] * 2)["loss_mask"] == 0
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_logits_that_are_made_again_in_the_backward_give_the_same(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients() -> list[Tensor]:
+        found = outputs([2, 3, 0, 1], groups)
+        given = losses(found, [targets(4)[0], targets(3)[0]], groups)
+        torch.stack(list(given.values())).sum().backward()
+        assert found.masks is not None
+        return [*given.values(), found.masks.embed.grad, found.masks.features.grad]  # type: ignore[list-item]
+
+    kept = gradients()
+    products: list[int] = []
+    losses_at = box_mask_criterion.losses_at
+    monkeypatch.setattr(box_mask_criterion, "MOST_KEPT", 0)
+    monkeypatch.setattr(box_mask_criterion, "tile_elements", lambda *_: 2 * groups * 208)  # two objects at its points
+    monkeypatch.setattr(
+        box_mask_criterion, "losses_at", lambda points, *x: products.append(len(x[0])) or losses_at(points, *x)
+    )
+    made_again = gradients()
+    assert sorted(products) == [1] * 4 + [2] * 12  # of two layers, in the forward and again: 4 and 3 objects
+    for one, other in zip(kept, made_again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_features_are_widened_where_they_are_read() -> None:
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        found = outputs([2, 3, 0, 1])
+        assert found.masks is not None
+        features = found.masks.features.detach().to(dtype).requires_grad_()  # 20 and -20: exact in both
+        given = losses(found._replace(masks=found.masks._replace(features=features)), targets(4))
+        torch.stack(list(given.values())).sum().backward()
+        assert {loss.dtype for loss in given.values()} == {torch.float32}
+        assert features.grad is not None
+        assert features.grad.dtype == dtype
+        results.append([*given.values(), features.grad.float()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-8, atol=1e-6)
 
 
 def test_first_box_of_a_query_is_matched_by_the_masks_of_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:

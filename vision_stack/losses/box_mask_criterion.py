@@ -7,22 +7,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vision_stack.losses.box_criterion import BoxCriterion
 from vision_stack.losses.criterion import mean_over_ranks, named_by_layer, widened
 from vision_stack.losses.functional import point_mask_costs
 from vision_stack.losses.matcher import Matches
-from vision_stack.losses.point_losses import draw_points, losses_at
+from vision_stack.losses.point_losses import Points, draw_points, losses_at
 from vision_stack.ops.point_sampling import sample_features, sample_masks
+from vision_stack.ops.tiles import tile_elements
 from vision_stack.outputs import BoxOutputs
 from vision_stack.structures import Target
+
+MOST_KEPT = 2**24  # logits at points, of all layers and images, that are kept for the backward
 
 
 class MaskStack(NamedTuple):
     """Masks of layers that are supervised alike, as factors of a product."""
 
     embed: Tensor  # [L, B, G * Q, C]
-    features: Tensor  # [L, B, C, h, w]
+    features: Tensor  # [L, B, C, h, w], of the type that autocast gave them
     extra: int  # predictions of classes and boxes before those of the layers, which have the first layer's masks
 
 
@@ -53,10 +57,10 @@ class BoxMaskCriterion(nn.Module):
             masks = torch.cat([target["masks"].as_subclass(Tensor) for target in targets])
             counts = tuple(len(target["labels"]) for target in targets)
             extra = len(outputs.aux_boxes) + 1 - len(factors.embed)
-            stacks = [MaskStack(widened(factors.embed), widened(factors.features), extra)]
+            stacks = [MaskStack(widened(factors.embed), factors.features, extra)]
             if factors.encoder_embed is not None and factors.encoder_features is not None:
                 embed, features = factors.encoder_embed[None], factors.encoder_features[None]
-                stacks.append(MaskStack(widened(embed), widened(features), 0))
+                stacks.append(MaskStack(widened(embed), features, 0))
             costs = [self._mask_costs(stack, masks, counts, num_groups) for stack in stacks]
             losses, matches = self.boxes.matched(outputs, targets, num_groups, costs)
             (num_masks,) = mean_over_ranks([stacks[0].embed.new_full((1,), sum(counts))], at_least=1.0)
@@ -84,7 +88,7 @@ class BoxMaskCriterion(nn.Module):
         for image, objects in enumerate(inside.split(counts)):
             if not len(objects):
                 continue
-            at_points = sample_features(stack.features[:, image].float(), points).mT  # [L, C, P]
+            at_points = sample_features(stack.features[:, image], points).float().mT  # [L, C, P]
             cross_entropy, dice = point_mask_costs(
                 stack.embed[:, image].float(), at_points, objects.expand(layers, -1, -1)
             )
@@ -98,7 +102,7 @@ class BoxMaskCriterion(nn.Module):
         layers = stack.extra + num_layers
         of_layers = [_rows_of(stack.extra + number, layers, num_groups, matches) for number in range(num_layers)]
         if not matches.queries.numel():  # zero, but with gradients for all parameters
-            zeros = (stack.embed.sum() + stack.features.sum()) * 0
+            zeros = (stack.embed.sum() + stack.features.sum(dtype=stack.embed.dtype)) * 0
             return zeros.expand(num_layers), zeros.expand(num_layers)
         points = draw_points(self._num_points(*stack.features.shape[-2:]), masks.device)
         inside = sample_masks(masks, points.places)
@@ -106,17 +110,45 @@ class BoxMaskCriterion(nn.Module):
         found = torch.cat([rows.flatten() for rows in of_layers])
         layer, group = matches.layers[found] // num_groups - stack.extra, matches.layers[found] % num_groups
         queries = group * (total // num_groups) + matches.queries[found]
-        embed = stack.embed[layer, matches.images[found], queries]
-        factors = embed.split([count // layers for count in matches.counts] * num_layers)
-        at_points = sample_features(stack.features, points.places).flatten(0, 1)  # [L * B, S, C]
-        products = [each @ values.T for each, values in zip(factors, at_points, strict=True)]
+        width = of_layers[0].shape[1]
+        embed = stack.embed[layer, matches.images[found], queries].unflatten(0, (-1, width))
+        counts = [count // layers // width for count in matches.counts]
+        factors = iter(embed.split(counts * num_layers))
+        at_points = iter(sample_features(stack.features, points.places).flatten(0, 1))  # [S, C] each
         sums = []
-        for number, rows in enumerate(of_layers):
-            logits = torch.cat(products[number * images : (number + 1) * images]).view(*rows.shape, -1)
-            losses = losses_at(points, logits.float(), inside[matches.objects[rows[:, 0]]])
-            sums.append(torch.stack([loss.sum() for loss in losses]))
+        for rows in of_layers:
+            targets = inside[matches.objects[rows[:, 0]]].split(counts)
+            images_of_layer = [MaskPart(next(factors), next(at_points), each) for each in targets]
+            sums.append(_sums_at(points, images_of_layer, keep=found.numel() * len(points.places) <= MOST_KEPT))
         mask, dice = torch.stack(sums, dim=1)
         return mask, dice
+
+
+class MaskPart(NamedTuple):
+    """Some objects of an image, and the queries of a layer that are matched with them, one in each group."""
+
+    embed: Tensor  # [n, G, C]
+    at_points: Tensor  # [S, C], the image's features
+    inside: Tensor  # [n, S], targets
+
+
+def _sums_at(points: Points, parts: Sequence[MaskPart], *, keep: bool) -> Tensor:
+    """Cross-entropy and dice loss, summed over all masks: [2].
+
+    Args:
+        keep: what the backward needs, of all parts at once. Otherwise it is made again, a few objects at a time.
+    """
+    if keep:
+        logits = torch.cat([part.embed @ part.at_points.T for part in parts])
+        losses = losses_at(points, logits.float(), torch.cat([part.inside for part in parts]))
+        return torch.stack([loss.sum() for loss in losses])
+    sums = parts[0].embed.new_zeros(2)
+    for embed, at_points, inside in parts:
+        some = max(1, tile_elements(embed.device, 2**20) // (embed.shape[1] * len(at_points)))
+        for few in zip(embed.split(some), inside.split(some), strict=True):
+            part = MaskPart(few[0], at_points, few[1])
+            sums = sums + checkpoint(_sums_at, points, [part], keep=True, use_reentrant=False, preserve_rng_state=False)
+    return sums
 
 
 def _rows_of(number: int, layers: int, num_groups: int, matches: Matches) -> Tensor:

@@ -72,7 +72,7 @@ def interpolation_matrix(points: Tensor, height: int, width: int) -> SparseMatri
 
 
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of maps [..., C, h, w] at points [P, 2] that all of them share: [..., P, C].
+    """Bilinear values of maps [..., C, h, w] at points [P, 2] that all of them share: [..., P, C], at least float32.
 
     Fastest where maps are stored cell by cell (channels last), as their gradients are. Not twice differentiable.
     """
@@ -81,22 +81,25 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
 
 
 class _SampledFeatures(torch.autograd.Function):
+    """Maps of a smaller type are widened, and their gradients rounded, one at a time."""
+
     @staticmethod
     def forward(ctx, features: Tensor, points: Tensor) -> Tensor:
+        points = points.to(torch.promote_types(features.dtype, torch.float32))
         ctx.save_for_backward(points)
-        ctx.size = features.shape[-2:]
-        matrix = interpolation_matrix(points.to(features.dtype), *ctx.size)
+        ctx.size, ctx.dtype = features.shape[-2:], features.dtype
+        matrix = interpolation_matrix(points, *ctx.size)
         cells = features.movedim(-3, -1).flatten(0, -4).flatten(1, 2)  # [maps, h * w, C]
-        values = torch.stack([matrix.matmul(each) for each in cells])
+        values = torch.stack([matrix.matmul(each.to(points.dtype)) for each in cells])
         return values.view(*features.shape[:-3], *values.shape[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
         (points,) = ctx.saved_tensors
-        matrix = interpolation_matrix(points.to(upstream.dtype), *ctx.size).transpose()
+        matrix = interpolation_matrix(points, *ctx.size).transpose()
         values = upstream.flatten(0, -3).contiguous()
-        cells = torch.stack([matrix.matmul(each) for each in values]).unflatten(1, ctx.size)
+        cells = torch.stack([matrix.matmul(each).to(ctx.dtype) for each in values]).unflatten(1, ctx.size)
         return cells.view(*upstream.shape[:-2], *cells.shape[1:]).movedim(-1, -3), None
 
 
