@@ -98,7 +98,7 @@ class BoxMaskCriterion(nn.Module):
 
     def _mask_losses(self, stack: MaskStack, masks: Tensor, matches: Matches, num_groups: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice loss of each layer, [L] each, sums over the batch; of a stack of layers of groups."""
-        num_layers, images, total = stack.embed.shape[:3]
+        num_layers, total = len(stack.embed), stack.embed.shape[2]
         layers = stack.extra + num_layers
         of_layers = [_rows_of(stack.extra + number, layers, num_groups, matches) for number in range(num_layers)]
         if not matches.queries.numel():  # zero, but with gradients for all parameters
