@@ -235,8 +235,8 @@ def plain_losses(
 
 def test_union_keeps_the_object_that_a_query_has_most_often() -> None:
     def matches(*triples: tuple[int, int, int]) -> Matches:
-        images, queries, objects = torch.tensor(triples).T
-        return Matches(torch.zeros_like(images), images, queries, objects, (), 0)
+        columns = torch.tensor([(0, *triple) for triple in triples]).T
+        return Matches.found(columns, (), torch.device("cpu"))
 
     layers = [matches((0, 1, 0), (0, 2, 1)), matches((0, 1, 1), (0, 2, 1)), matches((0, 1, 1), (1, 0, 2))]
     union = union_of(layers, num_queries=3, num_objects=3)

@@ -84,9 +84,8 @@ def denoising_matches(stack: LayerStack, objects: BoxObjects) -> Matches:
         torch.arange(len(images))[:, None, None],
     )
     index = torch.stack([column.expand(shape).flatten() for column in columns])
-    index = index.to(stack.logits.device, non_blocking=True)
     per_image = tuple(count * layers * num_groups for count in objects.counts)
-    return Matches(index[0], index[1], index[2], index[3], per_image, dropped=0)
+    return Matches.found(index, per_image, stack.logits.device)
 
 
 def _most(counts: tuple[int, ...]) -> int:

@@ -96,13 +96,14 @@ class EdgeCriterion(BoxCriterion):
 def union_of(matches: Sequence[Matches], num_queries: int, num_objects: int) -> Pairs:
     """Of each query that has an object in any layer the one that it has most often, then the first; as of layer 0."""
     columns = max(1, num_objects)
-    cells = torch.cat([(each.images * num_queries + each.queries) * columns + each.objects for each in matches])
-    cells, votes = cells.unique(return_counts=True)
+    _, images, queries, objects = torch.cat([each.on_host for each in matches], dim=1)
+    cells, votes = ((images * num_queries + queries) * columns + objects).unique(return_counts=True)
     cells = cells[votes.argsort(descending=True, stable=True)]
     rows, order = (cells // columns).sort(stable=True)
     best = rows.diff(prepend=rows.new_full((1,), -1)) != 0
     rows, objects = rows[best], (cells % columns)[order][best]
-    return Pairs(torch.zeros_like(rows), rows // num_queries, rows % num_queries, objects)
+    found = torch.stack([torch.zeros_like(rows), rows // num_queries, rows % num_queries, objects])
+    return Pairs(*found.to(matches[0].queries.device, non_blocking=True))
 
 
 def fine_grained_sums(edges: EdgeDistributions, objects: BoxObjects, pairs: Pairs, iou: Tensor) -> Tensor:

@@ -39,7 +39,14 @@ class Matches(NamedTuple):
     queries: Tensor  # [M]
     objects: Tensor  # [M], position in `Objects`
     counts: tuple[int, ...]  # how many of the M belong to each image
-    dropped: int  # objects that no query is left for, since an image has more objects than the head has queries
+    on_host: Tensor  # [4, M], those four columns
+    dropped: int = 0  # objects that no query is left for, since an image has more objects than the head has queries
+
+    @classmethod
+    def found(cls, on_host: Tensor, counts: tuple[int, ...], device: torch.device, dropped: int = 0) -> Matches:
+        """Takes the columns [4, M] to the device, without waiting for it."""
+        layers, images, queries, objects = on_host.to(device, non_blocking=True).unbind(0)
+        return cls(layers, images, queries, objects, counts, on_host, dropped)
 
 
 class Weights(NamedTuple):
@@ -160,9 +167,7 @@ def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int,
         dropped += count - kept
         first_object += count
         first_cost += size
-    index = torch.from_numpy(np.concatenate(pairs).T.copy()).to(device, non_blocking=True)
-    on_layer, of_image, queries, objects = index.unbind(0)
-    return Matches(on_layer, of_image, queries, objects, tuple(per_image), dropped)
+    return Matches.found(torch.from_numpy(np.concatenate(pairs).T.copy()), tuple(per_image), device, dropped)
 
 
 def warn_about_dropped(dropped: int, num_queries: int) -> None:
