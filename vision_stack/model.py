@@ -242,8 +242,12 @@ class VisionModel(nn.Module):
         """A threshold by the names of classes -> by label, 0.5 where a class is not named; any other as it is.
 
         Raises:
-            ConfigError: a name that no class has.
+            ConfigError: a name that no class has, or a score beyond 0 to 1.
         """
+        given = threshold if isinstance(threshold, Mapping) else {"": threshold}
+        for name, value in given.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"threshold{name and f'.{name}'}: expected a score from 0 to 1, got {value}")
         if not isinstance(threshold, Mapping):
             return threshold
         names = [category.name for category in self.categories]

@@ -45,8 +45,9 @@ def test_exported_model_saved_and_loaded_takes_any_batch_and_size(head, neck):
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")
-@pytest.mark.parametrize("backbone", ["vit", "dinov3_vit"])
-def test_exported_eomt_takes_any_batch_and_size(backbone):
+@pytest.mark.parametrize(("backbone", "trained"), [("vit", 1.0), ("dinov3_vit", 1.0), ("vit", 0.1)])
+def test_exported_eomt_takes_any_batch_and_size(backbone, trained):
+    """With masked attention, too, which is there until the model was trained to the end."""
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     plain = {
         "backbone": {"type": backbone, **shape},
@@ -56,7 +57,7 @@ def test_exported_eomt_takes_any_batch_and_size(backbone):
     }
     torch.manual_seed(0)
     model = VisionModel(from_dict(plain, cls=VisionModelConfig)).eval()
-    model.head.set_progress(1, 1)  # trained to the end: no masked attention
+    model.head.set_progress(trained, 1)
     loaded = saved_and_loaded(model)
     for size in ((3, 3, 96, 160), (1, 3, 128, 64)):
         images = torch.randn(size)

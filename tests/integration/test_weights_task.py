@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 
+from vision_stack.commands.words import understand
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.training.auto import fitting
@@ -52,6 +53,37 @@ def test_task_is_what_was_typed_or_what_the_weights_serve(
     start = start_of(detector, *overrides)
     assert (start.task, start.parts["head"].masks) == (task, masks)
     assert bool(start.task_reason) == (task == "detection" and "task=detection" not in overrides)
+
+
+@pytest.mark.parametrize(
+    ("own", "overrides", "masks"),
+    [
+        ("rt_detr", ("task=detection",), False),
+        ("rt_detr", ("task=detection", "++head.masks=true"), True),
+        ("rt_detr", ("task=instance",), True),
+        ("rf_detr_seg", ("task=detection",), True),  # whose own default they are
+    ],
+)
+def test_masks_of_an_instance_model_go_where_boxes_are_trained(
+    own: str, overrides: tuple[str, ...], masks: bool, tmp_path: Path
+) -> None:
+    plain = {
+        "backbone": {"type": "timm", "model_name": "test_resnet"},
+        "neck": {"type": "fpn", "channels": 32},
+        "head": {"type": own, "hidden_dim": 32, "num_heads": 2, "ffn_dim": 16, "num_decoder_layers": 1, "masks": True},
+        "categories": [{"id": 1, "name": "ring"}],
+    }
+    VisionModel(from_dict(plain, cls=VisionModelConfig)).save_pretrained(tmp_path)
+    assert start_of(tmp_path, *overrides).parts["head"].masks is masks
+
+
+def test_options_of_the_heads_of_weights_are_known(detector: Path, tmp_path: Path) -> None:
+    """Without `head=`, although the yaml files name another head."""
+    tiny_run.train(
+        tmp_path, *understand("train", [f"weights={detector}", "head.num_denoising=7"]).options, "trainer.max_steps=1"
+    )
+    head: Any = VisionModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt").config.head
+    assert head.num_denoising == 7
 
 
 def test_experiment_that_was_named_keeps_its_task(detector: Path) -> None:

@@ -56,7 +56,8 @@ def test_only_boxes_where_masks_are_needed_is_one_line_that_offers_detection(tmp
             read(tmp_path, *[{}] * 3, masks=True, on_error=on_error)
         assert str(error.value).endswith(
             "a.json: annotations[].segmentation: none of 3 annotations has a mask, all have only a box; "
-            "export with polygons or RLE masks, or train on boxes with task=detection head=faster_rcnn"
+            "export with polygons or RLE masks, or train on boxes: task=detection, with head=faster_rcnn or another "
+            "without masks"
         )
     with pytest.raises(DataError, match=r"annotations\[1\].segmentation: there is no mask, only a box"):
         read(tmp_path, {"segmentation": [SQUARE]}, {}, masks=True)
@@ -131,6 +132,9 @@ def test_batches_have_boxes_and_ignored_regions_without_masks(tmp_path: Path) ->
 
 def test_head_that_learns_from_masks_is_refused_in_one_line_that_names_heads_of_boxes(tmp_path: Path) -> None:
     data = build_datamodule(dataset(tmp_path), task="detection")
-    expected = r"segmentation: objects without masks: 1, but the head learns from masks; use head=.* head=faster_rcnn"
+    expected = (
+        r"segmentation: objects without masks: 1, but the head learns from masks; give head\.masks=false if the head "
+        r"has masks as an option, or head=.* head=faster_rcnn"
+    )
     with pytest.raises(DataError, match=expected):
         _ = data.train_records

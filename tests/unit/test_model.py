@@ -34,6 +34,8 @@ def test_predict_masks_of_a_pil_image_fit_its_array_whatever_its_exif_says(tmp_p
         (np.zeros((0, 5, 3), np.uint8), {}, r"images: expected .* got array uint8 \[0, 5, 3\]"),
         (IMAGE, {"batch_size": 0}, "batch_size: must be at least 1, got 0"),
         (IMAGE, {"top_k": -1}, "top_k: must be at least 1, got -1"),
+        (IMAGE, {"threshold": 50}, "threshold: expected a score from 0 to 1, got 50"),
+        (IMAGE, {"threshold": {"a": -0.1}}, "threshold.a: expected a score from 0 to 1, got -0.1"),
     ],
 )
 def test_predict_of_what_makes_no_sense_is_one_line(image, options, message):

@@ -126,6 +126,13 @@ def test_image_size_of_real_data_is_its_longest_side() -> None:
     ]
 
 
+def test_options_of_parts_that_come_with_weights_are_added_to_those_of_the_yaml_files() -> None:
+    typed = ["weights=a.ckpt", "head.num_blocks=3", "head.typo=1", "optim.lr=1"]
+    assert understand("train", typed).options == ["weights=a.ckpt", "++head.num_blocks=3", "head.typo=1", "optim.lr=1"]
+    assert understand("train", [*typed[:2], "head=eomt"]).options == [*typed[:2], "head=eomt"]
+    assert understand("train", typed[1:2]).options == typed[1:2]
+
+
 def test_other_verbs_have_their_own_short_names() -> None:
     assert understand("predict", ["--model", "a.ckpt", "--conf=0.3"]).options == ["checkpoint=a.ckpt", "threshold=0.3"]
     assert understand("predict", ["score_thr=0.3"]).options == ["threshold=0.3"]

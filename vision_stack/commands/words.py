@@ -97,7 +97,16 @@ def _options(
         keys = {key for key, _ in assigned}
         elsewhere = "hydra.searchpath" in keys or any(flag.startswith(("-cd", "--config-dir")) for flag in flags)
         return data_options(value, {canonical(key) for key in keys}, own_yaml=elsewhere)
-    return [f"{name}={known_value(canonical(bare), value)}"]
+    added = "++" if name == bare and _is_of_weights(verb, name, assigned) else ""
+    return [f"{added}{name}={known_value(canonical(bare), value)}"]
+
+
+def _is_of_weights(verb: str, name: str, assigned: Sequence[tuple[str, str | None]]) -> bool:
+    """Whether an option is of a part that comes with `weights=`: not of the part that the yaml files name instead."""
+    keys = {key for key, _ in assigned}
+    part, dot, _ = name.partition(".")
+    chosen = part in keys or part not in ("backbone", "neck", "head")
+    return bool(dot) and "weights" in keys and not chosen and name in known_options(verb)
 
 
 def _assignments(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:

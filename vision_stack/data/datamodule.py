@@ -84,7 +84,12 @@ class DataModule(pl.LightningDataModule):
         if self.masks and (count := split.num_without_mask):
             message = f"objects without masks: {count:,}, but the head learns from masks"
             heads = " or ".join(heads_for(self.task, boxes=True))
-            raise data_error(split.annotation_file, "annotations[].segmentation", message, f"use {heads}")
+            raise data_error(
+                split.annotation_file,
+                "annotations[].segmentation",
+                message,
+                f"give head.masks=false if the head has masks as an option, or {heads}",
+            )
         return split
 
     @cached_property

@@ -142,7 +142,7 @@ class EoMTHead(QueryMaskHead):
         inside = mask_embed @ F.interpolate(maps, size=grid, mode="bilinear").flatten(2) > 0
         if self.training and probability < 1:
             inside |= torch.rand(inside.shape[:2], device=inside.device)[..., None] > probability
-        allowed = inside.new_ones(len(inside), 1, length, length)
+        allowed = inside.new_ones(inside.shape[0], 1, length, length)  # `len` would fix the batch of an export
         allowed[:, 0, : inside.shape[1], -inside.shape[2] :] = inside
         return allowed
 

@@ -49,6 +49,8 @@ class BoxCriterionConfig(Config):
     def check(self) -> None:
         if not any(self.costs):
             raise ConfigError("bbox_cost: all matching costs are 0; at least one of class, bbox, giou must count")
+        if not (self.class_weight or self.bbox_weight or self.giou_weight):
+            raise ConfigError("class_weight: all loss weights are 0, so that nothing would be learnt; raise one")
 
     @property
     def costs(self) -> BoxCosts:

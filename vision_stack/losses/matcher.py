@@ -176,7 +176,7 @@ def warn_about_dropped(dropped: int, num_queries: int) -> None:
         warnings.warn(
             f"some images have more objects than the head has queries ({num_queries}); the objects that fit worst "
             "are not learnt from; raise head.num_queries",
-            stacklevel=5,
+            stacklevel=1,  # of one place, so that it is said once, whoever found it
         )
 
 
@@ -186,5 +186,5 @@ def _warn_about_costs() -> None:
         "diverged model: lower the learning rate, clip gradients, or train with precision bf16-mixed instead of "
         "16-mixed",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=1,
     )

@@ -237,9 +237,10 @@ def _say_notes(data: DataModule, stride: int) -> None:
 
 def _warn_about_limit(data: DataModule, limit: int | None, option: str) -> None:
     if limit and (crowded := data.num_train_images_with_more_objects_than(limit)):
+        images = "1 training image has" if crowded == 1 else f"{crowded:,} training images have"
         say(
-            f"warning: {crowded:,} training images have more than {limit} {TASKS[data.task].finds}, the "
-            f"most that can be found in one; raise head.{option}"
+            f"warning: {images} more than {limit} {TASKS[data.task].finds}, the most that can be found in one; raise "
+            f"head.{option}"
         )
 
 

@@ -86,8 +86,8 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
         options = without_pretrained(config[kind])
         if kind not in keys:
             own = to_dict(getattr(model.config, kind))
-            if kind == "head" and "task" in typed and own.get("masks") is False:
-                own["masks"] = "auto"
+            if kind == "head" and "task" in typed and getattr(type(model.config.head)(), "masks", None) == "auto":
+                own["masks"] = "auto"  # stored as what it was for the task of the weights
             for key in keys:
                 _put(own, options, key)
             options = own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,16 @@ def check_same(options: Mapping[str, Any], theirs: Mapping[str, Any], part: str,
     for name, value in theirs.items():
         if options[name] != value:
             raise ConfigError(f"{part}.{name}: transformers' {model_type} has {value!r}, not {options[name]!r}")
+
+
+def warn_about_dropout(neck: Mapping[str, Any], head: Mapping[str, Any], model_type: str) -> None:
+    """Say that a neck's dropout is lost, since transformers has one for both; outputs do not depend on it."""
+    if neck.get("dropout", head["dropout"]) != head["dropout"]:
+        warnings.warn(
+            f"neck.dropout: transformers' {model_type} has one dropout for neck and head; {head['dropout']}, that of "
+            "the head, is written",
+            stacklevel=2,
+        )
 
 
 def check_layers(count: Any, least: int) -> int:

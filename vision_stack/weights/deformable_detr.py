@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
-from vision_stack.weights.config_fields import Fields, check_fixed, check_group_norms, to_fields, to_options
+from vision_stack.weights.config_fields import (
+    Fields,
+    check_fixed,
+    check_group_norms,
+    to_fields,
+    to_options,
+    warn_about_dropout,
+)
 from vision_stack.weights.encoder import backbone_part, export_backbone, state_of, with_frozen_norms
 from vision_stack.weights.renaming import Names, rename, to_ours, to_theirs
 
@@ -147,9 +154,11 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     neck, head = plain["neck"], plain["head"]
     check_group_norms(neck)
-    for name, other in (("channels", "hidden_dim"), ("dropout", "dropout")):
-        if neck[name] != head[other]:
-            raise ConfigError(f"neck.{name}: transformers' Deformable DETR has head.{other}, {head[other]}, there, too")
+    if neck["channels"] != head["hidden_dim"]:
+        raise ConfigError(
+            f"neck.channels: transformers' Deformable DETR has head.hidden_dim, {head['hidden_dim']}, there, too"
+        )
+    warn_about_dropout(neck, head, "Deformable DETR")
     if head["loss"]["class_loss"] != "focal":
         raise ConfigError("head.loss.class_loss: transformers' Deformable DETR has focal only")
     backbone, encoder = export_backbone(model, plain, finest=neck["finest_stride"])

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
-from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
+from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options, warn_about_dropout
 from vision_stack.weights.d_fine import CONSTANTS, EDGES, FIXED_EDGES, GATES, points_and_scale, with_constants
 from vision_stack.weights.deformable_detr import DECODER_LAYERS, PREDICTOR, one_of_each_predictor
 from vision_stack.weights.encoder import export_backbone, state_of
@@ -109,9 +109,9 @@ def export(model: nn.Module, plain: Mapping[str, Any]) -> tuple[dict[str, Any], 
         raise ConfigError("head.loss.class_loss: transformers' deimv2 has mal only")
     for name, value in _AS_THEIRS.items():
         if head[name] != value:
-            raise ConfigError(f"head.{name}: transformers' deimv2 has {value!r} only, not {head[name]!r}")
-    if neck.get("dropout", head["dropout"]) != head["dropout"]:
-        raise ConfigError(f"neck.dropout: transformers' deimv2 has that of the head, {head['dropout']}, there, too")
+            remedy = "a model for transformers is trained with head.activation=relu head.encoder_output=true"
+            raise ConfigError(f"head.{name}: transformers' deimv2 has {value!r} only, not {head[name]!r}; {remedy}")
+    warn_about_dropout(neck, head, "deimv2")
     backbone, encoder, channels = _export_backbone(model, plain)
     module: Any = model.get_submodule("head")
     points = list(module.layers[0].cross_attn.num_points)

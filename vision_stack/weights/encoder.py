@@ -111,7 +111,8 @@ def export_backbone(
         raise ConfigError("backbone.out_norms: only Swin has norms on its maps in transformers")
     if options["type"] in _FAMILIES:
         described = config.to_config_json()
-        del described["out_indices"]  # index 0 is the stem in either, but the names say it all
+        for name in ("out_indices", "out_strides"):  # index 0 is the stem in either, but the names say it all
+            described.pop(name, None)
         return {**described, **stages}, _FAMILIES[options["type"]](inner)
     if options["type"] == "timm":
         model_name = options["model_name"].partition(".")[0]

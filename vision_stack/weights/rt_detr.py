@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
-from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options
+from vision_stack.weights.config_fields import Fields, check_fixed, to_fields, to_options, warn_about_dropout
 from vision_stack.weights.deformable_detr import DECODER_LAYERS, PREDICTOR, one_of_each_predictor
 from vision_stack.weights.encoder import backbone_part, export_backbone, state_of, with_frozen_norms
 from vision_stack.weights.hybrid_encoder import convert_hybrid_encoder, export_hybrid_encoder, neck_fields, neck_options
@@ -140,10 +140,7 @@ def export_all_but_the_head(
     neck, head = plain["neck"], plain["head"]
     if head["loss"]["class_loss"] != "varifocal":
         raise ConfigError(f"head.loss.class_loss: transformers' {model_type} has varifocal only")
-    if neck["dropout"] != head["dropout"]:
-        raise ConfigError(
-            f"neck.dropout: transformers' {model_type} has that of the head, {head['dropout']}, there, too"
-        )
+    warn_about_dropout(neck, head, model_type)
     fields = neck_fields(neck, model_type)
     levels = len(fields["feat_strides"])
     backbone, encoder = export_backbone(model, plain, finest=neck["finest_stride"])

@@ -39,7 +39,10 @@ from vision_stack.ops import rle
 from vision_stack.ops.masks import MAX_COORDINATE
 
 _NONE = (math.nan,) * 4  # a box that there is not
-NEEDS_MASKS = "export with polygons or RLE masks, or train on boxes with task=detection head=faster_rcnn"
+NEEDS_MASKS = (
+    "export with polygons or RLE masks, or train on boxes: task=detection, with head=faster_rcnn or another without "
+    "masks"
+)
 
 
 class ImageFrame(NamedTuple):

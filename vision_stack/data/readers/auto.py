@@ -87,6 +87,6 @@ def _unknown(files: Files, name: str | None) -> DataError:
 def _other_task(files: Files, found: Sequence[Recognised], task: Task | None) -> DataError:
     first = found[0]
     seen = "; ".join(f"{each.what} ({each.how})" for each in found)
-    head = "" if first.tasks[0] in WITH_MASKS else " head=faster_rcnn"
-    remedy = f"give data={shlex.quote(str(files.root))} task={first.tasks[0]}{head}"
+    head = "" if first.tasks[0] in WITH_MASKS else ", with head=faster_rcnn or another without masks"
+    remedy = f"train a model on it with data={shlex.quote(str(files.root))} task={first.tasks[0]}{head}"
     return data_error(files.root, "data.root", f"has nothing for task={task}: found {seen}", remedy)
