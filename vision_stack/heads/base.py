@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError
@@ -21,11 +22,14 @@ class Head(nn.Module, Generic[Outputs]):
         num_classes: K.
         max_objects: the most objects that can be found in an image, if there is such a limit.
         decoders: for each of the config's `tasks` what turns outputs into predictions, one image after the other.
+        class_layers: names of the layers that begin with a row for each class, such as "class_embed.", wherever they
+            are in the head.
     """
 
     num_classes: int
     max_objects: int | None = None
     decoders: ClassVar[Mapping[Task, Decoder]] = {}
+    class_layers: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Outputs:
         """Maps of `in_specs` -> outputs.
@@ -55,7 +59,8 @@ class Head(nn.Module, Generic[Outputs]):
         Weights of a model with other classes are taken over by these, class by class. Rows that belong to no class
         ("no object", background) are taken over in their order.
         """
-        return {}
+        rows = torch.arange(self.num_classes)[:, None]
+        return {name: rows for name in self._parameters_of(self.class_layers)}
 
     def set_nms(
         self,
@@ -73,3 +78,6 @@ class Head(nn.Module, Generic[Outputs]):
 
     def set_progress(self, step: int, total: int | None) -> None:
         """Hear how far training is, before each step; `total` is None where nobody knows."""
+
+    def _parameters_of(self, layers: tuple[str, ...]) -> list[str]:
+        return [name for name, _ in self.named_parameters() if any(f".{layer}" in f".{name}" for layer in layers)]

@@ -99,7 +99,6 @@ class DETRHead(Head[BoxOutputs]):
     """Base of heads that give `BoxOutputs`: subclasses add `forward`.
 
     Attributes:
-        class_layers: what the names of parameters begin with that have a row for each class.
         num_levels: how many maps are read, all from stride 8 on.
         masks: makes the masks of queries; None in a head without.
         mask_map: which of the maps masks are made of: that of their stride; None: the finest that queries read.
@@ -168,11 +167,6 @@ class DETRHead(Head[BoxOutputs]):
 
     def set_progress(self, step: int, total: int | None) -> None:
         self.criterion.set_progress(step / total if total else 0.0)
-
-    def class_rows(self) -> dict[str, Tensor]:
-        """A row per class; what comes after them belongs to none."""
-        rows = torch.arange(self.num_classes)[:, None]
-        return {name: rows for name, _ in self.named_parameters() if name.startswith(self.class_layers)}
 
     @torch.no_grad()
     def detections(self, outputs: BoxOutputs, options: DecodeOptions) -> list[Candidates]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from vision_stack.config import ConfigError, Count, Fraction, Layers
@@ -57,6 +56,8 @@ class MaskHeadConfig(HeadConfig):
 class QueryMaskHead(Head[AnyMaskOutputs]):
     """Base of heads that give `MaskOutputs` or `LayeredMaskOutputs`: subclasses add `forward`."""
 
+    class_layers: ClassVar[tuple[str, ...]] = ("class_embed.", "pixel_classifier.")
+
     def __init__(self, loss: MaskCriterionConfig, num_queries: int, num_classes: int, mask_dim: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -71,12 +72,6 @@ class QueryMaskHead(Head[AnyMaskOutputs]):
         if self.pixel_classifier is None:
             return self.criterion(outputs, targets)
         return self.criterion(outputs, targets, self.pixel_classifier(outputs.mask_features))
-
-    def class_rows(self) -> dict[str, Tensor]:
-        """A row per class, then one for "no object"."""
-        layers = ("class_embed.", "pixel_classifier.")
-        rows = torch.arange(self.num_classes)[:, None]
-        return {name: rows for name, _ in self.named_parameters() if name.startswith(layers)}
 
     def _instances(
         self, outputs: AnyMaskOutputs, infos: Sequence[ImageInfo], options: DecodeOptions

@@ -129,11 +129,6 @@ class RFDETRHead(DETRHead):
         """See `DETRHead.compute_loss`; outputs of training are of several groups."""
         return self.criterion(outputs, targets, 1 if outputs.encoder_logits is None else self.num_groups)
 
-    def class_rows(self) -> dict[str, Tensor]:
-        """A row per class, of the predictor and of the selections."""
-        rows = torch.arange(self.num_classes)[:, None]
-        return {name: rows for name, _ in self.named_parameters() if "class_embed." in name}
-
     def _proposed(self, memory: Memory, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits [B, G * Q, K], boxes and tokens of the proposals that each group chooses."""
         boxes, usable = proposals(memory)
