@@ -137,6 +137,7 @@ def _check_head(config: HeadConfig, given: tuple[FeatureSpec, ...], num_classes:
     head.set_progress(1, None)
     _check_losses(config, head, given, num_classes)
     _check_class_rows(head, num_classes)
+    _check_query_rows(head)
     twin = config.build(given, num_classes)
     twin.load_state_dict(head.state_dict())
     for task in tasks:
@@ -190,6 +191,16 @@ def _check_class_rows(head: Any, num_classes: int) -> None:
         _expect(fits, f"class_rows[{name!r}] is {rows.dtype} {list(rows.shape)}, not int64 [{num_classes}, R]")
         _expect(len(rows.unique()) == rows.numel(), f"class_rows[{name!r}]: two classes share a row")
         _expect(int(rows.max()) < len(parameters[name]), f"class_rows[{name!r}]: there is no row {int(rows.max())}")
+
+
+def _check_query_rows(head: Any) -> None:
+    parameters = dict(head.named_parameters())
+    for name, rows in head.query_rows().items():
+        _expect(name in parameters, f"query_rows names {name}, which is not a parameter")
+        fits = rows.ndim == 2 and rows.dtype == torch.int64
+        _expect(fits, f"query_rows[{name!r}] is {rows.dtype} {list(rows.shape)}, not int64 [groups, queries]")
+        _expect(len(rows.unique()) == rows.numel(), f"query_rows[{name!r}]: two queries share a row")
+        _expect(int(rows.max()) < len(parameters[name]), f"query_rows[{name!r}]: there is no row {int(rows.max())}")
 
 
 @torch.no_grad()

@@ -144,6 +144,10 @@ class FaultyFCOS:
     def rows(head: Any) -> None:
         head.class_rows = lambda: {"no.such.weight": torch.zeros(3, 1, dtype=torch.int64)}
 
+    @staticmethod
+    def queries(head: Any) -> None:
+        head.query_rows = lambda: {"no.such.weight": torch.zeros(1, 5, dtype=torch.int64)}
+
 
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -153,6 +157,7 @@ class FaultyFCOS:
         ("labels", "there are labels not within 0 and 2"),
         ("outside", "boxes reach beyond the image"),
         ("rows", "class_rows names no.such.weight, which is not a parameter"),
+        ("queries", "query_rows names no.such.weight, which is not a parameter"),
     ],
 )
 def test_check_head_notices_what_is_not_kept(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

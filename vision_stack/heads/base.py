@@ -24,12 +24,16 @@ class Head(nn.Module, Generic[Outputs]):
         decoders: for each of the config's `tasks` what turns outputs into predictions, one image after the other.
         class_layers: names of the layers that begin with a row for each class, such as "class_embed.", wherever they
             are in the head.
+        query_layers: names of the tables of learnt queries, such as "query_embed.".
+        num_groups: of learnt queries; a table has the rows of one group after the other.
     """
 
     num_classes: int
     max_objects: int | None = None
     decoders: ClassVar[Mapping[Task, Decoder]] = {}
     class_layers: ClassVar[tuple[str, ...]] = ()
+    query_layers: ClassVar[tuple[str, ...]] = ()
+    num_groups: int = 1
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Outputs:
         """Maps of `in_specs` -> outputs.
@@ -61,6 +65,15 @@ class Head(nn.Module, Generic[Outputs]):
         """
         rows = torch.arange(self.num_classes)[:, None]
         return {name: rows for name in self._parameters_of(self.class_layers)}
+
+    def query_rows(self) -> dict[str, Tensor]:
+        """Parameters that have a row for each learnt query: name -> rows [G, Q] int64 of Q queries in each of G groups.
+
+        Of the weights of a model with another number of queries or groups, the first queries of the first groups are
+        taken over.
+        """
+        sizes = {name: len(self.get_parameter(name)) for name in self._parameters_of(self.query_layers)}
+        return {name: torch.arange(size).view(self.num_groups, -1) for name, size in sizes.items()}
 
     def set_nms(
         self,

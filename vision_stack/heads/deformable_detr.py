@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,8 @@ class DeformableDETRHead(DETRHead):
     Differs from paper: none with neck=deformable_encoder. The published models' classifier of proposals has an output
     per class, of which only the first is used; here it has one.
     """
+
+    query_layers: ClassVar[tuple[str, ...]] = ("query_embed.",)
 
     def __init__(self, config: DeformableDETRHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__(config, in_specs, num_classes)

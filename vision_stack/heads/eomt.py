@@ -80,6 +80,7 @@ class EoMTHead(QueryMaskHead):
     Differs from paper: that threshold, where the authors' code draws in eval mode as well.
     """
 
+    query_layers: ClassVar[tuple[str, ...]] = ("query_embed.",)
     mask_probability: Tensor
 
     def __init__(self, config: EoMTHeadConfig, spec: FeatureSpec, num_classes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,8 @@ class Mask2FormerHead(MaskHead):
     resizing is linear, so that is the resized mask (up to rounding), and full-size masks of the layers are never made.
     Differs from paper: none with neck=ms_deform; other necks give other levels, at most `num_levels` of them are read.
     """
+
+    query_layers: ClassVar[tuple[str, ...]] = ("query_embed.", "query_feat.")
 
     def __init__(self, config: Mask2FormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__(config, in_specs, num_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class MaskFormerHead(MaskHead):
 
     Differs from paper: none. Padding is not masked in attention, as in the published models.
     """
+
+    query_layers: ClassVar[tuple[str, ...]] = ("query_embed.",)
 
     def __init__(self, config: MaskFormerHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__(config, in_specs, num_classes)

@@ -75,6 +75,8 @@ class RFDETRHead(DETRHead):
     with a selection of its own, which only see one another (Group DETR). Proposals have masks, too, if there are any.
     """
 
+    query_layers: ClassVar[tuple[str, ...]] = ("query_feat.", "reference_embed.")
+
     def __init__(self, config: RFDETRHeadConfig, in_specs: tuple[FeatureSpec, ...], num_classes: int) -> None:
         super().__init__(config, in_specs, num_classes)
         dim, self.num_queries, self.num_groups = config.hidden_dim, config.num_queries, config.num_groups

@@ -2,8 +2,9 @@
 
 The model's own parts are used, whatever the yaml files say. What the command line says about a part overrides it:
 `head.num_queries=50` changes that value, `backbone=swin_tiny` takes another backbone. Weights are taken over as far as
-they then fit, and the class head's rows by the names of the classes. A detector is trained for detection unless the
-command line names a task: with `task=instance` a head that can have masks gets them, untrained.
+they then fit, the class head's rows by the names of the classes; with fewer queries the first are kept. A detector is
+trained for detection unless the command line names a task: with `task=instance` a head that can have masks gets them,
+untrained.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,21 @@ class Start:
         return {} if own else {"image_mean": config.image_mean, "image_std": config.image_std}
 
 
+class QueryMatch(NamedTuple):
+    """Learnt queries of a model and of its source, as (groups, queries in each)."""
+
+    own: tuple[int, int]
+    theirs: tuple[int, int]
+
+    def __str__(self) -> str:
+        (own_groups, own), (groups, theirs) = self
+        per_group = ", per group" if max(own_groups, groups) > 1 else ""
+        parts = [f"queries: {_kept(own, theirs)}{per_group}"]
+        if own_groups != groups:
+            parts.append(f"groups: {_kept(own_groups, groups)}")
+        return "; ".join(parts)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """What the run's model took over. Names are its own."""
@@ -54,12 +70,15 @@ class Transfer:
     regrouped: tuple[str, ...]  # rows of the class head, by name
     fresh: tuple[str, ...]  # in no fitting form in the source: random, or of the backbone's own published weights
     classes: tuple[ClassMatch, ...]
+    cut: tuple[str, ...] = ()  # tables of learnt queries, of which the first were taken
+    queries: tuple[QueryMatch, ...] = ()  # how many those are
 
     def __str__(self) -> str:
         kept = sum(match.source is not None for match in self.classes)
         fresh = f"; at random: {', '.join(self.fresh[:4])}{' ...' if len(self.fresh) > 4 else ''}" if self.fresh else ""
         rows = f", {len(self.regrouped)} by class ({kept} of {len(self.classes)} classes known)"
-        return f"{len(self.matched)} tensors taken over{rows if self.regrouped else ''}{fresh}"
+        queries = "".join(f"; {match}" for match in self.queries)
+        return f"{len(self.matched)} tensors taken over{rows if self.regrouped else ''}{queries}{fresh}"
 
 
 def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str]) -> Start:
@@ -104,29 +123,28 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
 
 
 def transfer(start: Start, model: VisionModel) -> Transfer:
-    """Take over what fits: a backbone as a whole or not at all, of the rest each tensor by itself."""
+    """Take over what fits: a backbone as a whole or not at all, of the rest each tensor by itself, or its rows."""
     theirs, own = start.model.state_dict(), model.state_dict()
     known = [category.name for category in start.model.categories]
     classes = match_classes([category.name for category in model.categories], known)
     fitting = {name: theirs[name] for name, tensor in own.items() if _fits(theirs.get(name), tensor)}
     if any(name.startswith("backbone.") and name not in fitting for name in own):
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith("backbone.")}
-    by_class: dict[str, Tensor] = {}
-    source_rows = start.model.head.class_rows()
-    for name, rows in model.head.class_rows().items():
-        key = f"head.{name}"
-        fitting.pop(key, None)
-        if name in source_rows:
-            taken = _rows(own[key], rows, theirs[key], source_rows[name], classes)
-            by_class |= {} if taken is None else {key: taken}
-    if not fitting and not by_class:
+    by_class = _by_class(start, model, classes)
+    by_query, queries = _by_query(start, model)
+    by_rows = {f"head.{name}" for name in model.head.class_rows()} | by_query.keys()
+    fitting = {name: tensor for name, tensor in fitting.items() if name not in by_rows}
+    taken_over = fitting | by_class | by_query
+    if not taken_over:
         raise ValueError(f"weights: nothing in {start.source} fits this model")
-    model.load_state_dict(fitting | by_class, strict=False)
+    model.load_state_dict(taken_over, strict=False)
     return Transfer(
         matched=tuple(fitting),
         regrouped=tuple(by_class),
-        fresh=tuple(name for name in own if name not in fitting and name not in by_class),
+        fresh=tuple(name for name in own if name not in taken_over),
         classes=tuple(classes),
+        cut=tuple(by_query),
+        queries=tuple(dict.fromkeys(queries)),  # the same for all tables of a head
     )
 
 
@@ -202,6 +220,32 @@ def _put(own: dict[str, Any], options: Mapping[str, Any], key: str) -> None:
         ) from None
 
 
+def _by_class(start: Start, model: VisionModel, classes: Sequence[ClassMatch]) -> dict[str, Tensor]:
+    """The class head's parameters, where rows of their classes can be taken over."""
+    theirs, own = start.model.state_dict(), model.state_dict()
+    source_rows = start.model.head.class_rows()
+    found = {}
+    for name, rows in model.head.class_rows().items():
+        key = f"head.{name}"
+        if name in source_rows:
+            found[key] = _rows(own[key], rows, theirs[key], source_rows[name], classes)
+    return {key: taken for key, taken in found.items() if taken is not None}
+
+
+def _by_query(start: Start, model: VisionModel) -> tuple[dict[str, Tensor], list[QueryMatch]]:
+    """Tables of learnt queries that are laid out otherwise than the source's, with what it has of them."""
+    theirs, own = start.model.state_dict(), model.state_dict()
+    source_rows = start.model.head.query_rows()
+    found, matches = {}, []
+    for name, rows in model.head.query_rows().items():
+        key, their_rows = f"head.{name}", source_rows.get(name, rows)
+        if torch.equal(rows, their_rows) or own[key].shape[1:] != theirs[key].shape[1:]:
+            continue
+        found[key] = _first_queries(own[key], rows, theirs[key], their_rows)
+        matches.append(QueryMatch(_layout(rows), _layout(their_rows)))
+    return found, matches
+
+
 def _fits(theirs: Tensor | None, own: Tensor) -> bool:
     return theirs is not None and theirs.shape == own.shape
 
@@ -221,6 +265,23 @@ def _rows(
             taken[own_rows[label]] = theirs[their_rows[match.source]]
     taken[own_rest] = theirs[their_rest]
     return taken
+
+
+@torch.no_grad()
+def _first_queries(own: Tensor, own_rows: Tensor, theirs: Tensor, their_rows: Tensor) -> Tensor:
+    """`own` with the first queries of each of the first groups from `theirs`; rows are [G, Q]."""
+    groups, queries = (min(pair) for pair in zip(own_rows.shape, their_rows.shape, strict=True))
+    taken = own.clone()
+    taken[own_rows[:groups, :queries]] = theirs[their_rows[:groups, :queries]]
+    return taken
+
+
+def _layout(rows: Tensor) -> tuple[int, int]:
+    return rows.shape[0], rows.shape[1]
+
+
+def _kept(own: int, theirs: int) -> str:
+    return f"{min(own, theirs)} of {theirs} kept" + (f", {own - theirs} more at random" if own > theirs else "")
 
 
 def _others(tensor: Tensor, rows: Tensor) -> list[int]:
