@@ -1,9 +1,11 @@
 """EoMT's annealing, and fine-tuning of the backbone whose last blocks the head runs."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.heads import EoMTHeadConfig
@@ -74,6 +76,37 @@ def test_probabilities_are_stored_and_read_back() -> None:
     twin = model()
     twin.load_state_dict(vision.state_dict())
     assert twin.head._probabilities == vision.head.mask_probability.tolist() != [1.0, 1.0]
+
+
+def test_probabilities_go_on_from_what_was_loaded_also_in_a_copy() -> None:
+    vision, other = model(), model()
+    copied = copy.deepcopy(vision)
+    vision.head.set_progress(3, 4)
+    expected = vision.head.mask_probability.clone()
+    for loaded in (other, copied):
+        loaded.head.set_progress(1, 2)  # others than those that are loaded
+        loaded.load_state_dict(model().state_dict())
+        assert loaded.head._probabilities == [1.0, 1.0]
+        assert vision.head._probabilities != [1.0, 1.0]
+        loaded.head.set_progress(3, 4)
+        assert torch.equal(loaded.head.mask_probability, expected)
+
+
+def test_probabilities_are_written_where_they_change_and_nothing_is_copied_from_the_host() -> None:
+    class Writes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    head = model(num_blocks=3).head
+    written = []
+    for step in (0, 20, 30, 30, 50, 100, 100):
+        seen: list[str] = []
+        with Writes():
+            head.set_progress(step, 100)
+        assert set(seen) <= {"select", "fill_"}
+        written.append(seen.count("fill_"))
+    assert written == [0, 0, 1, 0, 2, 2, 0]
 
 
 def test_without_masked_attention_only_the_last_prediction_is_supervised() -> None:

@@ -95,15 +95,18 @@ class EoMTHead(QueryMaskHead):
         self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(count)))
         self.register_buffer("mask_probability", torch.full((len(self.phases),), 1.0))
         self._probabilities = [1.0] * len(self.phases)  # the same, where it is read without waiting for a device
-        self.register_load_state_dict_post_hook(lambda *_: self._read_probabilities())
+        self.register_load_state_dict_post_hook(EoMTHead._read_probabilities)
 
     def set_progress(self, step: int, total: int | None) -> None:
         """Fade the masked attention of the blocks whose turn it is; without a known end it stays."""
         if total:
+            before = self._probabilities
             self._probabilities = [_faded(step / total, start, end) for start, end in self.phases]
-            self.mask_probability.copy_(torch.tensor(self._probabilities))
+            for block, probability in enumerate(self._probabilities):
+                if probability != before[block]:  # a fill, unlike a copy from the host, makes no device wait
+                    self.mask_probability[block].fill_(probability)
 
-    def _read_probabilities(self) -> None:
+    def _read_probabilities(self, _: object = None) -> None:
         if self.mask_probability.device.type != "meta":
             self._probabilities = self.mask_probability.tolist()
 
