@@ -11,7 +11,7 @@ from vision_stack.commands.words import understand
 from vision_stack.config import ConfigError, from_dict
 from vision_stack.model import VisionModel, VisionModelConfig
 from vision_stack.training.auto import fitting
-from vision_stack.training.start import Start, read_start
+from vision_stack.training.start import Start, read_start, transfer
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +111,29 @@ def test_run_from_a_detector_for_instances_adds_masks_and_keeps_the_rest(
     for name, value in VisionModel.from_pretrained(detector).state_dict().items():
         if name.startswith("head.layers."):
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
+
+
+PLAIN = {
+    "eomt": {"neck": {"type": "none"}, "head": {"type": "eomt", "num_queries": 5, "num_blocks": 1}},
+    "fcos": {"neck": {"type": "simple_pyramid", "channels": 16}, "head": {"type": "fcos"}, "task": "detection"},
+}
+
+
+def plain_model(name: str) -> VisionModel:
+    backbone = {"type": "timm", "model_name": "test_vit", "out_norms": name == "fcos"}
+    plain = {"backbone": backbone, "categories": [{"id": 1, "name": "ring"}], **PLAIN[name]}
+    return VisionModel(from_dict(plain, cls=VisionModelConfig))
+
+
+@pytest.mark.parametrize(("source", "target"), [("eomt", "fcos"), ("fcos", "eomt")])
+def test_plain_transformer_goes_from_a_detector_to_eomt_and_back(source: str, target: str) -> None:
+    """The norm after the last block is that of tokens in EoMT, and that of the map in a detector."""
+    theirs, own = plain_model(source), plain_model(target)
+    for parameter in theirs.backbone.parameters():
+        torch.nn.init.normal_(parameter)
+    found = transfer(Start("a model", theirs, {}, (), "detection"), own)
+    assert not [name for name in found.fresh if name.startswith("backbone.")]
+    (norm,) = {n for n in own.state_dict() if n.endswith(("norms.0.weight", "net.model.norm.weight"))}
+    (their_norm,) = {n for n in theirs.state_dict() if n.endswith(("norms.0.weight", "net.model.norm.weight"))}
+    assert norm != their_norm
+    torch.testing.assert_close(own.state_dict()[norm], theirs.state_dict()[their_norm])

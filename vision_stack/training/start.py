@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from vision_stack.structures import Category, Task
 from vision_stack.training.optim import OptimConfig
 from vision_stack.weights.class_names import ClassMatch, match_classes
 
+MAP_NORMS, TOKEN_NORM = "backbone.norms.", "backbone.net.model.norm."
 PARTS = ("backbone", "neck", "head")
 SHOWN_CLASSES = 40
 
@@ -123,12 +124,15 @@ def read_start(source: str, config: Mapping[str, Any], overrides: Sequence[str])
 
 
 def transfer(start: Start, model: VisionModel) -> Transfer:
-    """Take over what fits: a backbone as a whole or not at all, of the rest each tensor by itself, or its rows."""
+    """Take over what fits: a backbone as a whole, but for norms of its maps, or not at all; of the rest each tensor by
+    itself, or its rows."""
     theirs, own = start.model.state_dict(), model.state_dict()
+    theirs |= _final_norm(theirs, own)
     known = [category.name for category in start.model.categories]
     classes = match_classes([category.name for category in model.categories], known)
     fitting = {name: theirs[name] for name, tensor in own.items() if _fits(theirs.get(name), tensor)}
-    if any(name.startswith("backbone.") and name not in fitting for name in own):
+    whole = [name for name in own if name.startswith("backbone.") and not name.startswith(MAP_NORMS)]
+    if any(name not in fitting for name in whole):
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith("backbone.")}
     by_class = _by_class(start, model, classes)
     by_query, queries = _by_query(start, model)
@@ -136,7 +140,11 @@ def transfer(start: Start, model: VisionModel) -> Transfer:
     fitting = {name: tensor for name, tensor in fitting.items() if name not in by_rows}
     taken_over = fitting | by_class | by_query
     if not taken_over:
-        raise ValueError(f"weights: nothing in {start.source} fits this model")
+        changed = ", ".join(start.changed) or "nothing"
+        raise ValueError(
+            f"weights: nothing in {start.source} fits this model; the command line changes {changed}: keep the backbone "
+            "of the weights, or leave weights out"
+        )
     model.load_state_dict(taken_over, strict=False)
     return Transfer(
         matched=tuple(fitting),
@@ -244,6 +252,25 @@ def _by_query(start: Start, model: VisionModel) -> tuple[dict[str, Tensor], list
         found[key] = _first_queries(own[key], rows, theirs[key], their_rows)
         matches.append(QueryMatch(_layout(rows), _layout(their_rows)))
     return found, matches
+
+
+def _final_norm(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The norm after the last block of a timm transformer, by its other name: detectors have it on their last map, EoMT
+    on its tokens."""
+    before, after = _norm_of_last_map(theirs), _norm_of_last_map(own)
+    if before and not after:
+        after = TOKEN_NORM
+    elif after and not before:
+        before = TOKEN_NORM
+    else:
+        return {}
+    return {f"{after}{n.removeprefix(before)}": tensor for n, tensor in theirs.items() if n.startswith(before)}
+
+
+def _norm_of_last_map(names: Iterable[str]) -> str:
+    """What the names of its parameters begin with; "" if maps have no norms."""
+    last = max((int(name.split(".")[2]) for name in names if name.startswith(MAP_NORMS)), default=None)
+    return "" if last is None else f"{MAP_NORMS}{last}."
 
 
 def _fits(theirs: Tensor | None, own: Tensor) -> bool:
