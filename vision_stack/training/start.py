@@ -142,8 +142,8 @@ def transfer(start: Start, model: VisionModel) -> Transfer:
     if not taken_over:
         changed = ", ".join(start.changed) or "nothing"
         raise ValueError(
-            f"weights: nothing in {start.source} fits this model; the command line changes {changed}: keep the backbone "
-            "of the weights, or leave weights out"
+            f"weights: nothing in {start.source} fits this model; the command line changes {changed}: keep the "
+            "backbone of the weights, or leave weights out"
         )
     model.load_state_dict(taken_over, strict=False)
     return Transfer(
