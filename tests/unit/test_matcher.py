@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_stack.losses.functional import dense_mask_costs, point_mask_costs
-from vision_stack.losses.matcher import Objects, Weights, match
+from vision_stack.losses.matcher import Objects, Weights
+from vision_stack.losses.matcher import match as match_groups
+from vision_stack.outputs import LayerGroup
 
 WEIGHTS = Weights(1.0, 20.0, 1.0)
 
@@ -24,6 +26,12 @@ def make_inputs(layers=3, batch=2, queries=5, classes=3, size=(6, 7)):
         torch.randn(layers, batch, queries, 8),
         torch.randn(batch, 8, *size),
     )
+
+
+def match(logits, embed, features, objects, weights, **options):
+    """Of a single group of layers."""
+    (found,) = match_groups([LayerGroup(logits, embed, features, (0,))], objects, weights, **options)
+    return found
 
 
 def make_objects(*counts, size=(24, 28)):
@@ -129,6 +137,21 @@ def test_match_of_half_precision_inputs_equals_that_of_the_same_values_in_float3
     objects = make_objects(3, 2)
     half, full = (match(*each, objects, WEIGHTS) for each in (inputs, [x.float() for x in inputs]))
     assert torch.equal(half.queries, full.queries)
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (9, 0), (0, 0)])
+def test_match_of_several_groups_is_that_of_each_alone_with_one_copy_to_the_host(counts, monkeypatch):
+    sizes = [(2, (6, 7)), (1, (6, 7)), (3, (5, 9))]
+    groups = [LayerGroup(*make_inputs(layers=layers, size=size), (0,)) for layers, size in sizes]
+    objects = make_objects(*counts)
+    alone = [match(*group[:3], objects, WEIGHTS) for group in groups]
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x.shape) or cpu(x))
+    together = match_groups(groups, objects, WEIGHTS)
+    assert len(copies) == bool(sum(counts))
+    for one, other in zip(together, alone, strict=True):
+        assert one[4:] == other[4:]
+        assert all(torch.equal(x, y) for x, y in zip(one[:4], other[:4], strict=True))
 
 
 class _CountReads(TorchDispatchMode):

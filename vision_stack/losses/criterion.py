@@ -68,7 +68,7 @@ class MaskCriterion(nn.Module):
         """Weighted losses of all layers, float32 (of float64 outputs float64) whatever autocast says; their sum is the
         total. Over several ranks they are such that the mean of all ranks' gradients is that of one large batch.
 
-        Layers that share their mask features are matched in one product.
+        Layers that share their mask features are matched in one product, and all layers are assigned at once.
 
         Args:
             outputs: of the head; L earlier layers are supervised too.
@@ -82,11 +82,12 @@ class MaskCriterion(nn.Module):
         with torch.autocast(outputs.pred_logits.device.type, enabled=False):
             objects = _objects(targets)
             config = self.config
-            groups = outputs.groups
-            class_, class_weights, mask, dice = (
-                _in_order(groups, parts)
-                for parts in zip(*(self._group_losses(group, objects) for group in groups), strict=True)
-            )
+            groups = [_widened(group) for group in outputs.groups]
+            matches = match(groups, objects, config.costs, mask_cost=config.mask_loss, num_points=config.num_points)
+            self.objects_without_query = matches[0].dropped
+            warn_about_dropped(matches[0].dropped, num_queries=outputs.pred_logits.shape[1])
+            losses = [self._group_losses(*each, objects) for each in zip(groups, matches, strict=True)]
+            class_, class_weights, mask, dice = (_in_order(groups, parts) for parts in zip(*losses, strict=True))
             divisors = [class_weights, class_.new_full((1,), sum(objects.counts))]
             if pixel_logits is not None:
                 semantic, weights = semantic_loss(widened(pixel_logits), *objects, config.no_object_weight)
@@ -101,23 +102,16 @@ class MaskCriterion(nn.Module):
                 named["loss_semantic"] = config.pixel_ce_weight * semantic / pixel_weights[0][0]
         return named
 
-    def _group_losses(self, group: LayerGroup, objects: Objects) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _group_losses(
+        self, group: LayerGroup, matches: Matches, objects: Objects
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sums over the batch, of each layer of the group: class loss, the weights in it, mask loss, dice loss."""
-        config = self.config
-        logits, mask_embed = widened(group.logits), widened(group.mask_embed)
-        features = widened(group.mask_features)
-        matches = match(
-            logits, mask_embed, features, objects, config.costs,
-            mask_cost=config.mask_loss, num_points=config.num_points,
-        )  # fmt: skip
-        self.objects_without_query = matches.dropped
-        warn_about_dropped(matches.dropped, num_queries=logits.shape[2])
-
+        logits = group.logits
         labels = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
         labels[matches.layers, matches.images, matches.queries] = objects.labels[matches.objects]
-        class_, class_weights = classification_loss(logits, labels, config.no_object_weight)
+        class_, class_weights = classification_loss(logits, labels, self.config.no_object_weight)
 
-        masks = _matched_masks(mask_embed, features, matches)
+        masks = _matched_masks(group.mask_embed, group.mask_features, matches)
         mask, dice = self._mask_losses(masks, objects, matches, num_layers=len(logits))
         zeros = logits.new_zeros(len(logits))
         mask, dice = (zeros.index_add(0, matches.layers, loss.to(zeros.dtype)) for loss in (mask, dice))
@@ -149,6 +143,14 @@ def _in_order(groups: Sequence[LayerGroup], parts: Sequence[Tensor]) -> Tensor:
 def widened(values: Tensor) -> Tensor:
     """At least float32, whatever autocast made of it."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _widened(group: LayerGroup) -> LayerGroup:
+    return group._replace(
+        logits=widened(group.logits),
+        mask_embed=widened(group.mask_embed),
+        mask_features=widened(group.mask_features),
+    )
 
 
 def _objects(targets: Sequence[Target]) -> Objects:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vision_stack.losses.functional import dense_mask_costs, point_mask_costs
 from vision_stack.ops.point_sampling import resize_masks, sample_maps, sample_masks
 from vision_stack.ops.tiles import slices, tile_elements
+from vision_stack.outputs import LayerGroup
 
 UNUSABLE_COST = 1e8  # stands for NaN and infinity: such a query is taken only if there is no other
 
@@ -59,33 +60,40 @@ class Weights(NamedTuple):
 
 @torch.no_grad()
 def match(
-    logits: Tensor,
-    mask_embed: Tensor,
-    mask_features: Tensor,
+    groups: Sequence[LayerGroup],
     objects: Objects,
     weights: Weights,
     *,
     mask_cost: Literal["focal", "point"] = "focal",
     num_points: int = 12544,
-) -> Matches:
-    """Assign every object of every image one query per layer, at the least total cost; float32 throughout.
+) -> list[Matches]:
+    """Assign every object of every image one query per layer, at the least total cost; float32 throughout. A Matches
+    for each group of layers.
 
     With more objects than queries the cheapest Q objects are kept. NaN or infinite costs count as very large ones, and
     are warned about.
 
     Args:
-        logits: [L, B, Q, K + 1] class logits of L layers.
-        mask_embed: [L, B, Q, C].
-        mask_features: [B, C, h, w].
+        groups: layers that share their mask features.
         mask_cost: "focal": focal and dice cost at all pixels, with targets downsampled to h x w by nearest neighbour
             (MaskFormer). "point": cross-entropy and dice cost at points (Mask2Former, Sec. 3.3). Differs from the
-            paper: one set of points serves all layers and images, and is the map's own pixels where these are fewer.
+            paper: one set of points serves a group's layers and all images, and is the map's own pixels where these are
+            fewer.
         num_points: how many points, with "point".
     """
-    layers, batch, num_queries = logits.shape[:3]
-    embed = mask_embed.transpose(0, 1).flatten(1, 2).float()  # [B, R, C], R = L * Q
-    prob = logits.transpose(0, 1).flatten(1, 2).float().softmax(-1)
-    maps = mask_features.float()
+    costs = [each for group in groups for each in _costs(group, objects, weights, mask_cost, num_points)]
+    stacks = [(len(group.logits), group.logits.shape[2]) for group in groups]
+    return assign(costs, stacks, objects.counts, groups[0].logits.device)
+
+
+def _costs(
+    group: LayerGroup, objects: Objects, weights: Weights, mask_cost: Literal["focal", "point"], num_points: int
+) -> list[Tensor]:
+    """Costs of each image with objects, flat [layers, queries, objects]."""
+    layers, batch, num_queries = group.logits.shape[:3]
+    embed = group.mask_embed.transpose(0, 1).flatten(1, 2).float()  # [B, R, C], R = L * Q
+    prob = group.logits.transpose(0, 1).flatten(1, 2).float().softmax(-1)
+    maps = group.mask_features.float()
     points, inside = _points(maps, objects.masks, mask_cost, num_points)
     images_at_once = max(1, tile_elements(maps.device, 2**20) // (layers * num_queries * inside.shape[1]))
     costs: list[Tensor] = []
@@ -102,8 +110,7 @@ def match(
         labels = objects.labels[theirs][:, None].expand(-1, layers * num_queries, -1)
         cost = weights.mask * mask + weights.dice * dice - weights.class_ * prob[images].gather(2, labels)
         costs += [each[:, :count].flatten() for each, count in zip(cost, counts, strict=True)]
-    (matches,) = assign(costs, [(layers, num_queries)], objects.counts, logits.device)
-    return matches
+    return costs
 
 
 def _points(
@@ -130,7 +137,7 @@ def padded_rows(counts: tuple[int, ...], images: slice, device: torch.device) ->
 def assign(
     costs: Sequence[Tensor], stacks: Sequence[tuple[int, int]], counts: tuple[int, ...], device: torch.device
 ) -> list[Matches]:
-    """Solve all assignment problems on the host, to which the costs go in one copy.
+    """Solve all assignment problems on the host, to which the costs go in one copy; the assignments come back in one.
 
     NaN or infinite costs count as very large ones, and are warned about.
 
@@ -146,12 +153,23 @@ def assign(
         on_host = np.nan_to_num(on_host, nan=UNUSABLE_COST, posinf=UNUSABLE_COST, neginf=UNUSABLE_COST)
     ends = np.cumsum([layers * num_queries * sum(counts) for layers, num_queries in stacks])
     parts = np.split(on_host, ends[:-1])
-    return [_assign(part, *stack, counts, device) for part, stack in zip(parts, stacks, strict=True)]
+    pairs = [_pairs(part, *stack, counts) for part, stack in zip(parts, stacks, strict=True)]
+    columns = torch.from_numpy(np.concatenate(pairs).T.copy())  # [4, M], of all stacks
+    of_stacks = (
+        each.split([len(part) for part in pairs], dim=1) for each in (columns, columns.to(device, non_blocking=True))
+    )
+    matches = []
+    for (layers, num_queries), found, on_device in zip(stacks, *of_stacks, strict=True):
+        kept = [min(count, num_queries) for count in counts]
+        per_image, dropped = tuple(layers * each for each in kept), sum(counts) - sum(kept)
+        matches.append(Matches(*on_device, per_image, found, dropped))
+    return matches
 
 
-def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...], device: torch.device) -> Matches:
-    """Solve the assignment problems, laid out image by image as [layers, num_queries, count], on the host."""
-    pairs, per_image, dropped = [], [], 0
+def _pairs(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int, ...]) -> np.ndarray:
+    """Solve the assignment problems, laid out image by image as [layers, num_queries, count]: (layer, image, query,
+    object) of all pairs, [M, 4]."""
+    pairs = []
     first_object = first_cost = 0
     for image, count in enumerate(counts):
         size = layers * num_queries * count
@@ -163,11 +181,9 @@ def _assign(costs: np.ndarray, layers: int, num_queries: int, counts: tuple[int,
             found[layer] = np.stack([np.full(kept, layer), np.full(kept, image), queries, chosen + first_object], 1)
         rows = found.reshape(-1, 4)
         pairs.append(rows[rows[:, 3].argsort(kind="stable")])
-        per_image.append(layers * kept)
-        dropped += count - kept
         first_object += count
         first_cost += size
-    return Matches.found(torch.from_numpy(np.concatenate(pairs).T.copy()), tuple(per_image), device, dropped)
+    return np.concatenate(pairs)
 
 
 def warn_about_dropped(dropped: int, num_queries: int) -> None:
