@@ -150,6 +150,15 @@ def test_criterion_layers_with_features_of_their_own_equal_each_layer_alone_and_
             torch.testing.assert_close(losses[name if number == 2 else f"{name}_{number}"], value)
 
 
+def test_criterion_copies_the_costs_of_all_layers_to_the_host_once(monkeypatch):
+    outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
+    layers = [MaskLayer(outputs.all_logits[i], outputs.all_mask_embed[i], outputs.mask_features + i) for i in range(3)]
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(len(x)) or cpu(x))
+    MaskCriterionConfig().build(NUM_CLASSES)(LayeredMaskOutputs(tuple(layers)), targets)
+    assert copies == [3 * 6 * (3 + 2)]  # layers, queries, objects
+
+
 def test_criterion_layers_that_share_features_are_matched_in_one_product(monkeypatch):
     outputs, targets = make_outputs(), [make_target(3, 1), make_target(2, 2)]
     layers = [MaskLayer(outputs.all_logits[i], outputs.all_mask_embed[i], outputs.mask_features) for i in range(3)]

@@ -81,20 +81,41 @@ def match(
             fewer.
         num_points: how many points, with "point".
     """
-    costs = [each for group in groups for each in _costs(group, objects, weights, mask_cost, num_points)]
+    costs: list[Tensor] = []
+    at_pixels: dict[torch.Size, Tensor] = {}  # masks at the pixels of maps, by the maps' size
+    for group in groups:
+        size = group.mask_features.shape[-2:]
+        if mask_cost == "point" and size.numel() > num_points:
+            points = torch.rand(num_points, 2, device=group.mask_features.device, dtype=torch.float32)
+            inside = sample_masks(objects.masks, points)
+        else:
+            points = None
+            if size not in at_pixels:
+                at_pixels[size] = _at_pixels(objects.masks, size, mask_cost)
+            inside = at_pixels[size]
+        costs += _costs(group, objects, weights, mask_cost, points, inside)
     stacks = [(len(group.logits), group.logits.shape[2]) for group in groups]
     return assign(costs, stacks, objects.counts, groups[0].logits.device)
 
 
 def _costs(
-    group: LayerGroup, objects: Objects, weights: Weights, mask_cost: Literal["focal", "point"], num_points: int
+    group: LayerGroup,
+    objects: Objects,
+    weights: Weights,
+    mask_cost: Literal["focal", "point"],
+    points: Tensor | None,
+    inside: Tensor,
 ) -> list[Tensor]:
-    """Costs of each image with objects, flat [layers, queries, objects]."""
+    """Costs of each image with objects, flat [layers, queries, objects].
+
+    Args:
+        points: where masks are compared, [P, 2]; None: at the pixels of the maps.
+        inside: the objects' masks there, [N, P].
+    """
     layers, batch, num_queries = group.logits.shape[:3]
     embed = group.mask_embed.transpose(0, 1).flatten(1, 2).float()  # [B, R, C], R = L * Q
     prob = group.logits.transpose(0, 1).flatten(1, 2).float().softmax(-1)
     maps = group.mask_features.float()
-    points, inside = _points(maps, objects.masks, mask_cost, num_points)
     images_at_once = max(1, tile_elements(maps.device, 2**20) // (layers * num_queries * inside.shape[1]))
     costs: list[Tensor] = []
     for images in slices(batch, images_at_once):
@@ -113,18 +134,11 @@ def _costs(
     return costs
 
 
-def _points(
-    maps: Tensor, masks: Tensor, mask_cost: Literal["focal", "point"], num_points: int
-) -> tuple[Tensor | None, Tensor]:
-    """Where maps [B, C, h, w] are looked at: points [P, 2], or None for the pixels; masks [N, H, W] there: [N, P]."""
-    height, width = maps.shape[-2:]
-    if mask_cost == "focal":
-        inside = F.interpolate(masks[:, None].view(torch.uint8), size=(height, width), mode="nearest")
-        return None, inside.flatten(1).float()
-    if height * width <= num_points:
-        return None, resize_masks(masks, (height, width)).flatten(1)
-    points = torch.rand(num_points, 2, device=maps.device, dtype=torch.float32)
-    return points, sample_masks(masks, points)
+def _at_pixels(masks: Tensor, size: torch.Size, mask_cost: Literal["focal", "point"]) -> Tensor:
+    """Masks [N, H, W] at the pixels of a map of another size, [N, h * w] float32."""
+    if mask_cost == "point":
+        return resize_masks(masks, (size[0], size[1])).flatten(1)
+    return F.interpolate(masks[:, None].view(torch.uint8), size=size, mode="nearest").flatten(1).float()
 
 
 def padded_rows(counts: tuple[int, ...], images: slice, device: torch.device) -> Tensor:
