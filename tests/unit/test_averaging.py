@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_exponential_average_forgets_its_beginning_also_in_a_short_run() -> None
     assert averaged(ExponentialAverage(0.999), [100.0] + 30 * [1.0]).weight < 1.01
 
 
+def test_exponential_average_with_the_ramp_of_published_recipes() -> None:
+    weight = 5.0
+    for update, value in enumerate((1.0, 2.0, 3.0), start=2):  # the first was that of 5
+        decay = 0.9 * (1 - math.exp(-update / 4))
+        weight = decay * weight + (1 - decay) * value
+    assert averaged(ExponentialAverage(0.9, ramp=4), [5.0, 1.0, 2.0, 3.0]).weight == pytest.approx(weight, rel=1e-6)
+    constant = averaged(ExponentialAverage(0.9, ramp=0), [5.0, 1.0]).weight
+    assert constant == pytest.approx(0.9 * 5 + 0.1 * 1)
+
+
 @pytest.mark.parametrize(("start", "mean"), [(0.0, 2.5), (0.5, 3.0), (3, 3.5), (10, 4.0)])
 def test_equal_average_is_that_of_the_steps_from_its_start_on(start: float, mean: float) -> None:
     assert averaged(EqualAverage(start), [1.0, 2.0, 3.0, 4.0]).weight == pytest.approx(mean)
@@ -78,7 +89,9 @@ def test_averages_that_do_not_work_are_refused(callbacks: list[pl.Callback], mes
         prepare_averaging(trainer)
 
 
-@pytest.mark.parametrize("make", [lambda: ExponentialAverage(1.0), lambda: EqualAverage(-1.0)])
+@pytest.mark.parametrize(
+    "make", [lambda: ExponentialAverage(1.0), lambda: ExponentialAverage(ramp=-1), lambda: EqualAverage(-1.0)]
+)
 def test_option_out_of_range_is_named(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"^callbacks\.average\.(decay|start): "):
+    with pytest.raises(ValueError, match=r"^callbacks\.average\.(decay|ramp|start): "):
         make()

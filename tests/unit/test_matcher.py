@@ -150,8 +150,9 @@ def test_match_of_several_groups_is_that_of_each_alone_with_one_copy_to_the_host
     together = match_groups(groups, objects, WEIGHTS)
     assert len(copies) == bool(sum(counts))
     for one, other in zip(together, alone, strict=True):
-        assert one[4:] == other[4:]
+        assert (one.counts, one.dropped) == (other.counts, other.dropped)
         assert all(torch.equal(x, y) for x, y in zip(one[:4], other[:4], strict=True))
+        assert torch.equal(one.on_host, torch.stack(one[:4]))
 
 
 class _CountReads(TorchDispatchMode):

@@ -93,6 +93,19 @@ def test_lr_factor_hold_fraction_is_constant_before_the_cosine_which_ends_where_
     assert factor(120) == pytest.approx(0.5)
 
 
+def test_lr_factor_of_deim_rises_as_a_square_and_has_fallen_before_the_end() -> None:
+    options = {"warmup_steps": 20, "warmup_factor": 0.0, "warmup_power": 2.0, "min_lr_factor": 0.5}
+    factor = lr_factor(OptimConfig(schedule="cosine", hold_fraction=0.5, fall_until=0.9, **options), 120)
+    assert [factor(5), factor(10), factor(20), factor(70)] == [0.0625, 0.25, 1.0, 1.0]
+    assert factor(90) == pytest.approx(0.75)  # in the middle between 70 and 110
+    assert factor(110) == factor(115) == factor(120) == pytest.approx(0.5)
+
+
+def test_fall_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fall_until: 0\.3 comes before hold_fraction, 0\.5; raise it"):
+        OptimConfig(hold_fraction=0.5, fall_until=0.3).check()
+
+
 def test_lr_factor_milestones_are_fractions_or_steps() -> None:
     by_fraction = lr_factor(OptimConfig(schedule="step", milestones=(0.5, 0.75)), 100)
     by_step = lr_factor(OptimConfig(schedule="step", milestones=(50, 75)), None)

@@ -169,14 +169,14 @@ def assign(
     parts = np.split(on_host, ends[:-1])
     pairs = [_pairs(part, *stack, counts) for part, stack in zip(parts, stacks, strict=True)]
     columns = torch.from_numpy(np.concatenate(pairs).T.copy())  # [4, M], of all stacks
-    of_stacks = (
-        each.split([len(part) for part in pairs], dim=1) for each in (columns, columns.to(device, non_blocking=True))
-    )
+    sizes = [len(part) for part in pairs]
+    moved = columns.to(device, non_blocking=True).split(sizes, dim=1)
     matches = []
-    for (layers, num_queries), found, on_device in zip(stacks, *of_stacks, strict=True):
+    for (layers, num_queries), found, on_device in zip(stacks, columns.split(sizes, dim=1), moved, strict=True):
         kept = [min(count, num_queries) for count in counts]
         per_image, dropped = tuple(layers * each for each in kept), sum(counts) - sum(kept)
-        matches.append(Matches(*on_device, per_image, found, dropped))
+        on_layer, of_image, queries, objects = on_device.unbind(0)
+        matches.append(Matches(on_layer, of_image, queries, objects, per_image, found, dropped))
     return matches
 
 

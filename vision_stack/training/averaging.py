@@ -25,27 +25,38 @@ class Average(WeightAveraging):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._average_model is not None
         self._average_model.to(pl_module.device)  # Lightning makes it before the model is moved there
+        # Read in every update: on an accelerator that would wait for the whole step.
+        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
 class ExponentialAverage(Average):
     """Exponential moving average.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the first steps are forgotten soon, however short
-    the run is.
-
     Args:
         decay: the weight of what the average was before a step, in a long run.
+        ramp: how it gets there, so that the first steps are forgotten. None: after n steps
+            min(decay, (1 + n) / (10 + n)), which is soon, however short the run is. A number of steps N:
+            decay * (1 - exp(-(n + 1) / N)), as in the recipes of RT-DETR, D-FINE and RF-DETR. 0: always `decay`.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, ramp: float | None = None) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.average.decay: {decay} must be at least 0 and below 1, such as 0.999")
-        self.decay = decay
+        if ramp is not None and not 0 <= ramp < math.inf:
+            raise ValueError(f"callbacks.average.ramp: {ramp} must be a number of steps, such as 2000, or null")
+        self.decay, self.ramp = decay, ramp
         super().__init__(multi_avg_fn=self._update)
 
+    def decay_after(self, n: int) -> float:
+        """The decay of a step that n steps came before; the first step's weights are taken as they are."""
+        if self.ramp is None:
+            return min(self.decay, (1 + n) / (10 + n))
+        return self.decay * (1 - math.exp(-(n + 1) / self.ramp)) if self.ramp else self.decay
+
     def _update(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
-        n = int(count)
-        get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(list(averaged), list(current), n)
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)  # `count` is a copy on the device
+        get_ema_multi_avg_fn(self.decay_after(n))(list(averaged), list(current), n)
 
 
 class EqualAverage(Average):

@@ -40,9 +40,11 @@ class OptimConfig(Config):
     layer_decay: Annotated[float, Range(1e-6, 1.0)] = 1.0  # of the backbone's rates, per layer from output to input
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     schedule: Literal["constant", "cosine", "poly", "step"] = "step"
-    warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr, linearly
+    warmup_steps: Annotated[int, Range(0)] = 0  # from warmup_factor * lr
     warmup_factor: Fraction = 0.01
+    warmup_power: Annotated[float, Range(1e-6)] = 1.0  # 1: linearly; 2: as its square
     hold_fraction: Fraction = 0.0  # of the run after warm-up, before cosine or poly begins to fall
+    fall_until: Annotated[float, Range(1e-6, 1.0)] = 1.0  # part of the run after warm-up at which they have fallen
     min_lr_factor: Fraction = 0.0  # where cosine and poly end
     poly_power: NonNegative = 0.9
     milestones: tuple[Annotated[float, Range(0.0)], ...] = (0.889, 0.963)  # up to 1: fraction of all steps, else a step
@@ -52,6 +54,10 @@ class OptimConfig(Config):
     def check(self) -> None:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigError("milestones: must increase, such as [0.889, 0.963]")
+        if self.fall_until < self.hold_fraction:
+            raise ConfigError(
+                f"fall_until: {self.fall_until} comes before hold_fraction, {self.hold_fraction}; raise it"
+            )
 
     @property
     def needs_total_steps(self) -> bool:
@@ -138,9 +144,10 @@ def lr_factor(config: OptimConfig, total_steps: int | None) -> Callable[[int], f
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             begin = config.warmup_factor
-            return begin + (1 - begin) * step / config.warmup_steps
-        done = min((step - config.warmup_steps) / max(total - config.warmup_steps, 1), 1.0)
-        done = max(done - config.hold_fraction, 0.0) / max(1 - config.hold_fraction, 1e-9)
+            return begin + (1 - begin) * (step / config.warmup_steps) ** config.warmup_power
+        done = (step - config.warmup_steps) / max(total - config.warmup_steps, 1)
+        done = max(done - config.hold_fraction, 0.0) / max(config.fall_until - config.hold_fraction, 1e-9)
+        done = min(done, 1.0)
         if config.schedule == "cosine":
             return config.min_lr_factor + (1 - config.min_lr_factor) * (1 + math.cos(math.pi * done)) / 2
         if config.schedule == "poly":
