@@ -81,7 +81,7 @@ class Family(ABC):
 class RFDETRSeg(Family):
     """RF-DETR-Seg-S."""
 
-    multiple, title = 24, "RF-DETR-Seg-S"
+    multiple, title = 96, "RF-DETR-Seg-S"  # two windows of patches of 12 pixels; batches are padded to 32
 
     def build(self, size: int, num_classes: int) -> nn.Module:
         backbone = {
