@@ -140,7 +140,7 @@ def test_detector_trains_on_boxes_without_masks_by_derived_values(tmp_path: Path
     assert "optim.lr" in out
     assert "(auto: " in out
     assert "1 of 504 annotations are crowd regions" in out
-    assert "1 training images have more than 100 objects" in out
+    assert "1 training image has more than 100 objects" in out
     assert "raise head.box_detections_per_img" in out
     assert json.loads((run / "metrics.json").read_text())["bbox"]["AP"] is not None
     assert len(list((run / "pictures").glob("[1-4]_*.jpg"))) == 4
