@@ -120,7 +120,7 @@ def test_boxes_are_those_of_the_coco_twin(name: str, tmp_path: Path, twin: dict[
 @pytest.mark.parametrize("name", BOXES_ALONE)
 def test_boxes_without_masks_say_how_to_train_on_them(name: str, tmp_path: Path) -> None:
     BOXES_ALONE[name](tmp_path)
-    with pytest.raises(DataError, match=r"has nothing for task=instance: found .* give data=.* task=detection head="):
+    with pytest.raises(DataError, match=r"nothing for task=instance: found .* data=.* task=detection, with head="):
         read(tmp_path)
 
 
